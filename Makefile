@@ -1,0 +1,44 @@
+# `make` lists what there is. `make run` is all a first look needs.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export DVC_NO_ANALYTICS := 1
+# Named after the lock's content and written last: an interrupted set-up goes on, a changed lock sets up again.
+STAMP := .venv/.ready-$(shell cksum requirements.lock | cut -d ' ' -f 1)
+
+.DEFAULT_GOAL := help
+.PHONY: help run test setup compose flow study clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: setup  ## set up, bring every result up to date, and show it
+	@dvc repro
+	@printf '\n'; cat reports/results.md
+	@printf '\nThe picture: reports/rounds.png. All figures: reports/comparison.json. Curves: dvc plots show.\n'
+
+test: setup  ## run the tests
+	@python -m pytest
+
+setup: $(STAMP)  ## make or complete .venv from requirements.lock
+
+$(STAMP): requirements.lock
+	@test -n "$(PYTHON)" || { echo "error: no python3 found; install Python 3.11 or say make PYTHON=/path/to/python"; exit 2; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+		{ echo "error: $(PYTHON) is $$("$(PYTHON)" --version 2>&1); Python 3.11 to 3.13 is needed: make PYTHON=/path/to/python"; exit 2; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { echo "set-up 1/2: .venv with $$("$(PYTHON)" --version 2>&1)"; "$(PYTHON)" -m venv .venv; }
+	@echo "set-up 2/2: $$(grep -c == requirements.lock) packages from requirements.lock, a few minutes the first time"
+	@python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	@rm -f .venv/.ready-*; touch $@; echo "set-up done"
+
+compose: setup  ## write params.yaml from conf/, e.g. make compose WITH="experiment=pydoc seed=1"
+	@python -m tasks.compose $(WITH)
+
+flow: setup  ## as run, through Prefect
+	@python -m flows.pipeline $(WITH)
+
+study: setup  ## the experiments behind the README's figures
+	@python -m tasks.study $(WITH)
+
+clean:  ## remove every result (keeps .venv and DVC's cache)
+	@rm -rf data mlruns/* reports/data_docs .prefect

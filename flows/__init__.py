@@ -1,0 +1,15 @@
+"""Prefect flows: when the stages run, and in what order. They know stages by name and import no library module.
+
+Prefect reads its settings when it is imported, which only happens after this file; what the user has set already wins.
+"""
+
+import os
+from pathlib import Path
+
+for _name, _value in {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_HOME": str(Path.cwd() / ".prefect"),  # the runs of a workspace stay with it
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",  # 20 are too few on a busy machine
+}.items():
+    os.environ.setdefault(_name, _value)

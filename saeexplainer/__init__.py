@@ -1,0 +1,1 @@
+"""SAEExplainer: close the loop between a sentence about an SAE feature and the activations it causes."""

@@ -1,0 +1,226 @@
+"""One streaming pass over a corpus: what each feature of several SAEs fires on.
+
+Memory is bounded by the number of features times the contexts kept, never by the corpus. Special tokens never count.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saeexplainer.config import ExtractActivations
+from saeexplainer.domain import Annotation, Document, Domain
+from saeexplainer.errors import UserError
+from saeexplainer.models import encode_batch, read_residual
+from saeexplainer.records import ContextRow, FeatureRow
+from saeexplainer.seeds import stage_seed
+
+if TYPE_CHECKING:
+    from sae_lens import SAE
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+SUBJECT_NAME = "subject"
+
+
+def feature_id(sae: str, index: int) -> str:
+    """The reference's form: subject/sae/index."""
+    return f"{SUBJECT_NAME}/{sae}/{index}"
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """The valid tokens of a few documents, in order."""
+
+    documents: list[Document]
+    residual: Float[Tensor, "valid_tokens d_model"]
+    document: Tensor  # [valid_tokens] index into documents
+    offsets: Tensor  # [valid_tokens, 2] character span in its document
+
+
+def token_batches(
+    documents: Iterable[Document], model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", block: int,
+    context_length: int, batch_size: int,
+) -> Iterator[TokenBatch]:  # fmt: skip
+    """Stream documents through the subject up to the hook block. Raises UserError if there is no document."""
+    pending: list[Document] = []
+    seen = False
+    for document in documents:
+        seen = True
+        pending.append(document)
+        if len(pending) == batch_size:
+            yield _token_batch(pending, model, tokenizer, block, context_length)
+            pending = []
+    if pending:
+        yield _token_batch(pending, model, tokenizer, block, context_length)
+    if not seen:
+        raise UserError("extract_activations.documents: the corpus is empty; raise it, or name another domain")
+
+
+def _token_batch(
+    documents: list[Document], model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", block: int,
+    context_length: int,
+) -> TokenBatch:  # fmt: skip
+    texts = [document.text for document in documents]
+    ids, mask, valid = encode_batch(tokenizer, texts, context_length)
+    spans = tokenizer(texts, truncation=True, max_length=context_length, return_offsets_mapping=True)["offset_mapping"]
+    offsets = torch.zeros(*ids.shape, 2, dtype=torch.long)
+    for row, pairs in enumerate(spans):
+        offsets[row, : len(pairs)] = torch.tensor(pairs)
+    return TokenBatch(
+        documents=list(documents),
+        residual=read_residual(model, block, ids, mask)[valid],
+        document=torch.arange(len(ids)).unsqueeze(1).expand_as(ids)[valid],
+        offsets=offsets[valid],
+    )
+
+
+def concepts_at(annotation: Annotation, offsets: Sequence[tuple[int, int]]) -> list[tuple[str, ...]]:
+    """The concepts at each token: those of the annotated span in which its first non-space character lies."""
+    found, span = [], 0
+    for start, end in offsets:
+        # Byte-level tokens begin with their space: the last character is always inside the word.
+        last = max(start, end - 1)
+        while span < len(annotation.spans) and annotation.spans[span][1] <= last:
+            span += 1
+        inside = span < len(annotation.spans) and annotation.spans[span][0] <= last
+        found.append(annotation.concepts[span] if inside else ())
+    return found
+
+
+class FeatureStatistics:
+    """Running statistics of every latent of one SAE; `top` documents are remembered for each."""
+
+    def __init__(self, d_sae: int, top: int) -> None:
+        self.tokens = 0
+        self.maximum = torch.zeros(d_sae)
+        self.fired = torch.zeros(d_sae, dtype=torch.long)  # tokens on which the latent is active
+        self.top_values = torch.zeros(top, d_sae)  # strongest first; zero where there are fewer
+        self.top_documents = torch.zeros(top, d_sae, dtype=torch.long)
+
+    def update(self, codes: Float[Tensor, "valid_tokens d_sae"], document: Tensor, first_document: int) -> None:
+        """Add one batch; `document` numbers the batch's documents from 0, `first_document` is the first one's number."""
+        self.tokens += len(codes)
+        self.fired += (codes > 0).sum(dim=0)
+        self.maximum = torch.maximum(self.maximum, codes.max(dim=0).values)
+        count = int(document.max()) + 1
+        # A document counts once for a latent: its strongest token.
+        peaks = torch.zeros(count, codes.shape[1])
+        peaks.scatter_reduce_(0, document.unsqueeze(1).expand_as(codes), codes, reduce="amax")
+        numbers = torch.arange(first_document, first_document + count).unsqueeze(1).expand_as(peaks)
+        values = torch.cat([self.top_values, peaks])
+        top = values.topk(len(self.top_values), dim=0)
+        self.top_documents = torch.cat([self.top_documents, numbers]).gather(0, top.indices)
+        self.top_values = top.values
+
+    def top_document_numbers(self, latent: int) -> list[int]:
+        """Numbers of the documents in which the latent fires hardest, strongest first."""
+        return self.top_documents[self.top_values[:, latent] > 0, latent].tolist()
+
+
+def live_features(statistics: FeatureStatistics, config: ExtractActivations) -> list[int]:
+    """Latents whose density lies within the configured limits."""
+    density = statistics.fired / max(statistics.tokens, 1)
+    live = (density >= config.min_density) & (density <= config.max_density) & (statistics.maximum > 0)
+    return live.nonzero().flatten().tolist()
+
+
+def split_features(
+    live: dict[str, list[int]], decoders: dict[str, Float[Tensor, "d_sae d_model"]], config: ExtractActivations,
+    seed: int,
+) -> dict[tuple[str, int], str]:  # fmt: skip
+    """The split of every live feature. Valid and test come from the first SAE; what is too like one of them is a twin.
+
+    Raises UserError if the first SAE has fewer live features than valid and test need.
+    """
+    main = next(iter(live))
+    needed = config.valid_features + config.test_features
+    if len(live[main]) <= needed:
+        raise UserError(
+            f"extract_activations.test_features: valid and test need {needed} features, but the SAE {main} has "
+            f"{len(live[main])} live ones; lower valid_features or test_features, or train a wider SAE"
+        )
+    generator = torch.Generator().manual_seed(stage_seed(seed, "split_features"))
+    order = [live[main][at] for at in torch.randperm(len(live[main]), generator=generator).tolist()]
+    held = order[:needed]
+    splits = {(main, index): "test" if at < config.test_features else "valid" for at, index in enumerate(held)}
+    held_rows = torch.nn.functional.normalize(decoders[main][held], dim=1)
+    for sae, indices in live.items():
+        training = [index for index in indices if (sae, index) not in splits]
+        rows = torch.nn.functional.normalize(decoders[sae][training], dim=1)
+        twin = (rows @ held_rows.T).max(dim=1).values >= config.twin_cosine
+        chance = torch.rand(len(training), generator=generator)
+        for at, index in enumerate(training):
+            name = "sft" if chance[at] < config.sft_share else "dpo"
+            splits[sae, index] = "twin" if twin[at] else name
+    return splits
+
+
+def feature_rows(
+    statistics: dict[str, FeatureStatistics], splits: dict[tuple[str, int], str]
+) -> list[FeatureRow]:
+    """One row a live feature, by SAE and index."""
+    rows = []
+    for (sae, index), split in sorted(splits.items()):
+        stats = statistics[sae]
+        rows.append(
+            FeatureRow(
+                feature_id=feature_id(sae, index), sae=sae, index=index, split=split,
+                maximum=float(stats.maximum[index]), density=float(stats.fired[index]) / stats.tokens,
+            )  # fmt: skip
+        )
+    return rows
+
+
+def read_contexts(
+    rows: Sequence[FeatureRow], statistics: dict[str, FeatureStatistics], saes: dict[str, "SAE"],
+    numbers: Sequence[int], domain: Domain, batches: Iterable[TokenBatch], config: ExtractActivations,
+) -> tuple[list[ContextRow], Float[Tensor, "features d_model"]]:  # fmt: skip
+    """Second look at the documents that hold a top context: windows with activations, and mean top residuals.
+
+    `batches` streams exactly the documents of those `numbers`, in that order. Returns the contexts by feature and rank, and
+    each feature's mean residual over the strongest tokens of its first ten contexts, in the order of `rows`.
+    """
+    wanted: dict[int, list[tuple[int, int]]] = {}
+    for at, row in enumerate(rows):
+        for rank, number in enumerate(statistics[row.sae].top_document_numbers(row.index)):
+            wanted.setdefault(number, []).append((at, rank))
+    found: list[ContextRow] = []
+    width = next(iter(saes.values())).cfg.d_in
+    sums, counts = torch.zeros(len(rows), width), torch.zeros(len(rows))
+    upcoming = iter(numbers)
+    for batch in batches:
+        codes = {name: sae.encode(batch.residual) for name, sae in saes.items()}
+        for local, document in enumerate(batch.documents):
+            number = next(upcoming)
+            here = (batch.document == local).nonzero().flatten()
+            offsets = batch.offsets[here].tolist()
+            concepts = concepts_at(domain.annotate(document), offsets)
+            for at, rank in wanted.get(number, ()):
+                values = codes[rows[at].sae][here, rows[at].index]
+                peak = int(values.argmax())
+                if rank < 10:
+                    sums[at] += batch.residual[here[peak]]
+                    counts[at] += 1
+                found.append(_context(rows[at], rank, document, offsets, values, peak, concepts[peak], config))
+    found.sort(key=lambda context: (context.feature_id, context.rank))
+    return found, sums / counts.clamp_min(1).unsqueeze(1)
+
+
+def _context(
+    row: FeatureRow, rank: int, document: Document, offsets: list[tuple[int, int]], values: Tensor, peak: int,
+    concepts: tuple[str, ...], config: ExtractActivations,
+) -> ContextRow:  # fmt: skip
+    first = max(0, peak - config.context_tokens)
+    last = min(len(offsets), peak + config.context_tokens + 1)
+    return ContextRow(
+        feature_id=row.feature_id,
+        rank=rank,
+        text=document.text[offsets[first][0] : offsets[last - 1][1]],
+        tokens=[document.text[start:end] for start, end in offsets[first:last]],
+        activations=[round(float(value), 5) for value in values[first:last]],
+        peak=peak - first,
+        concepts=list(concepts),
+    )

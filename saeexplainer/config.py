@@ -1,0 +1,263 @@
+"""Every setting of the pipeline: one frozen dataclass a stage, named as the stage, holding no defaults.
+
+The values come from params.yaml, which `python -m tasks.compose` writes from conf/; `tasks.params` loads and checks it.
+A field's comment says its unit and its effect. Lists, not tuples: OmegaConf returns lists.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class DomainName(StrEnum):
+    """Where the text comes from."""
+
+    sandbox = "sandbox"
+    pydoc = "pydoc"
+
+
+class Architecture(StrEnum):
+    """The shape of the subject that is trained here."""
+
+    llama = "llama"
+    gpt2 = "gpt2"
+
+
+class Direction(StrEnum):
+    """Which vectors a feature's tokens carry into the explainer, in this order, one token each."""
+
+    decoder = "decoder"  # the reference's: the feature's decoder row
+    encoder = "encoder"
+    decoder_and_encoder = "decoder_and_encoder"  # two tokens
+    mean_activation = "mean_activation"  # mean residual at the feature's top tokens minus the corpus mean
+    decoder_and_mean_activation = "decoder_and_mean_activation"  # two tokens
+
+
+class PairingRule(StrEnum):
+    """How candidates become (chosen, rejected)."""
+
+    reference = "reference"  # the best against the highest of the lower half with a relative gap (METHOD section 1, 5)
+    best_worst = "best_worst"
+
+
+@dataclass(frozen=True)
+class PrepareSubject:
+    """The subject model; here it is trained, and it is writer and start of the explainer too."""
+
+    domain: DomainName  # the source of text
+    architecture: Architecture  # the transformers family
+    d_model: int  # width of the residual stream
+    blocks: int  # transformer blocks
+    heads: int  # attention heads a block
+    context_length: int  # tokens a training sequence holds; longer documents are cut
+    documents: int  # plain documents in the training set
+    lessons: int  # description-to-text lessons in the training set
+    steps: int  # optimizer steps
+    batch_size: int  # sequences a step
+    learning_rate: float  # peak, linear warm-up then cosine to zero
+    held_out_documents: int  # documents for the reported loss
+
+
+@dataclass(frozen=True)
+class SaeSpec:
+    """One SAE to train; the first of the list is the one that is explained, the others only lend training features."""
+
+    name: str  # its folder under data/saes
+    d_sae: int  # number of latents
+    k: int  # active latents a token
+    seed: int  # added to the run's seed
+
+
+@dataclass(frozen=True)
+class PrepareSae:
+    """Sparse autoencoders trained by sae-lens on one residual stream of the subject."""
+
+    hook_block: int  # residual stream after this block (0-based): hidden_states[hook_block + 1]
+    saes: list[SaeSpec]  # the first is explained
+    documents: int  # plain documents whose tokens are the training activations
+    steps: int  # optimizer steps of each SAE
+    batch_tokens: int  # activations a step
+    learning_rate: float  # Adam
+
+
+@dataclass(frozen=True)
+class ExtractActivations:
+    """One streaming pass over the corpus: what each feature fires on."""
+
+    documents: int  # plain documents of the pass
+    truth_documents: int  # further documents whose concepts are kept token by token (F1 against the truth)
+    batch_size: int  # documents a forward pass
+    top_contexts: int  # kept for each feature
+    context_tokens: int  # tokens on each side of the strongest one that a stored context holds
+    min_density: float  # share of tokens; a feature that fires less often is dead
+    max_density: float  # share of tokens; a feature that fires more often is not explained
+    valid_features: int  # of the main SAE
+    test_features: int  # of the main SAE; the rest is split between sft and dpo
+    sft_share: float  # of the training features, over all SAEs
+    twin_cosine: float  # a training feature whose decoder row is this close to a valid or test one is left out
+
+
+@dataclass(frozen=True)
+class LabelFeatures:
+    """The open-loop labeller: names what a few top contexts have in common."""
+
+    contexts: int  # how many top contexts it sees of each feature
+    modifier_share: float  # share of labels that name a second concept, where the contexts share one
+
+
+@dataclass(frozen=True)
+class TrainSft:
+    """The explainer before any preference: warm-up on raw activations, then supervised labels."""
+
+    direction: Direction  # what the explainer reads of a feature
+    injection_block: int  # the direction is added after this block (0-based) of the explainer
+    injection_scale: float  # c of METHOD: the added vector's norm over the residual's norm
+    warmup_examples: int  # raw activations to verbalise; no SAE feature is seen
+    warmup_epochs: float  # over the warm-up examples
+    warmup_learning_rate: float  # peak, AdamW
+    warmup_modifier_share: float  # share of warm-up descriptions with a second concept
+    epochs: float  # over the labels of the sft split
+    learning_rate: float  # peak, AdamW, on the labels
+    batch_size: int  # sequences a step, in both parts
+    replay_share: float  # share of warm-up examples mixed into the labels
+    direction_noise: float  # training only: standard deviation of relative gaussian noise on the injected direction
+
+
+@dataclass(frozen=True)
+class GenerateExplanations:
+    """Candidates of the dpo and valid features."""
+
+    candidates: int  # explanations a feature
+    temperature: float  # of sampling; higher gives candidates that differ more
+    top_p: float  # nucleus: share of probability that is sampled from; 1.0 is all
+    max_new_tokens: int  # an explanation; longer ones are cut
+    batch_size: int  # sequences generated at once
+
+
+@dataclass(frozen=True)
+class Writer:
+    """How an explanation becomes texts."""
+
+    prompt: str  # holds {description}
+    texts: int  # texts an explanation
+    temperatures: list[float]  # texts are spread evenly over these
+    top_p: float  # nucleus: share of probability that is sampled from; 1.0 is all
+    max_new_tokens: int  # a text; longer ones are cut
+    batch_size: int  # texts generated at once
+
+
+@dataclass(frozen=True)
+class Reward:
+    """weight_share * share of texts at or over the threshold + weight_any * any text there + weight_mean * mean
+    clipped normalised activation + weight_max * maximum normalised activation. All in units of the feature's maximum."""
+
+    threshold: float  # share of the feature's corpus maximum that counts as firing (METHOD: one half)
+    weight_share: float  # reward of a candidate all of whose texts reach the threshold
+    weight_any: float  # reward added if one text does
+    weight_mean: float  # reward per unit of mean activation, each text clipped at 1
+    weight_max: float  # alone at 1.0 this is the reference's reward, normalised
+    shuffle: bool  # control: rewards are permuted among the candidates of each feature
+
+
+@dataclass(frozen=True)
+class ScoreExplanations:
+    """Candidates to texts to activations to rewards."""
+
+    writer: Writer
+    reward: Reward
+
+
+@dataclass(frozen=True)
+class BuildPreferences:
+    """Rewards to pairs (METHOD section 1, step 5)."""
+
+    rule: PairingRule
+    floor: float  # a feature whose best reward is below it is dropped
+    min_spread: float  # (best - worst) / best at or under which a feature is dropped
+    min_gap: float  # relative gap that a rejected candidate must show
+    max_rejected: int  # pairs a feature at most
+
+
+@dataclass(frozen=True)
+class ValidatePreferences:
+    """Limits of the Great Expectations suite."""
+
+    min_pairs: int  # of the dpo split
+    max_dropped_share: float  # features without a pair
+    max_length_bias: float  # |mean words of chosen - mean words of rejected|
+    max_words: int  # words an explanation may have
+
+
+@dataclass(frozen=True)
+class Round:
+    """One preference round: its own start is its reference."""
+
+    start: str  # the explainer it starts from: sft or an earlier round
+    beta: float  # of DPO; higher keeps closer to the start
+    learning_rate: float  # peak, AdamW
+
+
+@dataclass(frozen=True)
+class TrainDpo:
+    """What all rounds share of DPO (TRL's DPOTrainer)."""
+
+    epochs: float  # over the pairs
+    batch_size: int  # pairs a step
+    sft_weight: float  # weight of the negative log-likelihood of chosen beside the sigmoid loss
+    direction_noise: float  # as in TrainSft
+    evaluations_per_epoch: int  # the best checkpoint by validation accuracy, then margin, is kept
+
+
+class EvaluationKind(StrEnum):
+    """Where the explanations under evaluation come from."""
+
+    table = "table"  # a table of explanations
+    explainer = "explainer"  # greedy generation
+    best_of_n = "best_of_n"  # samples of an explainer, picked by activation feedback at inference
+    truth = "truth"  # the concept with the best F1, where the domain knows it: a ceiling
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One set of explanations to measure."""
+
+    kind: EvaluationKind
+    source: str  # the parquet table, the explainer's folder, or for truth the truth table
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """The metrics of METHOD section 2 on one split."""
+
+    split: str  # test; valid while settings are chosen
+    writer: Writer  # another prompt and other seeds than in training
+    best_of: int  # samples of best_of_n
+    collision_max_density: float  # rivals that fire on a larger share of tokens cannot be singled out by any text
+
+
+@dataclass(frozen=True)
+class CompareRounds:
+    """Intervals and the report."""
+
+    resamples: int  # bootstrap
+    experiment: str  # the MLflow experiment, named after the experiment file
+
+
+@dataclass(frozen=True)
+class Params:
+    """The whole of params.yaml."""
+
+    seed: int  # reseeds world, subject, SAE, split, labels and sampling
+    prepare_subject: PrepareSubject
+    prepare_sae: PrepareSae
+    extract_activations: ExtractActivations
+    label_features: LabelFeatures
+    train_sft: TrainSft
+    generate_explanations: GenerateExplanations
+    score_explanations: ScoreExplanations
+    build_preferences: BuildPreferences
+    validate_preferences: ValidatePreferences
+    train_dpo: TrainDpo
+    rounds: dict[str, Round]  # in order; a round starts from sft or an earlier one
+    evaluate: Evaluate
+    evaluations: dict[str, Evaluation]  # open_loop, sft and one for each round; more are welcome
+    compare_rounds: CompareRounds

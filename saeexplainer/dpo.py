@@ -1,0 +1,93 @@
+"""One preference round: TRL's DPOTrainer, the reference being the round's own start (METHOD section 1, steps 6 and 8).
+
+The best checkpoint by validation preference accuracy, ties by reward margin, is kept in memory: no pickled optimizer
+state ever touches the disk.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from saeexplainer.config import Round, TrainDpo
+from saeexplainer.errors import UserError
+from saeexplainer.records import PreferencePair
+from saeexplainer.sft import check_trained
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+
+def preference_dataset(pairs: Sequence[PreferencePair], prompt: Callable[[str], str]) -> "Dataset":
+    """TRL's columns; `prompt` gives the text put to the explainer for a feature id."""
+    from datasets import Dataset
+
+    return Dataset.from_dict(
+        {
+            "prompt": [prompt(pair.feature_id) for pair in pairs],
+            "chosen": [" " + pair.chosen_explanation for pair in pairs],
+            "rejected": [" " + pair.rejected_explanation for pair in pairs],
+        }
+    )
+
+
+def train(
+    model: "PreTrainedModel", reference: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast",
+    training: "Dataset", validation: "Dataset", config: TrainDpo, round_: Round, *, seed: int, scratch: Path,
+) -> list[dict[str, float]]:  # fmt: skip
+    """Train `model` in place; both models carry their feature tokens already. Returns the log.
+
+    Raises UserError if there are no pairs, RuntimeError if training left the weights unchanged.
+    """
+    from trl import DPOConfig, DPOTrainer
+
+    if not len(training) or not len(validation):
+        raise UserError(
+            f"train_dpo: {len(training)} training and {len(validation)} validation pairs; both are needed: "
+            "loosen build_preferences or raise generate_explanations.candidates"
+        )
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    steps = max(1, -(-len(training) // config.batch_size))
+    sft = config.sft_weight > 0
+    arguments = DPOConfig(
+        output_dir=str(scratch), num_train_epochs=config.epochs, learning_rate=round_.learning_rate, beta=round_.beta,
+        per_device_train_batch_size=config.batch_size, per_device_eval_batch_size=4 * config.batch_size,
+        loss_type=["sigmoid", "sft"] if sft else ["sigmoid"], loss_weights=[1.0, config.sft_weight] if sft else None,
+        lr_scheduler_type="cosine", warmup_steps=0.05, max_length=None, seed=seed, data_seed=seed, bf16=False,
+        save_strategy="no", eval_strategy="steps", eval_steps=max(1, steps // config.evaluations_per_epoch),
+        logging_steps=max(1, steps // 10), report_to="none", use_cpu=not torch.cuda.is_available(),
+        gradient_checkpointing=False, dataloader_pin_memory=False,
+    )  # fmt: skip
+    best = best_checkpoint()
+    trainer = DPOTrainer(
+        model=model, ref_model=reference, args=arguments, train_dataset=training, eval_dataset=validation,
+        processing_class=tokenizer, callbacks=[best],
+    )  # fmt: skip
+    trainer.train()
+    trainer.evaluate()
+    best.restore(model)
+    check_trained(model, before)
+    return trainer.state.log_history
+
+
+def best_checkpoint() -> Any:
+    """A trainer callback that remembers the weights of the best evaluation; `restore` puts them back."""
+    from transformers import TrainerCallback
+
+    class BestCheckpoint(TrainerCallback):
+        key: tuple[float, float] | None = None
+        weights: dict[str, Tensor] = {}
+
+        def on_evaluate(self, args, state, control, metrics=None, model=None, **_):  # noqa: ANN001, ANN003, ANN202
+            key = (metrics["eval_rewards/accuracies"], metrics["eval_rewards/margins"])
+            if self.key is None or key > self.key:
+                self.key = key
+                self.weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+        def restore(self, model: "PreTrainedModel") -> None:
+            model.load_state_dict(self.weights)
+
+    return BestCheckpoint()

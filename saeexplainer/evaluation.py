@@ -1,0 +1,70 @@
+"""The metrics of METHOD section 2, a row a feature: pure, from texts' activations to numbers.
+
+An explanation that is missing counts as failure in every metric; nothing drops out.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from saeexplainer.domain import Domain
+from saeexplainer.records import EvaluationRow, FeatureRow
+from saeexplainer.truth import TruthTable, f1, f1_of_all, firing_tokens, tokens_of
+
+FIRING = 0.5  # share of the corpus maximum: METHOD section 2, T_f
+
+
+def collides(
+    relative: Float[np.ndarray, "texts d_sae"], target: int, rivals: Bool[np.ndarray, "d_sae"]
+) -> bool:
+    """Whether some rival's mean activation on the texts, relative to its own maximum, is above the target's."""
+    means = relative.mean(axis=0)
+    others = rivals.copy()
+    others[target] = False
+    return bool(others.any() and means[others].max() > means[target])
+
+
+def evaluation_row(
+    feature: FeatureRow,
+    explanation: str,
+    texts: Sequence[str],
+    relative: Float[np.ndarray, "texts d_sae"],
+    rivals: Bool[np.ndarray, "d_sae"],
+    truth: tuple[float, float],
+) -> EvaluationRow:
+    """All metrics of one explanation. `relative` is each text's maximum over the latent's corpus maximum."""
+    own = relative[:, feature.index] if len(texts) else np.zeros(0)
+    missing = len(texts) == 0
+    return EvaluationRow(
+        feature_id=feature.feature_id,
+        explanation=explanation,
+        texts=list(texts),
+        activations=[float(value) for value in own],
+        generative_accuracy=0.0 if missing else float((own >= FIRING).mean()),
+        hallucination=1.0 if missing else float(not (own >= FIRING).any()),
+        collision=1.0 if missing else float(collides(relative, feature.index, rivals)),
+        mean_activation=0.0 if missing else float(own.mean()),
+        truth_agreement=truth[0],
+        truth_f1=truth[1],
+    )
+
+
+def truth_scores(
+    explanations: Sequence[str], columns: Sequence[int], table: TruthTable, domain: Domain
+) -> list[tuple[float, float]]:
+    """(agreement, F1) of each explanation with the feature in that column of the truth table.
+
+    Agreement is 1.0 if the explanation names the single concept with the best F1, ties included. An explanation outside
+    the language of descriptions names nothing: 0.0 in both.
+    """
+    all_f1 = f1_of_all(table)
+    column_of = {concept: at for at, concept in enumerate(table.concepts)}
+    scores = []
+    for explanation, feature in zip(explanations, columns):
+        named = domain.parse(explanation)
+        best = all_f1[feature].max()
+        hits = [concept for concept in named if all_f1[feature, column_of[concept]] >= best > 0]
+        score = f1(tokens_of(table, named), firing_tokens(table, feature))
+        scores.append((float(bool(hits)), score))
+    return scores

@@ -1,0 +1,87 @@
+"""Feature tokens: how an SAE feature enters an unmodified language model.
+
+Token ids from the base vocabulary's size upward stand for rows of a table of directions. A hook before the embedding
+turns such an id into the placeholder's; a hook after one block adds the row's direction at those positions:
+
+    h <- h + scale * ||h|| * v / ||v||          (METHOD, "Injection")
+
+added, not replaced; norm-matched; neither v nor the norm carries a gradient. Because the direction travels as a token
+id, batching, left padding, `generate`, the KV cache and TRL's trainers work untouched: a cached decode step holds no
+feature id, so nothing is added there.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from saeexplainer.models import check_block, transformer_blocks
+
+
+class FeatureTokens:
+    """The hooks on one model. Use one set a model; `remove` takes them off again.
+
+    rows: number of feature tokens; `first_id + row` is the token id of a row of `directions`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        directions: Float[Tensor, "rows d_model"],
+        *,
+        placeholder_id: int,
+        block: int,
+        scale: float,
+        noise: float = 0.0,
+    ) -> None:
+        """Attach to `model`. Noise is relative gaussian noise on the direction, in training mode only.
+
+        Raises UserError if the model has no such block, ValueError if the directions have another width.
+        """
+        check_block(model, block, "injection_block")
+        width = model.config.hidden_size
+        if directions.shape[1] != width:
+            raise ValueError(f"directions have width {directions.shape[1]}, the explainer {width}")
+        self.first_id = model.config.vocab_size
+        self.directions = directions / directions.norm(dim=1, keepdim=True).clamp_min(1e-8)
+        self.placeholder_id = placeholder_id
+        self.scale = scale
+        self.noise = noise
+        self._model = model
+        self._rows: Int[Tensor, "batch tokens"] | None = None
+        self._handles = [
+            model.get_input_embeddings().register_forward_pre_hook(self._read_ids),
+            transformer_blocks(model)[block].register_forward_hook(self._inject),
+        ]
+
+    def remove(self) -> None:
+        """Take the hooks off the model."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _read_ids(self, _module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        ids = inputs[0]
+        is_feature = ids >= self.first_id
+        if not is_feature.any():
+            self._rows = None
+            return inputs
+        self._rows = torch.where(is_feature, ids - self.first_id, -1)
+        return (torch.where(is_feature, self.placeholder_id, ids),)
+
+    def _inject(self, _module: nn.Module, _inputs: object, output: object) -> object:
+        if self._rows is None:
+            return output
+        residual = output[0] if isinstance(output, tuple) else output
+        added = self._added(residual.detach(), self._rows)
+        # A fresh tensor: an in-place write into the residual would break the backward pass.
+        residual = residual + added
+        return (residual, *output[1:]) if isinstance(output, tuple) else residual
+
+    def _added(
+        self, residual: Float[Tensor, "batch tokens d_model"], rows: Int[Tensor, "batch tokens"]
+    ) -> Float[Tensor, "batch tokens d_model"]:
+        unit = self.directions[rows.clamp_min(0)]
+        if self.noise and self._model.training:
+            unit = unit + torch.randn_like(unit) * self.noise
+            unit = unit / unit.norm(dim=-1, keepdim=True)
+        here = (rows >= 0).unsqueeze(-1)
+        return torch.where(here, self.scale * residual.norm(dim=-1, keepdim=True) * unit, 0.0)

@@ -1,0 +1,116 @@
+"""The rows of every table, as frozen dataclasses: what is stored is defined here and nowhere else.
+
+A table is parquet with one column a field (`storage.write_rows`, `storage.read_rows`). The Great Expectations suite of
+the preference sets is built from `PreferencePair`. A feature's id is the reference's: subject/sae/index.
+
+Glossary of shape names: batch, tokens (positions of a sequence), d_model (width of the residual stream), d_sae (latents
+of an SAE), features (rows of a feature table), texts (texts of one explanation), rows (feature tokens).
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class FeatureRow:
+    """One live feature of one SAE."""
+
+    feature_id: str  # subject/sae/index
+    sae: str  # folder name under data/saes
+    index: int  # latent
+    split: str  # sft, dpo, valid or test; "twin" where it is too close to a valid or test feature to train on
+    maximum: float  # largest activation over the corpus, special tokens left out
+    density: float  # share of tokens on which it fires
+
+
+@dataclass(frozen=True)
+class ContextRow:
+    """One top activating context of a feature."""
+
+    feature_id: str
+    rank: int  # 0 is the strongest
+    text: str  # the window around the strongest token
+    tokens: list[str]  # as the tokenizer cuts them, special tokens left out
+    activations: list[float]  # one a token
+    peak: int  # index into tokens of the strongest
+    concepts: list[str]  # keys that the domain's annotation gives the strongest token
+
+
+@dataclass(frozen=True)
+class ExplanationRow:
+    """An explanation of a feature from whatever source; empty text where none could be given."""
+
+    feature_id: str
+    split: str
+    explanation: str
+
+
+@dataclass(frozen=True)
+class CandidateRow:
+    """One sampled explanation."""
+
+    feature_id: str
+    split: str
+    rank: int  # order of sampling
+    explanation: str
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """A candidate with what its texts made the feature do."""
+
+    feature_id: str
+    split: str
+    rank: int
+    explanation: str
+    texts: list[str]
+    activations: list[float]  # maximum over valid tokens of each text, in units of the feature's corpus maximum
+    reward: float  # `rewards.reward`
+
+
+@dataclass(frozen=True)
+class PreferencePair:
+    """One row of a preference set."""
+
+    feature_id: str
+    split: str  # dpo or valid
+    chosen_explanation: str
+    rejected_explanation: str
+    chosen_score: float
+    rejected_score: float
+    score_gap: float  # chosen - rejected
+    relative_gap: float  # score_gap / chosen
+    spread_ratio: float  # (best - worst) / best over the feature's candidates
+    chosen_best_text: str
+    rejected_best_text: str
+
+
+@dataclass(frozen=True)
+class DroppedFeature:
+    """A feature without a pair, and why."""
+
+    feature_id: str
+    split: str
+    reason: str  # best is zero, below floor, no spread, no gap, same text
+
+
+@dataclass(frozen=True)
+class EvaluationRow:
+    """The metrics of one explanation (METHOD section 2); a missing explanation counts as failure."""
+
+    feature_id: str
+    explanation: str
+    texts: list[str]
+    activations: list[float]  # maximum of each text, in units of the feature's corpus maximum
+    generative_accuracy: float  # share of texts at or over half the maximum
+    hallucination: float  # 1.0 if no text reaches half the maximum, else 0.0
+    collision: float  # 1.0 if another feature fires harder on the texts, else 0.0
+    mean_activation: float  # mean of activations
+    truth_agreement: float  # 1.0 if it names the concept with the best F1; NaN where no truth is known
+    truth_f1: float  # F1 over tokens of the named concepts and the feature; NaN where no truth is known
+
+
+@dataclass(frozen=True)
+class QuarantinedPair(PreferencePair):
+    """A pair that no training may see."""
+
+    reason: str  # names of the expectations it fails, joined by "; "

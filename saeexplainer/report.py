@@ -1,0 +1,156 @@
+"""What people look at: a table, a picture and plot rows, all from comparison.json alone.
+
+Nothing here knows which experiment, subject or rounds there are; it draws the evaluations it finds, in their order.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from saeexplainer.comparison import chain_of, subtractions
+
+LOWER_IS_BETTER = ("hallucination_rate", "collision_rate")
+# Panels of the picture, those that the comparison holds.
+PICTURED = {
+    "generative_accuracy": "share of texts that make the feature fire",
+    "hallucination_rate": "share of features that no text makes fire",
+    "truth_agreement": "share that name what the feature encodes",
+}
+# Okabe and Ito's colour-blind-safe blue and vermilion; baselines stay grey.
+BETTER_HIGH, BETTER_LOW, BASELINE_GREY = "#0072B2", "#D55E00", "#8A8A8A"
+
+
+@dataclass(frozen=True)
+class RoundRow:
+    """One line of reports/rounds.csv, which DVC plots."""
+
+    round: str  # evaluation
+    metric: str  # as in comparison.json
+    value: float  # mean over features
+    low: float  # ends of the 95 % interval
+    high: float
+
+
+def rounds_rows(comparison: dict) -> list[RoundRow]:
+    """Every metric of every evaluation, evaluations in order."""
+    return [
+        RoundRow(name, metric, interval["value"], interval["low"], interval["high"])
+        for name, metrics in comparison["rounds"].items()
+        for metric, interval in metrics.items()
+    ]
+
+
+def results_table(comparison: dict) -> str:
+    """Two markdown tables in percent: each evaluation, and the paired differences in percentage points.
+
+    A difference whose 95 % interval leaves zero out is bold.
+    """
+    metrics = list(dict.fromkeys(metric for found in comparison["rounds"].values() for metric in found))
+    headings = [f"{metric.replace('_', ' ')} {'↓' if metric in LOWER_IS_BETTER else '↑'}" for metric in metrics]
+    results = [
+        [f"`{name}`", *(_percent(found.get(metric)) for metric in metrics)]
+        for name, found in comparison["rounds"].items()
+    ]
+    differences = [
+        [f"`{a}` − `{b}`", *(_points(comparison["differences"][f"{a}-{b}"].get(metric)) for metric in metrics)]
+        for a, b in subtractions(comparison)
+    ]
+    return "\n".join(
+        [
+            *_markdown(["evaluation", *headings], results),
+            "",
+            f"{_caption(comparison)} Percent; in brackets the 95 % bootstrap interval; ↑ higher is better, ↓ lower.",
+            "",
+            *_markdown(["difference", *headings], differences),
+            "",
+            "Percentage points, paired by feature. Bold: the 95 % interval leaves zero out.",
+            "",
+        ]
+    )
+
+
+def _markdown(header: list[str], rows: list[list[str]]) -> list[str]:
+    alignment = ["---", *["---:"] * (len(header) - 1)]
+    return [f"| {' | '.join(cells)} |" for cells in (header, alignment, *rows)]
+
+
+def _percent(interval: dict | None) -> str:
+    if interval is None:
+        return "–"
+    return f"{100 * interval['value']:.1f} ({100 * interval['low']:.1f} to {100 * interval['high']:.1f})"
+
+
+def _points(interval: dict | None) -> str:
+    if interval is None:
+        return "–"
+    text = f"{100 * interval['value']:+.1f} ({100 * interval['low']:+.1f} to {100 * interval['high']:+.1f})"
+    return f"**{text}**" if interval["low"] > 0 or interval["high"] < 0 else text
+
+
+def _caption(comparison: dict) -> str:
+    counts = sorted({interval["n"] for found in comparison["rounds"].values() for interval in found.values()})
+    features = f"{counts[-1]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
+    return f"Subject {comparison['subject']}, SAE {comparison['sae']}, {features} held-out features."
+
+
+def plot_rounds(comparison: dict, path: Path) -> None:
+    """Write the picture as PNG, the same bytes for the same comparison: one panel a metric, one point an evaluation.
+
+    Rounds of training are joined by a line, baselines stand beside them in grey; bars are 95 % intervals.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    found = {metric for metrics in comparison["rounds"].values() for metric in metrics}
+    panels = [metric for metric in PICTURED if metric in found]
+    names = list(comparison["rounds"])
+    # Figure, not pyplot: no global state and no window system. The width grows with the number of labels.
+    figure = Figure(figsize=((1.8 + 0.42 * len(names)) * len(panels), 3.6), dpi=160, layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, metric in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        _panel(axes, comparison, metric)
+    figure.suptitle(_caption(comparison), fontsize=9, color="#444444")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Without this, matplotlib stamps its version into the file.
+    figure.savefig(path, format="png", metadata={"Software": None})
+
+
+def _panel(axes, comparison: dict, metric: str) -> None:
+    """One metric: grey baselines, then the chain of training from its start to the last round."""
+    intervals = {name: found[metric] for name, found in comparison["rounds"].items() if metric in found}
+    positions = {name: index for index, name in enumerate(comparison["rounds"])}
+    chain = chain_of(comparison)
+    colour = BETTER_LOW if metric in LOWER_IS_BETTER else BETTER_HIGH
+    baselines = [name for name in intervals if name not in chain]
+    trained = [name for name in chain if name in intervals]
+    for members, shade, style in ((baselines, BASELINE_GREY, "none"), (trained, colour, "-")):
+        centre = [100 * intervals[name]["value"] for name in members]
+        below = [c - 100 * intervals[name]["low"] for c, name in zip(centre, members, strict=True)]
+        above = [100 * intervals[name]["high"] - c for c, name in zip(centre, members, strict=True)]
+        axes.errorbar(
+            [positions[name] for name in members], centre, yerr=[below, above],
+            fmt="o", color=shade, linestyle=style, linewidth=1.8, markersize=5.5, capsize=3,
+        )  # fmt: skip
+        for name, height, reach in zip(members, centre, above, strict=True):
+            axes.annotate(
+                f"{height:.1f}", (positions[name], height + reach), textcoords="offset points", xytext=(0, 4),
+                ha="center", fontsize=8, color=shade,
+            )  # fmt: skip
+    _dress(axes, metric, list(positions), bool(metric in LOWER_IS_BETTER))
+
+
+def _dress(axes, metric: str, names: list[str], lower_is_better: bool) -> None:
+    axes.set_title(f"{metric.replace('_', ' ')}, % ({'lower' if lower_is_better else 'higher'} is better)", fontsize=10)
+    axes.set_ylabel(PICTURED[metric], fontsize=8)
+    long = any(len(name) > 5 for name in names)
+    axes.set_xticks(
+        range(len(names)), [name.replace("_", " ") for name in names], fontsize=8.5,
+        rotation=30 if long else 0, ha="right" if long else "center", rotation_mode="anchor",
+    )  # fmt: skip
+    axes.set_xlim(-0.5, len(names) - 0.5)
+    axes.tick_params(axis="y", labelsize=8.5)
+    axes.margins(y=0.18)
+    axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
+    axes.grid(axis="y", color="#E6E6E6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+

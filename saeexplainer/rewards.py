@@ -1,0 +1,41 @@
+"""From activations to a reward: pure."""
+
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+
+from saeexplainer.config import Reward
+from saeexplainer.records import ScoreRow
+
+
+def reward(activations: Sequence[float], config: Reward) -> float:
+    """The reward of one explanation from its texts' maximum activations, in units of the feature's corpus maximum.
+
+    With weight_max 1 and the others 0 this is the reference's reward (METHOD section 1, step 4), normalised.
+    No text is no reward: 0.
+    """
+    if not activations:
+        return 0.0
+    firing = [value >= config.threshold for value in activations]
+    clipped = [min(value, 1.0) for value in activations]
+    return (
+        config.weight_share * sum(firing) / len(firing)
+        + config.weight_any * any(firing)
+        + config.weight_mean * sum(clipped) / len(clipped)
+        + config.weight_max * max(activations)
+    )
+
+
+def shuffled(rows: Sequence[ScoreRow], seed: int) -> list[ScoreRow]:
+    """The control: rewards permuted among the candidates of each feature, everything else untouched."""
+    by_feature: dict[str, list[ScoreRow]] = defaultdict(list)
+    for row in rows:
+        by_feature[row.feature_id].append(row)
+    draw = random.Random(seed)
+    result = []
+    for group in by_feature.values():
+        rewards = [row.reward for row in group]
+        draw.shuffle(rewards)
+        result.extend(replace(row, reward=value) for row, value in zip(group, rewards))
+    return result

@@ -1,0 +1,108 @@
+"""Reading and writing artifacts: a file that exists is whole, because it is renamed into place."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from saeexplainer.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+Record = TypeVar("Record")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary sibling of `path` (file or folder) that takes its place only if the block succeeds."""
+    temporary = path.with_name(f".{path.name}.partial")
+    _remove(temporary)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield temporary
+        _remove(path)
+        os.replace(temporary, path)
+    finally:
+        _remove(temporary)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_rows(path: Path, rows: Sequence[Any], record: type) -> None:
+    """Write frozen dataclass rows as parquet, one column a field of `record`, deterministically."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {field.name: [getattr(row, field.name) for row in rows] for field in fields(record)}
+    schema = pa.schema([(field.name, _arrow_type(field.type)) for field in fields(record)])
+    with replacing(path) as temporary:
+        pq.write_table(pa.table(columns, schema=schema), temporary)
+
+
+def _arrow_type(kind: Any) -> Any:
+    import pyarrow as pa
+
+    return {
+        str: pa.string(),
+        int: pa.int64(),
+        float: pa.float64(),
+        list[str]: pa.list_(pa.string()),
+        list[float]: pa.list_(pa.float64()),
+    }[kind]
+
+
+def read_rows(path: Path, record: type[Record]) -> list[Record]:
+    """Read a table that `write_rows` wrote. Raises UserError if it is missing or of another shape."""
+    import pyarrow.parquet as pq
+
+    if not path.is_file():
+        raise UserError(f"{path}: no such table; run `dvc repro` to make it")
+    table = pq.read_table(path)
+    expected = [field.name for field in fields(record)]  # type: ignore[arg-type]
+    if table.column_names != expected:
+        raise UserError(f"{path}: columns are {table.column_names}, expected {expected}; run `dvc repro` to remake it")
+    return [record(**row) for row in table.to_pylist()]
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file with sorted keys; dataclasses are welcome."""
+    with replacing(path) as temporary:
+        text = json.dumps(value, indent=2, sort_keys=True, default=asdict, allow_nan=False)
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file. Raises UserError if it is missing or broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run `dvc repro` to make it") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not JSON ({error}); run `dvc repro` to remake it") from None
+
+
+def write_tensors(path: Path, tensors: "dict[str, torch.Tensor]") -> None:
+    """Write named tensors as safetensors."""
+    from safetensors.torch import save_file
+
+    with replacing(path) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+
+
+def read_tensors(path: Path) -> "dict[str, torch.Tensor]":
+    """Read named tensors. Raises UserError if the file is missing."""
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; run `dvc repro` to make it")
+    return load_file(path)

@@ -1,0 +1,70 @@
+"""The writer: explanations to texts, and texts to what they make every feature do.
+
+The writer never sees the feature, so a description is written and read once, for all features of all SAEs.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from tqdm.auto import tqdm
+
+from saeexplainer.config import Writer
+from saeexplainer.models import by_length, encode_batch, generate, read_residual
+
+if TYPE_CHECKING:
+    from sae_lens import SAE
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+
+def write_texts(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", descriptions: Sequence[str], config: Writer
+) -> dict[str, list[str]]:
+    """`config.texts` texts for each distinct description that is not empty, spread evenly over the temperatures."""
+    distinct = sorted({description for description in descriptions if description})
+    written: dict[str, list[str]] = {description: [] for description in distinct}
+    for at, temperature in enumerate(config.temperatures):
+        share = len(range(at, config.texts, len(config.temperatures)))
+        repeated = [description for description in distinct for _ in range(share)]
+        prompts = [tokenizer(config.prompt.format(description=description))["input_ids"] for description in distinct]
+        texts = generate(
+            model, tokenizer, [prompt for prompt in prompts for _ in range(share)], temperature=temperature,
+            top_p=config.top_p, max_new_tokens=config.max_new_tokens, batch_size=config.batch_size,
+            progress=f"texts at temperature {temperature}",
+        )  # fmt: skip
+        for description, text in zip(repeated, texts):
+            written[description].append(text)
+    return written
+
+
+@dataclass(frozen=True)
+class TextActivations:
+    """Maximum activation of every latent on each distinct text, for each SAE."""
+
+    row: dict[str, int]  # text to row
+    maxima: dict[str, Float[np.ndarray, "texts d_sae"]]  # SAE name to maxima over valid tokens, activation units
+
+    def of(self, sae: str, texts: Sequence[str]) -> Float[np.ndarray, "texts d_sae"]:
+        """The rows of some texts for one SAE."""
+        return self.maxima[sae][[self.row[text] for text in texts]]
+
+
+@torch.no_grad()
+def read_texts(
+    texts: Iterable[str], model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", saes: dict[str, "SAE"],
+    block: int, context_length: int,
+) -> TextActivations:  # fmt: skip
+    """Run each distinct text through the subject and every SAE once. An empty text activates nothing."""
+    distinct = sorted(set(texts))
+    maxima = {name: np.zeros((len(distinct), sae.cfg.d_sae), dtype=np.float32) for name, sae in saes.items()}
+    batches = list(by_length([len(text) for text in distinct], 512))
+    for indices in tqdm(batches, desc="reading texts"):
+        ids, mask, valid = encode_batch(tokenizer, [distinct[index] for index in indices], context_length)
+        residual = read_residual(model, block, ids, mask)
+        for name, sae in saes.items():
+            codes = sae.encode(residual) * valid.unsqueeze(-1)
+            maxima[name][indices] = codes.max(dim=1).values.numpy()
+    return TextActivations({text: at for at, text in enumerate(distinct)}, maxima)

@@ -1,0 +1,44 @@
+"""Rewards to preference pairs, and every feature without a pair with its reason.
+
+    python -m tasks.build_preferences r1
+
+Writes data/rounds/<round>/pairs.parquet and dropped.parquet.
+"""
+
+from collections import Counter
+from itertools import groupby
+from pathlib import Path
+
+from saeexplainer.config import Params
+from saeexplainer.pairs import pairs_of_feature
+from saeexplainer.records import DroppedFeature, PreferencePair, ScoreRow
+from saeexplainer.storage import read_rows, write_rows
+from tasks.stage import Report, main
+
+ROUNDS = Path("data/rounds")
+
+
+def run(params: Params, item: str) -> Report:
+    """Apply the pairing rule feature by feature."""
+    folder = ROUNDS / item
+    rows = sorted(read_rows(folder / "scores.parquet", ScoreRow), key=lambda row: (row.feature_id, row.rank))
+    pairs: list[PreferencePair] = []
+    dropped: list[DroppedFeature] = []
+    for _, group in groupby(rows, key=lambda row: row.feature_id):
+        outcome = pairs_of_feature(list(group), params.build_preferences)
+        if isinstance(outcome, DroppedFeature):
+            dropped.append(outcome)
+        else:
+            pairs.extend(outcome)
+    write_rows(folder / "pairs.parquet", pairs, PreferencePair)
+    write_rows(folder / "dropped.parquet", dropped, DroppedFeature)
+    reasons = ", ".join(f"{reason} {count}" for reason, count in Counter(row.reason for row in dropped).most_common())
+    features = len({pair.feature_id for pair in pairs})
+    return Report(
+        {"pairs": float(len(pairs)), "dropped": float(len(dropped))},
+        [f"{len(pairs)} pairs of {features} features, {len(dropped)} features dropped ({reasons or 'none'})"],
+    )
+
+
+if __name__ == "__main__":
+    main(run)

@@ -1,0 +1,87 @@
+"""Put every evaluation side by side: intervals, paired differences, a table, a picture, and a record in MLflow.
+
+    python -m tasks.compare_rounds
+
+The files under reports/ are written first and are the result; MLflow is told afterwards (`tasks.tracking`), and a
+tracking server that does not answer costs a warning, not the result.
+"""
+
+import csv
+import json
+from dataclasses import asdict, fields
+from pathlib import Path
+
+from saeexplainer import report
+from saeexplainer.comparison import START, chain_of, summarise
+from saeexplainer.config import Params
+from saeexplainer.records import EvaluationRow
+from saeexplainer.storage import read_rows, replacing
+from tasks.stage import Report, main
+
+EVALUATIONS = Path("data/evaluations")
+REPORTS = Path("reports")
+
+
+def run(params: Params) -> Report:
+    """Write reports/{comparison.json,rounds.csv,rounds.png,results.md} and log them.
+
+    Raises UserError if an evaluation is missing or measures other features than the rest.
+    """
+    evaluations = {name: read_rows(EVALUATIONS / f"{name}.parquet", EvaluationRow) for name in params.evaluations}
+    starts = {name: settings.start for name, settings in params.rounds.items()}
+    comparison = summarise(evaluations, params.compare_rounds.resamples, params.seed, starts)
+    write(comparison)
+    return Report(metrics=_metrics(comparison), lines=[*_lines(comparison), _tracked(params, comparison)])
+
+
+def write(comparison: dict, folder: Path = REPORTS) -> None:
+    """The four files, each renamed into place."""
+    with replacing(folder / "comparison.json") as temporary:
+        # Not `storage.write_json`: it sorts keys, and here the order of the evaluations is information.
+        temporary.write_text(json.dumps(comparison, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    with replacing(folder / "rounds.csv") as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(report.RoundRow)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in report.rounds_rows(comparison))
+    with replacing(folder / "rounds.png") as temporary:
+        report.plot_rounds(comparison, temporary)
+    with replacing(folder / "results.md") as temporary:
+        temporary.write_text(report.results_table(comparison), encoding="utf-8")
+
+
+def _tracked(params: Params, comparison: dict) -> str:
+    """Log to MLflow; what happened, in one line."""
+    from tasks import tracking
+
+    try:
+        logged = tracking.log(params, comparison)
+    except Exception as error:  # whatever a server, a driver or a network can raise: the result is already on disk
+        return (
+            f"warning: MLflow at {tracking.shown_uri()} did not take the result ({tracking.one_line(error)}); "
+            "nothing is lost, run `python -m tasks.tracking rebuild` when it answers"
+        )
+    return f"MLflow: {'logged' if logged.created else 'already holds'} run {logged.run_id} in {tracking.shown_uri()}"
+
+
+def _metrics(comparison: dict) -> dict[str, float]:
+    metric = "generative_accuracy"
+    return {f"{name}_{metric}": found[metric]["value"] for name, found in comparison["rounds"].items()}
+
+
+def _lines(comparison: dict) -> list[str]:
+    """The differences a person asks for first: each round against the one before, the last against the start."""
+    lines = []
+    chain = chain_of(comparison) or [START]
+    for name, metrics in comparison["differences"].items():
+        a, _, b = name.partition("-")
+        if {a, b} <= set(chain):
+            accuracy = {key: 100 * value for key, value in metrics["generative_accuracy"].items()}
+            lines.append(
+                f"{a} - {b}: generative accuracy {accuracy['value']:+.1f} points "
+                f"({accuracy['low']:+.1f} to {accuracy['high']:+.1f})"
+            )
+    return lines
+
+
+if __name__ == "__main__":
+    main(run)

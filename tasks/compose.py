@@ -1,0 +1,87 @@
+"""Write params.yaml from conf/: `python -m tasks.compose [experiment=pydoc] [any.key=value ...] [--output FILE]`.
+
+conf/ is the source, params.yaml the committed result that DVC tracks. Overrides are Hydra's: `experiment=NAME` picks a
+file of conf/experiment, `size=nano` another choice of a group, `train_sft.epochs=3` a value, `+rounds.r3={...}` adds.
+What does not compose or does not pass `tasks.params` is one line on stderr, and the file stays as it was.
+"""
+
+import argparse
+import shlex
+import sys
+from difflib import get_close_matches
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from saeexplainer.errors import UserError
+from saeexplainer.storage import replacing
+from tasks import params as parameters
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+
+
+def composed(overrides: list[str]) -> str:
+    """The text of params.yaml under these overrides, checked. Raises UserError."""
+    config = parameters.typed(_compose(overrides), "conf")
+    parameters.build(config, "conf")
+    command = shlex.join(["python", "-m", "tasks.compose", *overrides])
+    return (
+        "# Generated from conf/; edit that and compose again, or DVC will not see the change.\n"
+        f"#   {command}\n"
+        f"# Overrides: {shlex.join(overrides) or 'none'}. What each field means: saeexplainer/config.py\n"
+        f"{OmegaConf.to_yaml(config)}"
+    )
+
+
+def _compose(overrides: list[str]) -> DictConfig:
+    try:
+        with initialize_config_dir(config_dir=str(CONF), version_base=None):
+            return compose("config", overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_explained(error, overrides)) from None
+
+
+def _explained(error: Exception, overrides: list[str]) -> str:
+    for override in overrides:
+        key, _, value = override.partition("=")
+        group = CONF / key.lstrip("+")
+        if group.is_dir() and not (group / f"{value}.yaml").is_file():
+            known = sorted(path.stem for path in group.glob("*.yaml"))
+            return f"conf/{group.name}: {value!r} is unknown; choose from {', '.join(known)}"
+    message = " ".join(str(error).split())
+    for override in overrides:
+        key = override.partition("=")[0]
+        if "=" in override and f"'{key}'" in message:
+            return f"conf: {key}: unknown key; {_advice(key)}"
+    return f"conf: {message}; correct the override"
+
+
+def _advice(key: str) -> str:
+    known = [leaf for leaf, _, _ in parameters.leaves(parameters.build(_compose([]), "conf"))]
+    groups = [path.name for path in CONF.iterdir() if path.is_dir()]
+    close = get_close_matches(key, known + groups, n=1)
+    return f"did you mean {close[0]}?" if close else f"to add a new entry write +{key}=..."
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Compose, check, write; the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m tasks.compose", description="Write params.yaml from conf/.")
+    parser.add_argument("overrides", nargs="*", help="Hydra overrides, such as experiment=pydoc or train_sft.epochs=3")
+    parser.add_argument("--output", type=Path, default=Path("params.yaml"), metavar="FILE")
+    options = parser.parse_intermixed_args(arguments)
+    try:
+        text = composed(options.overrides)
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}; {options.output} is untouched", file=sys.stderr)
+        return 2
+    with replacing(options.output) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    print(f"{options.output}: written; `dvc repro` runs it")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

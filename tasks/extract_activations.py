@@ -1,0 +1,130 @@
+"""One streaming pass over the corpus: what each feature fires on, which features are live, and their split.
+
+    python -m tasks.extract_activations
+
+Writes data/activations: features.parquet, contexts.parquet, directions.safetensors (decoder and encoder rows, mean top
+activations, one row a feature) and, where the domain knows it, truth.safetensors.
+"""
+
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from saeexplainer import activations, models, sae, truth
+from saeexplainer.activations import FeatureStatistics
+from saeexplainer.config import Params
+from saeexplainer.domain import Domain
+from saeexplainer.domains import open_domain
+from saeexplainer.records import ContextRow, FeatureRow
+from saeexplainer.seeds import seed_torch
+from saeexplainer.storage import replacing, write_rows, write_tensors
+from tasks.prepare_sae import SAES
+from tasks.prepare_subject import SUBJECT
+from tasks.stage import Report, main
+
+ACTIVATIONS = Path("data/activations")
+STREAM = "extract"
+
+
+class Extraction:
+    """The models and settings that every pass shares."""
+
+    def __init__(self, params: Params) -> None:
+        self.params = params
+        self.config = params.extract_activations
+        self.model, self.tokenizer = models.load_model(SUBJECT), models.load_tokenizer(SUBJECT)
+        width = self.model.config.hidden_size
+        self.saes = {spec.name: sae.load(SAES / spec.name, width) for spec in params.prepare_sae.saes}
+        self.domain: Domain = open_domain(params.prepare_subject.domain, params.seed)
+
+    def batches(self, documents):  # noqa: ANN001, ANN201
+        """Stream documents through the subject up to the hook block."""
+        return activations.token_batches(
+            documents, self.model, self.tokenizer, self.params.prepare_sae.hook_block,
+            self.params.prepare_subject.context_length, self.config.batch_size,
+        )  # fmt: skip
+
+    def documents(self):  # noqa: ANN201
+        """The corpus, the same at every call."""
+        return self.domain.documents(STREAM, self.config.documents)
+
+
+def run(params: Params) -> Report:
+    """Two passes over the corpus (statistics; the documents of the top contexts), one over the truth sample."""
+    seed_torch(params.seed, "extract_activations")
+    torch.set_grad_enabled(False)
+    work = Extraction(params)
+    statistics, mean = first_pass(work)
+    live = {name: activations.live_features(stats, work.config) for name, stats in statistics.items()}
+    decoders = {name: one.W_dec.detach() for name, one in work.saes.items()}
+    splits = activations.split_features(live, decoders, work.config, params.seed)
+    rows = activations.feature_rows(statistics, splits)
+    contexts, top_residuals = second_pass(work, rows, statistics)
+    with replacing(ACTIVATIONS) as folder:
+        folder.mkdir(parents=True)
+        write_rows(folder / "features.parquet", rows, FeatureRow)
+        write_rows(folder / "contexts.parquet", contexts, ContextRow)
+        tensors = {
+            "decoder": torch.stack([work.saes[row.sae].W_dec[row.index] for row in rows]),
+            "encoder": torch.stack([work.saes[row.sae].W_enc[:, row.index] for row in rows]),
+            "mean_activation": top_residuals - mean,
+        }
+        write_tensors(folder / "directions.safetensors", tensors | {"corpus_mean": mean})
+        if work.domain.truth_known:
+            truth.save(folder / "truth.safetensors", truth_table(work, rows))
+    counts = Counter(row.split for row in rows)
+    listed = ", ".join(f"{name} {counts[name]}" for name in ("sft", "dpo", "valid", "test", "twin"))
+    return Report({f"features_{name}": float(count) for name, count in counts.items()}, [f"live features: {listed}"])
+
+
+def first_pass(work: Extraction) -> tuple[dict[str, FeatureStatistics], torch.Tensor]:
+    """Maximum, density and top documents of every latent, and the mean residual over all valid tokens."""
+    statistics = {
+        name: FeatureStatistics(one.cfg.d_sae, work.config.top_contexts) for name, one in work.saes.items()
+    }
+    total, count, first_document = torch.zeros(work.model.config.hidden_size, dtype=torch.float64), 0, 0
+    for batch in work.batches(work.documents()):
+        for name, one in work.saes.items():
+            statistics[name].update(one.encode(batch.residual), batch.document, first_document)
+        total += batch.residual.sum(dim=0)
+        count += len(batch.residual)
+        first_document += len(batch.documents)
+    return statistics, (total / count).float()
+
+
+def second_pass(
+    work: Extraction, rows: list[FeatureRow], statistics: dict[str, FeatureStatistics]
+) -> tuple[list[ContextRow], torch.Tensor]:
+    """Contexts and mean top residuals, from the documents that hold a top context of some feature."""
+    wanted = {number for row in rows for number in statistics[row.sae].top_document_numbers(row.index)}
+    numbers = sorted(wanted)
+    documents = (document for number, document in enumerate(work.documents()) if number in wanted)
+    return activations.read_contexts(
+        rows, statistics, work.saes, numbers, work.domain, work.batches(documents), work.config
+    )
+
+
+def truth_table(work: Extraction, rows: list[FeatureRow]) -> truth.TruthTable:
+    """Concepts and firing of the explained SAE's features, token by token, on further documents."""
+    main_name = next(iter(work.saes))
+    explained = [row for row in rows if row.sae == main_name]
+    indices = torch.tensor([row.index for row in explained])
+    threshold = 0.5 * torch.tensor([row.maximum for row in explained])
+    token_concepts: list[tuple[str, ...]] = []
+    firing: list[list[np.ndarray]] = [[] for _ in explained]
+    documents = islice(work.domain.documents("truth", work.config.truth_documents), work.config.truth_documents)
+    for batch in work.batches(documents):
+        fires = (work.saes[main_name].encode(batch.residual)[:, indices] >= threshold).numpy()
+        for column in range(len(explained)):
+            firing[column].append(fires[:, column].nonzero()[0] + len(token_concepts))
+        for local, document in enumerate(batch.documents):
+            offsets = batch.offsets[batch.document == local].tolist()
+            token_concepts += activations.concepts_at(work.domain.annotate(document), offsets)
+    return truth.build(work.domain.concepts(), token_concepts, [np.concatenate(parts) for parts in firing])
+
+
+if __name__ == "__main__":
+    main(run)

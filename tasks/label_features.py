@@ -1,0 +1,49 @@
+"""The open-loop explanations: what a labeller says who sees a handful of top contexts and never what its words cause.
+
+    python -m tasks.label_features
+
+Writes data/labels.parquet, a row for every live feature that is not a twin: the labels that SFT learns from, and the
+baseline that every round is compared with.
+"""
+
+import random
+from collections import defaultdict
+from pathlib import Path
+
+from saeexplainer import labels
+from saeexplainer.config import Params
+from saeexplainer.domains import open_domain
+from saeexplainer.records import ContextRow, ExplanationRow, FeatureRow
+from saeexplainer.seeds import stage_seed
+from saeexplainer.storage import read_rows, write_rows
+from tasks.stage import Report, main
+
+ACTIVATIONS = Path("data/activations")
+LABELS = Path("data/labels.parquet")
+
+
+def run(params: Params) -> Report:
+    """Label every feature of every split."""
+    domain = open_domain(params.prepare_subject.domain, params.seed)
+    rows = [row for row in read_rows(ACTIVATIONS / "features.parquet", FeatureRow) if row.split != "twin"]
+    contexts: dict[str, list[ContextRow]] = defaultdict(list)
+    for context in read_rows(ACTIVATIONS / "contexts.parquet", ContextRow):
+        contexts[context.feature_id].append(context)
+    draw = random.Random(stage_seed(params.seed, "label_features"))
+    labelled = [
+        ExplanationRow(
+            row.feature_id, row.split, labels.label(contexts[row.feature_id], domain, params.label_features, draw)
+        )
+        for row in rows
+    ]
+    write_rows(LABELS, labelled, ExplanationRow)
+    missing = sum(not row.explanation for row in labelled)
+    distinct = len({row.explanation for row in labelled})
+    return Report(
+        {"labels": float(len(labelled)), "labels_missing": float(missing)},
+        [f"{len(labelled)} labels, {distinct} distinct, {missing} features without one"],
+    )
+
+
+if __name__ == "__main__":
+    main(run)

@@ -1,0 +1,298 @@
+"""params.yaml to the frozen dataclasses of `saeexplainer.config`, checked: what passes here can run.
+
+Every mistake is one line that names the file, the key, the value and what to change. `tasks.compose` applies the same
+checks to conf/, so that a params.yaml that was composed is one that loads.
+"""
+
+import math
+import re
+import string
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass, make_dataclass
+from difflib import get_close_matches
+from functools import cache
+from itertools import chain
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from saeexplainer.config import Architecture, EvaluationKind, Params, Writer
+from saeexplainer.errors import UserError
+
+# Every number is finite and at least 0, every integer at least 1, every list and text not empty, but for these names.
+MAY_BE_ZERO = {  # integers that say "the first", "none" or "no limit below"
+    "seed", "hook_block", "injection_block", "lessons", "truth_documents", "context_tokens", "warmup_examples",
+    "min_pairs",
+}  # fmt: skip
+ABOVE_ZERO = {
+    "temperature", "temperatures", "top_p", "learning_rate", "warmup_learning_rate", "beta", "epochs", "warmup_epochs",
+    "injection_scale", "threshold", "twin_cosine", "max_density",
+}  # fmt: skip
+AT_MOST_ONE = {
+    "top_p", "min_density", "max_density", "collision_max_density", "sft_share", "modifier_share",
+    "warmup_modifier_share", "replay_share", "max_dropped_share", "twin_cosine", "threshold", "min_spread", "min_gap",
+}  # fmt: skip
+EXPLAINERS = Path("data/explainers")
+
+
+def load(path: Path = Path("params.yaml")) -> Params:
+    """Read, convert and check a parameter file. Raises UserError."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; write it with `python -m tasks.compose`") from None
+    try:
+        config = OmegaConf.create(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not YAML ({_one_line(error)}); write it with `python -m tasks.compose`") from None
+    if not isinstance(config, DictConfig):
+        raise UserError(f"{path}: holds no mapping of sections; write it with `python -m tasks.compose`")
+    return build(config, str(path))
+
+
+def build(config: DictConfig, source: str) -> Params:
+    """A plain config to checked dataclasses; `source` is the file that error messages name."""
+    params = _frozen(OmegaConf.to_object(typed(config, source)), Params)
+    try:
+        check(params)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
+    return params
+
+
+def typed(config: DictConfig, source: str) -> DictConfig:
+    """`config` in the shape, types and order of `Params`. Raises UserError on unknown, missing and mistyped keys."""
+    for complaint in _misfits(OmegaConf.to_container(config), Params):
+        raise UserError(f"{source}: {complaint}")
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(_schema(Params)), config)
+        OmegaConf.resolve(merged)
+        missing = sorted(OmegaConf.missing_keys(merged))
+    except OmegaConfBaseException as error:
+        raise UserError(f"{source}: {_explained(error)}") from None
+    if missing:
+        raise UserError(f"{source}: {missing[0]}: missing; add it (`saeexplainer/config.py` says what it means)")
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+@cache
+def _schema(kind: Any) -> Any:
+    """`kind` with every dataclass in it thawed: OmegaConf makes frozen ones read-only and cannot merge into them."""
+    if is_dataclass(kind):
+        return make_dataclass(kind.__name__, [(field.name, _schema(field.type)) for field in fields(kind)])
+    if get_origin(kind) in (list, dict):
+        return get_origin(kind)[tuple(_schema(argument) for argument in get_args(kind))]
+    return kind
+
+
+def _frozen(value: Any, kind: Any) -> Any:
+    """The way back from `_schema`: the thawed values as instances of the dataclasses of `kind`."""
+    if is_dataclass(kind):
+        return kind(**{field.name: _frozen(getattr(value, field.name), field.type) for field in fields(kind)})
+    if get_origin(kind) is list:
+        return [_frozen(element, get_args(kind)[0]) for element in value]
+    if get_origin(kind) is dict:
+        return {key: _frozen(element, get_args(kind)[1]) for key, element in value.items()}
+    return value
+
+
+def check(params: Params) -> None:
+    """What types cannot say. Raises UserError (without a file's name) on the first thing that cannot run."""
+    for key, name, value in leaves(params):
+        _check_leaf(key, name, value)
+    for complaint in chain(*(find(params) for find in (_shapes, _sampling, _features, _rounds, _evaluations))):
+        raise UserError(complaint)
+
+
+def leaves(node: Any, key: str = "", name: str = "") -> Iterator[tuple[str, str, Any]]:
+    """(full key, field name, value) of every value; an empty list or mapping is a value."""
+    if is_dataclass(node):
+        items = [(f".{field.name}", field.name, getattr(node, field.name)) for field in fields(node)]
+    elif isinstance(node, dict):
+        items = [(f".{child}", name, value) for child, value in node.items()]
+    elif isinstance(node, list) and node:
+        items = [(f"[{index}]", name, value) for index, value in enumerate(node)]
+    else:
+        yield key, name, node
+        return
+    for suffix, child, value in items:
+        yield from leaves(value, (key + suffix).removeprefix("."), child)
+
+
+def _check_leaf(key: str, name: str, value: Any) -> None:
+    if isinstance(value, str | list) and not value:
+        raise UserError(f"{key}: is empty; give at least one value")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    least = 1 if isinstance(value, int) and name not in MAY_BE_ZERO else 0
+    if not math.isfinite(value) or value < least:
+        raise UserError(f"{key}: is {value}; must be a finite number of at least {least}")
+    if name in ABOVE_ZERO and value == 0:
+        raise UserError(f"{key}: is {value}; must be above 0")
+    if name in AT_MOST_ONE and value > 1:
+        raise UserError(f"{key}: is {value}; must be at most 1")
+
+
+def _shapes(params: Params) -> Iterator[str]:
+    subject = params.prepare_subject
+    if subject.d_model % subject.heads:
+        yield f"prepare_subject.d_model: is {subject.d_model}; must be a multiple of its heads ({subject.heads})"
+    if subject.architecture is Architecture.llama and subject.d_model // subject.heads % 2:
+        yield (
+            f"prepare_subject.heads: is {subject.heads}; a llama head must have an even width, and d_model "
+            f"{subject.d_model} gives it {subject.d_model // subject.heads}"
+        )
+    for key, block in (
+        ("prepare_sae.hook_block", params.prepare_sae.hook_block),
+        ("train_sft.injection_block", params.train_sft.injection_block),
+    ):
+        if block >= subject.blocks:
+            yield f"{key}: is {block}; must be below prepare_subject.blocks ({subject.blocks}), counting from 0"
+    for key, tokens in (
+        ("generate_explanations.max_new_tokens", params.generate_explanations.max_new_tokens),
+        ("score_explanations.writer.max_new_tokens", params.score_explanations.writer.max_new_tokens),
+        ("evaluate.writer.max_new_tokens", params.evaluate.writer.max_new_tokens),
+    ):
+        if tokens >= subject.context_length:
+            yield f"{key}: is {tokens}; must be below prepare_subject.context_length ({subject.context_length})"
+
+
+def _sampling(params: Params) -> Iterator[str]:
+    for key, writer in (
+        ("score_explanations.writer", params.score_explanations.writer),
+        ("evaluate.writer", params.evaluate.writer),
+    ):
+        if not _takes_description(writer):
+            yield f"{key}.prompt: is {writer.prompt!r}; must hold {{description}} and no other braces"
+        if len(writer.temperatures) > writer.texts:
+            yield f"{key}.temperatures: are {len(writer.temperatures)}; must be at most {key}.texts ({writer.texts})"
+    if params.generate_explanations.candidates < 2:
+        yield "generate_explanations.candidates: is 1; a preference needs at least 2"
+    reward = params.score_explanations.reward
+    if not any((reward.weight_share, reward.weight_any, reward.weight_mean, reward.weight_max)):
+        yield "score_explanations.reward: every weight is 0; raise at least one"
+    if params.evaluate.split not in ("valid", "test"):
+        yield f"evaluate.split: is {params.evaluate.split!r}; must be valid or test"
+
+
+def _takes_description(writer: Writer) -> bool:
+    try:
+        names = {name for _, name, _, _ in string.Formatter().parse(writer.prompt) if name is not None}
+    except ValueError:
+        return False
+    return names == {"description"}
+
+
+def _features(params: Params) -> Iterator[str]:
+    names = [sae.name for sae in params.prepare_sae.saes]
+    for index, sae in enumerate(params.prepare_sae.saes):
+        key = f"prepare_sae.saes[{index}]"
+        if sae.name in names[:index]:
+            yield f"{key}.name: {sae.name!r} is taken by an earlier one; every SAE needs its own name"
+        if not _is_name(sae.name):
+            yield f"{key}.name: is {sae.name!r}; {_NAME_RULE}"
+        if sae.k > sae.d_sae:
+            yield f"{key}.k: is {sae.k}; must be at most its d_sae ({sae.d_sae})"
+    extract = params.extract_activations
+    if extract.min_density >= extract.max_density:
+        yield (
+            f"extract_activations.min_density: is {extract.min_density}; must be below max_density "
+            f"({extract.max_density})"
+        )
+    if not 0 < extract.sft_share < 1:
+        yield (
+            f"extract_activations.sft_share: is {extract.sft_share}; must lie between 0 and 1, so that both sft and "
+            "dpo have features"
+        )
+    if params.label_features.contexts > extract.top_contexts:
+        yield (
+            f"label_features.contexts: is {params.label_features.contexts}; must be at most "
+            f"extract_activations.top_contexts ({extract.top_contexts})"
+        )
+
+
+_NAME_RULE = "use small letters, digits and _ only: it names files and stages"
+
+
+def _is_name(text: str) -> bool:
+    return re.fullmatch(r"[a-z0-9_]+", text) is not None
+
+
+def _rounds(params: Params) -> Iterator[str]:
+    known = ["sft"]
+    for name, settings in params.rounds.items():
+        if not _is_name(name):
+            yield f"rounds.{name}: {_NAME_RULE}"
+        if name in ("sft", "warmup", "open_loop"):
+            yield f"rounds.{name}: the name is taken; choose another"
+        if settings.start not in known:
+            yield f"rounds.{name}.start: is {settings.start!r}; choose sft or an earlier round: {', '.join(known)}"
+        known.append(name)
+
+
+def _evaluations(params: Params) -> Iterator[str]:
+    wanted = {"open_loop": "kind: table, source: data/labels.parquet"} | {
+        name: f"kind: explainer, source: {EXPLAINERS / name}" for name in ("sft", *params.rounds)
+    }
+    for name, entry in wanted.items():
+        if name not in params.evaluations:
+            yield f"evaluations.{name}: missing; add {name}: {{{entry}}}"
+        elif name in params.rounds and Path(params.evaluations[name].source) != EXPLAINERS / name:
+            given, own = params.evaluations[name].source, str(EXPLAINERS / name)
+            yield f"evaluations.{name}.source: is {given!r}; must be the round's own, {own!r}"
+    explainers = ["warmup", "sft", *params.rounds]
+    for name, evaluation in params.evaluations.items():
+        key, source = f"evaluations.{name}.source: is {evaluation.source!r}", Path(evaluation.source)
+        if not _is_name(name):
+            yield f"evaluations.{name}: {_NAME_RULE}"
+        if evaluation.kind is EvaluationKind.table:
+            if source.suffix != ".parquet":
+                yield f"{key}; a table ends in .parquet (or change kind)"
+        elif source.suffix == ".parquet" or (source.parent == EXPLAINERS and source.name not in explainers):
+            choices = ", ".join(str(EXPLAINERS / known) for known in explainers)
+            yield f"{key}; there is no such explainer, choose from {choices}"
+
+
+def _misfits(node: Any, kind: Any, key: str = "") -> Iterator[str]:
+    """Unknown keys, and whatever is wrong inside a list: OmegaConf finds both, but loses their place in a list."""
+    if is_dataclass(kind):
+        yield from _misfits_of_mapping(node, kind, key)
+    elif get_origin(kind) is dict and isinstance(node, dict):
+        for child, value in node.items():
+            yield from _misfits(value, get_args(kind)[1], f"{key}.{child}")
+    elif get_origin(kind) is list and isinstance(node, list):
+        element = get_args(kind)[0]
+        for index, value in enumerate(node):
+            yield from _misfits(value, element, f"{key}[{index}]")
+            if is_dataclass(element) and isinstance(value, dict):
+                try:
+                    OmegaConf.merge(OmegaConf.structured(_schema(element)), value)
+                except OmegaConfBaseException as error:
+                    yield f"{key}[{index}].{_explained(error)}"
+
+
+def _misfits_of_mapping(node: Any, kind: Any, key: str) -> Iterator[str]:
+    known = {field.name: field.type for field in fields(kind)}
+    if not isinstance(node, dict):
+        yield f"{key}: is {node!r}; must be a mapping with {', '.join(known)}"
+        return
+    for child, value in node.items():
+        path = f"{key}.{child}".removeprefix(".")
+        if child in known:
+            yield from _misfits(value, known[child], path)
+        else:
+            close = get_close_matches(str(child), known, n=1)
+            yield f"{path}: unknown key; {f'did you mean {close[0]}?' if close else 'known here: ' + ', '.join(known)}"
+
+
+def _explained(error: OmegaConfBaseException) -> str:
+    place = f"{error.full_key}: " if error.full_key else ""
+    return f"{place}{_one_line(error.msg or error)}; correct the value"
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split("\n    full_key")[0].split())

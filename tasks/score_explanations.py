@@ -1,0 +1,73 @@
+"""Candidates to texts to activations to rewards.
+
+    python -m tasks.score_explanations r1
+
+The subject is the writer. A description is written and read once, for all features of all SAEs that it was proposed
+for. Writes data/rounds/<round>/scores.parquet.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from saeexplainer import models, rewards, sae, writer
+from saeexplainer.config import Params, Reward
+from saeexplainer.records import CandidateRow, FeatureRow, ScoreRow
+from saeexplainer.seeds import seed_torch, stage_seed
+from saeexplainer.storage import read_rows, write_rows
+from tasks.stage import Report, main
+
+ACTIVATIONS, ROUNDS, SAES, SUBJECT = Path("data/activations"), Path("data/rounds"), Path("data/saes"), Path("data/subject")
+
+
+def run(params: Params, item: str) -> Report:
+    """Write, read, reward; with `reward.shuffle` the rewards are permuted within each feature (the control)."""
+    seed_torch(params.seed, f"score_explanations@{item}")
+    config = params.score_explanations
+    candidates = read_rows(ROUNDS / item / "candidates.parquet", CandidateRow)
+    features = {row.feature_id: row for row in read_rows(ACTIVATIONS / "features.parquet", FeatureRow)}
+    model, tokenizer = models.load_model(SUBJECT), models.load_tokenizer(SUBJECT)
+    used = sorted({features[row.feature_id].sae for row in candidates})
+    saes = {name: sae.load(SAES / name, model.config.hidden_size) for name in used}
+    texts = writer.write_texts(model, tokenizer, [row.explanation for row in candidates], config.writer)
+    read = writer.read_texts(
+        (text for written in texts.values() for text in written), model, tokenizer, saes,
+        params.prepare_sae.hook_block, params.prepare_subject.context_length,
+    )  # fmt: skip
+    scored = score(candidates, features, texts, read, config.reward)
+    if config.reward.shuffle:
+        scored = rewards.shuffled(scored, stage_seed(params.seed, f"shuffle@{item}"))
+    write_rows(ROUNDS / item / "scores.parquet", scored, ScoreRow)
+    mean = sum(row.reward for row in scored) / len(scored)
+    best: dict[str, float] = defaultdict(float)
+    for row in scored:
+        best[row.feature_id] = max(best[row.feature_id], row.reward)
+    best_mean = sum(best.values()) / len(best)
+    return Report(
+        {"mean_reward": mean, "mean_best_reward": best_mean},
+        [f"{len(scored)} candidates scored on {len(read.row)} distinct texts of {len(texts)} descriptions"],
+    )
+
+
+def score(
+    candidates: Sequence[CandidateRow], features: Mapping[str, FeatureRow], texts: Mapping[str, list[str]],
+    read: writer.TextActivations, config: Reward,
+) -> list[ScoreRow]:  # fmt: skip
+    """One row a candidate; an empty explanation has no text and no reward."""
+    rows = []
+    for row in candidates:
+        feature = features[row.feature_id]
+        written = texts.get(row.explanation, [])
+        values = read.of(feature.sae, written)[:, feature.index] / feature.maximum if written else []
+        activations = [float(value) for value in values]
+        rows.append(
+            ScoreRow(
+                row.feature_id, row.split, row.rank, row.explanation, written, activations,
+                rewards.reward(activations, config),
+            )  # fmt: skip
+        )
+    return rows
+
+
+if __name__ == "__main__":
+    main(run)

@@ -1,0 +1,125 @@
+"""The entry point that every stage module shares: `if __name__ == "__main__": main(run)`.
+
+`run` is `run(params) -> Report`, or `run(params, item) -> Report` in a stage that dvc.yaml repeats for every round or
+evaluation; the item is then the one argument of the command: `python -m tasks.train_dpo r1`.
+
+Exit status: 0; 2 after `error: <one line>`, a mistake the user can mend; 130 or 143 when interrupted or terminated.
+Whatever else goes wrong is a defect and keeps its traceback.
+"""
+
+import fcntl
+import inspect
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from saeexplainer.config import Params
+from saeexplainer.errors import UserError
+from saeexplainer.storage import read_json, write_json
+from tasks import params as parameters
+
+TIMINGS = Path("reports/timings.json")  # seconds of the last real run of each stage; DVC does not track it
+REPEATED_OVER = {
+    "evaluate": "evaluations"
+}  # section whose keys are a stage's items; the other stages repeat over rounds
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a stage has to say once its artifacts are written."""
+
+    metrics: dict[str, float]  # name in snake case to value
+    lines: list[str]  # what a person should see
+
+
+class _Terminated(BaseException):
+    """SIGTERM arrived."""
+
+
+def main(run: Callable[..., Report], arguments: list[str] | None = None) -> NoReturn:
+    """Run one stage on params.yaml, print its report, record its seconds, and exit."""
+    stage = Path(inspect.getfile(run)).stem
+    arguments = sys.argv[1:] if arguments is None else arguments
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        _run(stage, run, arguments)
+    except UserError as error:
+        sys.exit(_failed(f"error: {' '.join(str(error).split())}", 2))
+    except KeyboardInterrupt:
+        sys.exit(_failed(f"{stage}: interrupted; `dvc repro` starts it again", 130))
+    except _Terminated:
+        sys.exit(_failed(f"{stage}: terminated; `dvc repro` starts it again", 143))
+    sys.exit(0)
+
+
+def _run(stage: str, run: Callable[..., Report], arguments: list[str]) -> None:
+    start = time.perf_counter()
+    params = parameters.load()
+    items = _items(stage, run, params, arguments)
+    report = run(params, *items)
+    seconds = time.perf_counter() - start
+    name = "@".join([stage, *items])
+    for line in report.lines:
+        print(line)
+    if report.metrics:
+        print(", ".join(f"{metric} {value:.4g}" for metric, value in report.metrics.items()))
+    print(f"{name}: {seconds:.1f} s", flush=True)
+    record_seconds(name, seconds)
+
+
+def _items(stage: str, run: Callable[..., Report], params: Params, arguments: list[str]) -> list[str]:
+    """The arguments, once they are what `run` takes: nothing, or one known round or evaluation."""
+    command = f"python -m tasks.{stage}"
+    if len(inspect.signature(run).parameters) == 1:
+        if arguments:
+            raise UserError(
+                f"{command}: takes no argument, but got {' '.join(arguments)!r}; its settings are in params.yaml"
+            )
+        return []
+    section = REPEATED_OVER.get(stage, "rounds")
+    known = list(getattr(params, section))
+    if len(arguments) != 1 or arguments[0] not in known:
+        given = f"got {' '.join(arguments)!r}" if arguments else "got none"
+        raise UserError(
+            f"{command}: {given}; give one of params.yaml's {section}: {', '.join(known) or 'there are none'}"
+        )
+    return arguments
+
+
+def record_seconds(name: str, seconds: float, path: Path = TIMINGS) -> None:
+    """Set one entry of the timings; stages that end at the same time both land."""
+    with _only_one(path.parent):
+        try:
+            timings = read_json(path)
+        except UserError:  # absent, or left broken by a merge: the figures are only those of the last run
+            timings = {}
+        write_json(path, timings | {name: round(seconds, 1)})
+
+
+@contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    """Hold the folder's own lock, which leaves no file behind and ends with the process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise _Terminated
+
+
+def _failed(message: str, status: int) -> int:
+    sys.stdout.flush()
+    print(message, file=sys.stderr, flush=True)
+    return status

@@ -1,0 +1,93 @@
+"""The explainer before any preference: warm-up on raw activations, then the open-loop labels of the sft split.
+
+    python -m tasks.train_sft
+
+Writes data/explainers/warmup and data/explainers/sft (ordinary transformers folders) and reports/training/sft.csv.
+"""
+
+import random
+import tempfile
+from pathlib import Path
+
+import torch
+
+from saeexplainer import models, sft
+from saeexplainer.activations import token_batches
+from saeexplainer.config import Params
+from saeexplainer.domains import open_domain
+from saeexplainer.explainer import PARTS, Prompts, answer_ids, attach, direction_rows
+from saeexplainer.records import ExplanationRow, FeatureRow
+from saeexplainer.seeds import seed_torch
+from saeexplainer.storage import read_rows, read_tensors, replacing
+from saeexplainer.training_curves import write_curves
+from tasks.stage import Report, main
+
+SUBJECT, ACTIVATIONS, EXPLAINERS = Path("data/subject"), Path("data/activations"), Path("data/explainers")
+
+
+def run(params: Params) -> Report:
+    """Warm up, save; learn the labels with some warm-up examples mixed in, save."""
+    config = params.train_sft
+    seed = seed_torch(params.seed, "train_sft")
+    draw = random.Random(seed)
+    model, tokenizer = models.load_model(SUBJECT), models.load_tokenizer(SUBJECT)
+    tensors = read_tensors(ACTIVATIONS / "directions.safetensors")
+    features = direction_rows(tensors, config.direction)
+    warmup = raw_activations(params, draw)
+    tokens = len(PARTS[config.direction])
+    raw = (warmup.residuals - tensors["corpus_mean"]).repeat_interleave(tokens, dim=0)
+    attach(model, tokenizer, torch.cat([features, raw]), config, config.direction_noise)
+    prompts = Prompts(model.config.vocab_size, tokens)
+    first = len(features) // tokens
+    raw_examples = [
+        answer_ids(prompts.ids(first + at, tokenizer), description, tokenizer)
+        for at, description in enumerate(warmup.descriptions)
+    ]
+    labelled = [
+        answer_ids(prompts.ids(feature, tokenizer), label, tokenizer) for feature, label in sft_labels()
+    ]
+    replayed = draw.sample(raw_examples, min(len(raw_examples), replay_count(len(labelled), config.replay_share)))
+    history = []
+    stages = (
+        ("warmup", raw_examples, config.warmup_epochs, config.warmup_learning_rate),
+        ("sft", labelled + replayed, config.epochs, config.learning_rate),
+    )
+    for name, examples, epochs, learning_rate in stages:
+        with tempfile.TemporaryDirectory() as scratch:
+            history += sft.supervised_fine_tuning(
+                model, tokenizer, examples, epochs=epochs, learning_rate=learning_rate,
+                batch_size=config.batch_size, seed=seed, scratch=Path(scratch),
+            )  # fmt: skip
+        with replacing(EXPLAINERS / name) as folder:
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+    write_curves(Path("reports/training/sft.csv"), history)
+    return Report({}, [f"warm-up on {len(raw_examples)} raw activations, then {len(labelled)} labels"])
+
+
+def raw_activations(params: Params, draw: random.Random) -> sft.WarmupSet:
+    """Residuals of the subject at random tokens of a stream of their own, with something true about each."""
+    config = params.train_sft
+    model, tokenizer = models.load_model(SUBJECT), models.load_tokenizer(SUBJECT)
+    domain = open_domain(params.prepare_subject.domain, params.seed)
+    batches = token_batches(
+        domain.documents("warmup", config.warmup_examples), model, tokenizer, params.prepare_sae.hook_block,
+        params.prepare_subject.context_length, params.extract_activations.batch_size,
+    )  # fmt: skip
+    return sft.warmup_set(batches, domain, config.warmup_examples, config.warmup_modifier_share, draw)
+
+
+def sft_labels() -> list[tuple[int, str]]:
+    """(row in the feature table, label) of the sft split; features without a label are left out."""
+    number = {row.feature_id: at for at, row in enumerate(read_rows(ACTIVATIONS / "features.parquet", FeatureRow))}
+    labels = read_rows(Path("data/labels.parquet"), ExplanationRow)
+    return [(number[row.feature_id], row.explanation) for row in labels if row.split == "sft" and row.explanation]
+
+
+def replay_count(labels: int, share: float) -> int:
+    """How many warm-up examples make up `share` of the mixture with so many labels."""
+    return round(labels * share / (1 - share))
+
+
+if __name__ == "__main__":
+    main(run)

@@ -1,0 +1,153 @@
+"""Intervals against hand-derived numbers, pairing by feature, and the shape of comparison.json."""
+
+import math
+
+import numpy as np
+import pytest
+
+from saeexplainer.comparison import (
+    METRICS,
+    bootstrap_mean,
+    chain_of,
+    differences_of,
+    paired_difference,
+    pooled_difference,
+    summarise,
+)
+from saeexplainer.errors import UserError
+from saeexplainer.records import EvaluationRow
+
+
+def evaluated(accuracies, truth=math.nan, sae="main"):
+    return [
+        EvaluationRow(
+            feature_id=f"sandbox/{sae}/{index}",
+            explanation="the word dog",
+            texts=["a dog"],
+            activations=[accuracy],
+            generative_accuracy=accuracy,
+            hallucination=float(accuracy == 0),
+            collision=float(index % 2),
+            mean_activation=accuracy / 2,
+            truth_agreement=truth,
+            truth_f1=truth,
+        )
+        for index, accuracy in enumerate(accuracies)
+    ]
+
+
+def test_interval_of_two_values_is_known_by_hand():
+    # Resampled means of {0, 1} are 0, 1/2, 1 with chances 1/4, 1/2, 1/4: the 2.5th percentile is 0, the 97.5th is 1.
+    interval = bootstrap_mean([0.0, 1.0], resamples=500, seed=0)
+    assert (interval.value, interval.low, interval.high, interval.n) == (0.5, 0.0, 1.0, 2)
+
+
+def test_interval_agrees_with_the_normal_approximation():
+    values = np.random.default_rng(1).normal(3.0, 2.0, size=400)
+    interval = bootstrap_mean(values, resamples=4000, seed=0)
+    half = 1.96 * values.std() / math.sqrt(400)
+    assert interval.low == pytest.approx(values.mean() - half, abs=0.1 * half)
+    assert interval.high == pytest.approx(values.mean() + half, abs=0.1 * half)
+
+
+def test_the_seed_decides_the_interval():
+    values = np.random.default_rng(1).random(50)
+    assert bootstrap_mean(values, 200, 3) == bootstrap_mean(values, 200, 3)
+    assert bootstrap_mean(values, 200, 3) != bootstrap_mean(values, 200, 4)
+
+
+def test_one_value_is_its_own_interval_and_none_is_refused():
+    assert bootstrap_mean([0.3], 100, 0).low == bootstrap_mean([0.3], 100, 0).high == 0.3
+    for bad in ([], [0.1, math.nan], [math.inf, 1.0]):
+        with pytest.raises(ValueError):
+            bootstrap_mean(bad, 100, 0)
+
+
+def test_difference_joins_on_the_feature_not_on_the_place():
+    assert paired_difference({"x": 0.75, "y": 0.5}, {"y": 0.25, "x": 1.0}) == {"x": -0.25, "y": 0.25}
+
+
+def test_different_features_are_refused():
+    with pytest.raises(UserError, match=r"2 of 3 .* x first"):
+        paired_difference({"x": 1.0, "y": 0.5}, {"y": 0.2, "z": 1.0})
+
+
+def test_paired_interval_covers_the_true_difference_and_is_narrower_than_an_unpaired_one():
+    rng, true, covered, trials = np.random.default_rng(2), 0.05, 0, 200
+    for trial in range(trials):
+        base = rng.normal(0.6, 0.3, size=100)  # features differ a lot, rounds a little
+        after = base + rng.normal(true, 0.1, size=100)
+        ids = [str(index) for index in range(100)]
+        interval = pooled_difference([(dict(zip(ids, after)), dict(zip(ids, base)))], 300, trial)
+        covered += interval.low <= true <= interval.high
+        assert interval.high - interval.low < 0.06  # unpaired: 2 * 1.96 * sqrt(2) * 0.3 / 10 = 0.17
+    # 200 trials at 0.95 have a standard deviation of 0.015; the percentile interval is slightly short at n = 100.
+    assert 0.90 <= covered / trials <= 0.99
+
+
+def test_pooling_weighs_features_alike_and_keeps_the_seeds_apart():
+    few = ({"a": 1.0, "b": 1.0}, {"a": 0.0, "b": 0.0})
+    many = ({key: 0.0 for key in "abcdef"}, {key: 0.0 for key in "abcdef"})
+    pooled = pooled_difference([few, many], 200, 0)
+    # Within each seed the differences are constant, so no resample within a seed can move the mean of (2*1 + 6*0) / 8.
+    assert (pooled.value, pooled.low, pooled.high, pooled.n) == (0.25, 0.25, 0.25, 8)
+
+
+def test_comparison_has_the_shape_everyone_reads():
+    evaluations = {
+        "open_loop": evaluated([0.25, 0.5, 0.75, 0.0]),
+        "sft": evaluated([0.5, 0.5, 0.25, 0.0]),
+        "r1": evaluated([0.5, 0.75, 0.5, 0.0]),
+        "r2": evaluated([1.0, 0.75, 0.5, 0.25]),
+        "best_of_6": evaluated([1.0, 1.0, 1.0, 1.0]),
+    }
+    comparison = summarise(evaluations, 100, 7, {"r1": "sft", "r2": "r1"})
+    assert list(comparison) == ["rounds", "differences", "seed", "subject", "sae"]
+    assert (comparison["seed"], comparison["subject"], comparison["sae"]) == (7, "sandbox", "main")
+    assert list(comparison["rounds"]) == list(evaluations)
+    assert list(comparison["differences"]) == ["r1-sft", "r2-r1", "r2-sft", "r2-open_loop", "r2-best_of_6"]
+    metrics = ["generative_accuracy", "hallucination_rate", "collision_rate", "mean_activation"]
+    assert list(comparison["rounds"]["r2"]) == list(comparison["differences"]["r2-sft"]) == metrics
+    accuracy = comparison["rounds"]["r2"]["generative_accuracy"]
+    assert set(accuracy) == {"value", "low", "high", "n"} and (accuracy["value"], accuracy["n"]) == (0.625, 4)
+    difference = comparison["differences"]["r2-sft"]["generative_accuracy"]
+    assert set(difference) == {"value", "low", "high"} and difference["value"] == 0.3125
+    assert comparison["rounds"]["sft"]["hallucination_rate"]["value"] == 0.25
+    assert comparison == summarise(evaluations, 100, 7), "r1, r2, ... are rounds by default"
+    assert chain_of(comparison) == ["sft", "r1", "r2"]
+
+
+def test_texts_are_no_metric_and_every_number_is_one():
+    assert set(METRICS) == {
+        "generative_accuracy", "hallucination", "collision", "mean_activation", "truth_agreement", "truth_f1",
+    }  # fmt: skip
+
+
+def test_truth_counts_only_where_it_is_known():
+    known, unknown = evaluated([0.5, 0.5], truth=1.0), evaluated([0.5, 0.5])
+    comparison = summarise({"sft": [known[0], unknown[1]], "r1": known}, 100, 0)
+    assert comparison["rounds"]["sft"]["truth_agreement"] == {"value": 1.0, "low": 1.0, "high": 1.0, "n": 1}
+    assert comparison["rounds"]["r1"]["truth_f1"]["n"] == 2
+    assert comparison["differences"]["r1-sft"]["truth_agreement"]["value"] == 0.0
+    assert "truth_f1" not in summarise({"sft": unknown, "r1": known}, 100, 0)["differences"]["r1-sft"]
+
+
+@pytest.mark.parametrize(
+    ("evaluations", "message"),
+    [
+        ({"sft": []}, "sft: no rows"),
+        ({"sft": evaluated([0.1]) * 2}, "measured twice"),
+        ({"sft": evaluated([math.nan])}, "generative_accuracy is not a finite number"),
+        ({"sft": evaluated([0.1]), "r1": evaluated([0.1], sae="other")}, "one SAE"),
+        ({"sft": evaluated([0.1]), "r1": evaluated([0.1, 0.2])}, "cannot be paired"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_clear_line(evaluations, message):
+    with pytest.raises(UserError, match=message):
+        summarise(evaluations, 100, 0)
+
+
+def test_a_round_is_compared_with_its_own_start():
+    starts = {"a": "sft", "b": "a", "c": "sft"}
+    assert differences_of(["sft", "a", "b", "c"], starts) == [("a", "sft"), ("b", "a"), ("c", "sft")]
+    assert differences_of(["a", "c", "oracle"], starts) == [("c", "oracle")], "what was not evaluated is not subtracted"

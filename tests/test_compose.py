@@ -1,0 +1,80 @@
+"""conf/ and params.yaml agree, and every experiment composes."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from saeexplainer.errors import UserError
+from tasks import compose, params
+
+ROOT = Path(__file__).resolve().parent.parent
+EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
+
+
+def command_of(text: str) -> list[str]:
+    """The overrides that the header of a parameter file records."""
+    line = next(line for line in text.splitlines() if line.startswith("#   python -m tasks.compose"))
+    return line.split("tasks.compose", 1)[1].split()
+
+
+def test_params_yaml_is_the_composed_default() -> None:
+    assert (ROOT / "params.yaml").read_text(encoding="utf-8") == compose.composed([])
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_composes_and_names_itself(experiment: str, tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    assert compose.main([f"experiment={experiment}", "--output", str(path)]) == 0
+    loaded = params.load(path)
+    assert loaded.compare_rounds.experiment == {"default": "sandbox"}.get(experiment, experiment)
+    assert command_of(path.read_text(encoding="utf-8")) == [f"experiment={experiment}"]
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_an_experiment_opens_with_what_it_asks_and_its_command(experiment: str) -> None:
+    lines = (ROOT / "conf" / "experiment" / f"{experiment}.yaml").read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "# @package _global_"
+    named = "" if experiment == "default" else f" experiment={experiment}"
+    assert f"# command: python -m tasks.compose{named} && dvc repro" in lines
+
+
+@pytest.mark.parametrize("subject", ["sandbox", "pydoc"])
+def test_nano_shrinks_every_subject(subject: str) -> None:
+    text = yaml.safe_load(compose.composed([f"subject={subject}", "size=nano"]))
+    assert text["prepare_subject"]["d_model"] == 32 and text["prepare_subject"]["domain"] == subject
+
+
+WRONG = {
+    "experiment": ("experiment=nope", "choose from decoder_row"),
+    "group choice": ("size=tiny", "choose from full, nano"),
+    "group": ("sise=nano", "did you mean size?"),
+    "key": ("train_sft.epoch=3", "did you mean train_sft.epochs?"),
+    "added key": ("+train_sft.foo=3", "train_sft.foo: unknown key"),
+    "type": ("train_sft.epochs=two", "train_sft.epochs"),
+    "value": ("prepare_sae.hook_block=7", "prepare_sae.hook_block: is 7"),
+    "grammar": ("train_sft.epochs", "train_sft.epochs"),
+}
+
+
+@pytest.mark.parametrize(("override", "said"), WRONG.values(), ids=WRONG)
+def test_a_wrong_override_is_one_line_and_leaves_the_file(
+    override: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("kept", encoding="utf-8")
+    assert compose.main([override, "--output", str(path)]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: conf") and said in message and message.count("\n") == 1
+    assert path.read_text(encoding="utf-8") == "kept"
+
+
+def test_overrides_change_only_what_they_name() -> None:
+    before, after = (yaml.safe_load(compose.composed(overrides)) for overrides in ([], ["train_sft.epochs=3"]))
+    assert after["train_sft"].pop("epochs") == 3.0 and before["train_sft"].pop("epochs") == 2.0
+    assert after == before
+
+
+def test_an_override_that_cannot_run_raises() -> None:
+    with pytest.raises(UserError, match="evaluations.r3: missing"):
+        compose.composed(["+rounds.r3={start: r2, beta: 0.1, learning_rate: 1e-4}"])

@@ -1,0 +1,141 @@
+"""params.yaml: what is wrong gets one line that names the file, the key and the value."""
+
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from saeexplainer.config import Architecture, Direction, EvaluationKind
+from saeexplainer.errors import UserError
+from tasks import params
+
+COMMITTED = Path(__file__).resolve().parent.parent / "params.yaml"
+REMOVED = object()
+
+
+def edited(tmp_path: Path, **edits: Any) -> Path:
+    """The committed file with `section__field` set, or removed."""
+    config = OmegaConf.load(COMMITTED)
+    for name, value in edits.items():
+        key = name.replace("__", ".")
+        if value is REMOVED:
+            parent, _, child = key.rpartition(".")
+            del (OmegaConf.select(config, parent) if parent else config)[child]
+        else:
+            OmegaConf.update(config, key, value, merge=False, force_add=True)
+    path = tmp_path / "params.yaml"
+    OmegaConf.save(config, path)
+    return path
+
+
+def test_the_committed_file_loads_as_frozen_dataclasses() -> None:
+    loaded = params.load(COMMITTED)
+    assert isinstance(loaded.prepare_subject.architecture, Architecture)
+    assert isinstance(loaded.train_sft.direction, Direction)
+    assert isinstance(loaded.evaluations["open_loop"].kind, EvaluationKind)
+    assert type(loaded.prepare_sae.saes) is list and type(loaded.rounds) is dict
+    with pytest.raises(FrozenInstanceError):
+        loaded.seed = 1  # type: ignore[misc]
+
+
+WRONG = {
+    "unknown key": ({"train_sft__epoch": 3}, "train_sft.epoch", "did you mean epochs?"),
+    "unknown section": ({"train_sfd": 3}, "train_sfd", "did you mean train_sft?"),
+    "wrong type": ({"train_sft__epochs": "two"}, "train_sft.epochs", "'two'"),
+    "fraction for a count": ({"prepare_subject__steps": 2.5}, "prepare_subject.steps", "2.5"),
+    "no value": ({"prepare_subject__steps": None}, "prepare_subject.steps", ""),
+    "unknown choice": ({"train_sft__direction": "up"}, "train_sft.direction", "mean_activation"),
+    "missing key": ({"train_sft__epochs": REMOVED}, "train_sft.epochs", "missing"),
+    "missing section": ({"train_sft": REMOVED}, "train_sft", "missing"),
+    "negative count": ({"prepare_subject__documents": -1}, "prepare_subject.documents", "-1"),
+    "zero count": ({"generate_explanations__batch_size": 0}, "generate_explanations.batch_size", "0"),
+    "negative seed": ({"seed": -1}, "seed", "-1"),
+    "negative weight": ({"train_dpo__sft_weight": -0.1}, "train_dpo.sft_weight", "-0.1"),
+    "not finite": ({"train_sft__learning_rate": float("nan")}, "train_sft.learning_rate", "nan"),
+    "zero rate": ({"rounds__r1__beta": 0.0}, "rounds.r1.beta", "above 0"),
+    "share over one": ({"label_features__modifier_share": 1.2}, "label_features.modifier_share", "1.2"),
+    "probability over one": ({"evaluate__writer__top_p": 1.5}, "evaluate.writer.top_p", "1.5"),
+    "zero temperature": ({"generate_explanations__temperature": 0.0}, "generate_explanations.temperature", "above 0"),
+    "zero among temperatures": (
+        {"evaluate__writer__temperatures": [0.4, 0]},
+        "evaluate.writer.temperatures[1]",
+        "above 0",
+    ),
+    "no temperature": ({"evaluate__writer__temperatures": []}, "evaluate.writer.temperatures", "empty"),
+    "more temperatures than texts": (
+        {"evaluate__writer__texts": 1, "evaluate__writer__temperatures": [0.4, 0.8]},
+        "evaluate.writer.temperatures",
+        "2",
+    ),
+    "heads": ({"prepare_subject__heads": 3}, "prepare_subject.d_model", "128"),
+    "odd head width": ({"prepare_subject__d_model": 132}, "prepare_subject.heads", "33"),
+    "hook block": ({"prepare_sae__hook_block": 4}, "prepare_sae.hook_block", "4"),
+    "injection block": ({"train_sft__injection_block": 9}, "train_sft.injection_block", "9"),
+    "texts longer than the context": ({"evaluate__writer__max_new_tokens": 64}, "evaluate.writer.max_new_tokens", "64"),
+    "one candidate": ({"generate_explanations__candidates": 1}, "generate_explanations.candidates", "1"),
+    "no reward": (
+        {f"score_explanations__reward__weight_{name}": 0 for name in ("share", "any", "mean")},
+        "score_explanations.reward",
+        "weight",
+    ),
+    "split": ({"evaluate__split": "train"}, "evaluate.split", "'train'"),
+    "prompt": (
+        {"score_explanations__writer__prompt": "<about> <text>"},
+        "score_explanations.writer.prompt",
+        "{description}",
+    ),
+    "other braces": ({"evaluate__writer__prompt": "{description} {x}"}, "evaluate.writer.prompt", "{description}"),
+    "densities": ({"extract_activations__min_density": 0.1}, "extract_activations.min_density", "0.1"),
+    "labels without contexts": ({"label_features__contexts": 21}, "label_features.contexts", "21"),
+    "unknown start": ({"rounds__r1__start": "r0"}, "rounds.r1.start", "'r0'"),
+    "later start": ({"rounds__r1__start": "r2"}, "rounds.r1.start", "'r2'"),
+    "own start": ({"rounds__r2__start": "r2"}, "rounds.r2.start", "'r2'"),
+    "round without evaluation": ({"evaluations__r2": REMOVED}, "evaluations.r2", "data/explainers/r2"),
+    "no baseline": ({"evaluations__open_loop": REMOVED}, "evaluations.open_loop", "data/labels.parquet"),
+    "unknown explainer": ({"evaluations__sft__source": "data/explainers/r9"}, "evaluations.sft.source", "r9"),
+    "explainer that is a table": ({"evaluations__sft__kind": "table"}, "evaluations.sft.source", ".parquet"),
+    "round measured elsewhere": ({"evaluations__r2__source": "data/explainers/r1"}, "evaluations.r2.source", "r1"),
+}
+
+
+@pytest.mark.parametrize(("edits", "key", "said"), WRONG.values(), ids=WRONG)
+def test_a_wrong_value_is_one_line(tmp_path: Path, edits: dict[str, Any], key: str, said: str) -> None:
+    path = edited(tmp_path, **edits)
+    with pytest.raises(UserError) as caught:
+        params.load(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: {key}: ") and said in message and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value"), [(1, "name", "main"), (1, "name", "../x"), (0, "k", 769), (0, "kk", 1)]
+)
+def test_a_wrong_sae_is_one_line(tmp_path: Path, name: int, field: str, value: Any) -> None:
+    saes = OmegaConf.to_container(OmegaConf.load(COMMITTED).prepare_sae.saes)
+    saes[name][field] = value
+    with pytest.raises(UserError, match=rf"prepare_sae\.saes\[{name}\]\.{field}: .*") as caught:
+        params.load(edited(tmp_path, prepare_sae__saes=saes))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["seed: [", "seed: 1\nseed: 2", "- 1", "", "just words"])
+def test_a_broken_file_is_one_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        params.load(path)
+    assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+
+
+def test_an_absent_file_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="No such file.*tasks.compose"):
+        params.load(tmp_path / "params.yaml")
+
+
+def test_a_third_round_needs_no_code(tmp_path: Path) -> None:
+    third = {"start": "r2", "beta": 0.2, "learning_rate": 1e-4}
+    measured = {"kind": "explainer", "source": "data/explainers/r3"}
+    loaded = params.load(edited(tmp_path, rounds__r3=third, evaluations__r3=measured))
+    assert list(loaded.rounds) == ["r1", "r2", "r3"]

@@ -1,0 +1,114 @@
+"""The table, the picture, the plot rows and the README's blocks, on a comparison small enough to check by eye."""
+
+import csv
+import json
+import math
+
+import pytest
+from test_comparison import evaluated
+
+from saeexplainer.comparison import summarise
+from saeexplainer.errors import UserError
+from saeexplainer.records import EvaluationRow
+from saeexplainer.report import plot_rounds, results_table, rounds_rows
+from saeexplainer.storage import write_rows
+from tasks import compare_rounds, params, readme, tracking
+
+
+@pytest.fixture(scope="module")
+def comparison():
+    return summarise(
+        {
+            "open_loop": evaluated([0.5] * 4, truth=1.0),
+            "sft": evaluated([0.25] * 4, truth=0.0),
+            "r1": evaluated([0.5] * 4, truth=1.0),
+        },
+        resamples=100,
+        seed=0,
+    )
+
+
+def test_table_shows_percent_points_and_what_leaves_zero_out(comparison):
+    lines = results_table(comparison).splitlines()
+    assert lines[0].startswith("| evaluation | generative accuracy ↑ | hallucination rate ↓ |")
+    assert lines[3].startswith("| `sft` | 25.0 (25.0 to 25.0) | 0.0 (0.0 to 0.0) |")
+    assert lines[6] == (
+        "Subject sandbox, SAE main, 4 held-out features. "
+        "Percent; in brackets the 95 % bootstrap interval; ↑ higher is better, ↓ lower."
+    )
+    assert "| `r1` − `sft` | **+25.0 (+25.0 to +25.0)** | +0.0 (+0.0 to +0.0) |" in results_table(comparison)
+    assert len({line.count("|") for line in lines if line.startswith("|")}) == 1, "every row has every column"
+
+
+def test_a_metric_that_one_evaluation_lacks_is_a_dash():
+    unknown = evaluated([0.5, 0.25])
+    table = results_table(summarise({"sft": unknown, "r1": evaluated([0.5, 0.5], truth=1.0)}, 100, 0))
+    assert next(line for line in table.splitlines() if line.startswith("| `sft`")).endswith("| – | – |")
+
+
+def test_plot_rows_are_long_form_in_order(comparison):
+    rows = rounds_rows(comparison)
+    assert [row.round for row in rows] == ["open_loop"] * 6 + ["sft"] * 6 + ["r1"] * 6
+    assert (rows[6].metric, rows[6].value, rows[6].low, rows[6].high) == ("generative_accuracy", 0.25, 0.25, 0.25)
+
+
+def test_picture_is_the_same_bytes_each_time(comparison, tmp_path):
+    plot_rounds(comparison, tmp_path / "a.png")
+    plot_rounds(json.loads(json.dumps(comparison)), tmp_path / "b.png")
+    data = (tmp_path / "a.png").read_bytes()
+    assert data == (tmp_path / "b.png").read_bytes()
+    assert data.startswith(b"\x89PNG") and b"Software" not in data
+
+
+def test_picture_needs_neither_truth_nor_rounds(tmp_path):
+    plot_rounds(summarise({"labels": evaluated([0.5, 0.25])}, 100, 0), tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 5000
+
+
+def test_stage_writes_its_files_and_outlives_a_dead_tracking_server(tmp_path, monkeypatch):
+    settings = params.load()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://someone:secret@127.0.0.1:9")
+    for name in settings.evaluations:
+        write_rows(tmp_path / f"data/evaluations/{name}.parquet", evaluated([0.25, 0.5, math.pi / 4]), EvaluationRow)
+    report = compare_rounds.run(settings)
+    assert sorted(path.name for path in (tmp_path / "reports").iterdir()) == [
+        "comparison.json", "results.md", "rounds.csv", "rounds.png",
+    ]  # fmt: skip
+    written = json.loads((tmp_path / "reports/comparison.json").read_text())
+    assert list(written["rounds"]) == list(settings.evaluations), "the order of the evaluations survives the file"
+    with (tmp_path / "reports/rounds.csv").open() as file:
+        assert next(csv.reader(file)) == ["round", "metric", "value", "low", "high"]
+    assert report.lines[-1].startswith("warning: MLflow at http://127.0.0.1:9 did not take the result")
+    assert "python -m tasks.tracking rebuild" in report.lines[-1]
+    assert "\n" not in report.lines[-1] and "secret" not in "".join(report.lines)
+    assert report.metrics["sft_generative_accuracy"] == written["rounds"]["sft"]["generative_accuracy"]["value"]
+    assert tracking.main(["rebuild"]) == 2
+
+
+def test_readme_block_is_replaced_and_the_rest_is_kept():
+    other = "b <!-- results:y:start --><!-- results:y:end -->\n"
+    text = f"a\n<!-- results:x:start -->\nold\n<!-- results:x:end -->\n{other}"
+    filled = readme.fill(text, {"x": "| new |\n"})
+    assert filled == text.replace("old", "| new |")
+    assert readme.fill(filled, {"x": "| new |\n"}) == filled
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["<!-- results:x:start -->", "<!-- results:x:start --><!-- results:y:end -->", "<!-- results:x:end -->"],
+)
+def test_readme_markers_must_pair(text):
+    with pytest.raises(UserError, match="pairs"):
+        readme.fill(text, {"x": "table"})
+
+
+def test_readme_command_takes_kept_results(comparison, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs/results").mkdir(parents=True)
+    (tmp_path / "docs/results/kept.json").write_text(json.dumps(comparison))
+    block = "<!-- results:{0}:start -->\n<!-- results:{0}:end -->\n"
+    (tmp_path / "README.md").write_text(block.format("kept") + block.format("never"))
+    assert readme.main() == 0
+    assert "| `r1` | 50.0" in (tmp_path / "README.md").read_text()
+    assert "never: not measured" in capsys.readouterr().out
