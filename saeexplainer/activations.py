@@ -158,17 +158,19 @@ def split_features(
     return splits
 
 
-def feature_rows(
-    statistics: dict[str, FeatureStatistics], splits: dict[tuple[str, int], str]
-) -> list[FeatureRow]:
+def feature_rows(statistics: dict[str, FeatureStatistics], splits: dict[tuple[str, int], str]) -> list[FeatureRow]:
     """One row a live feature, by SAE and index."""
     rows = []
     for (sae, index), split in sorted(splits.items()):
         stats = statistics[sae]
         rows.append(
             FeatureRow(
-                feature_id=feature_id(sae, index), sae=sae, index=index, split=split,
-                maximum=float(stats.maximum[index]), density=float(stats.fired[index]) / stats.tokens,
+                feature_id=feature_id(sae, index),
+                sae=sae,
+                index=index,
+                split=split,
+                maximum=float(stats.maximum[index]),
+                density=float(stats.fired[index]) / stats.tokens,
             )  # fmt: skip
         )
     return rows

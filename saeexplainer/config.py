@@ -113,11 +113,12 @@ class TrainSft:
     injection_scale: float  # c of METHOD: the added vector's norm over the residual's norm
     warmup_examples: int  # raw activations to verbalise; no SAE feature is seen
     warmup_epochs: float  # over the warm-up examples
+    warmup_batch_size: int  # sequences a step
     warmup_learning_rate: float  # peak, AdamW
     warmup_modifier_share: float  # share of warm-up descriptions with a second concept
     epochs: float  # over the labels of the sft split
     learning_rate: float  # peak, AdamW, on the labels
-    batch_size: int  # sequences a step, in both parts
+    batch_size: int  # sequences a step
     replay_share: float  # share of warm-up examples mixed into the labels
     direction_noise: float  # training only: standard deviation of relative gaussian noise on the injected direction
 
@@ -230,7 +231,8 @@ class Evaluate:
 
     split: str  # test; valid while settings are chosen
     writer: Writer  # another prompt and other seeds than in training
-    best_of: int  # samples of best_of_n
+    best_of: int  # explanations best_of_n chooses from: the greedy one and samples
+    best_of_temperature: float  # of those samples
     collision_max_density: float  # rivals that fire on a larger share of tokens cannot be singled out by any text
 
 

@@ -15,9 +15,7 @@ from saeexplainer.truth import TruthTable, f1, f1_of_all, firing_tokens, tokens_
 FIRING = 0.5  # share of the corpus maximum: METHOD section 2, T_f
 
 
-def collides(
-    relative: Float[np.ndarray, "texts d_sae"], target: int, rivals: Bool[np.ndarray, "d_sae"]
-) -> bool:
+def collides(relative: Float[np.ndarray, "texts d_sae"], target: int, rivals: Bool[np.ndarray, "d_sae"]) -> bool:
     """Whether some rival's mean activation on the texts, relative to its own maximum, is above the target's."""
     means = relative.mean(axis=0)
     others = rivals.copy()

@@ -153,4 +153,3 @@ def _dress(axes, metric: str, names: list[str], lower_is_better: bool) -> None:
     axes.grid(axis="y", color="#E6E6E6", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-

@@ -29,7 +29,9 @@ class SaeReport:
     fraction_variance_unexplained: float  # squared error over variance
     l0: float  # active latents a token
     dead_features: int  # latents that never fired there
-    cross_entropy_recovered: float  # (zero - spliced) / (zero - clean), losses with residual zeroed, replaced, untouched
+    cross_entropy_recovered: (
+        float  # (zero - spliced) / (zero - clean), losses with residual zeroed, replaced, untouched
+    )
 
 
 def residuals(

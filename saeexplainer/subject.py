@@ -54,9 +54,7 @@ def build_model(config: PrepareSubject, tokenizer: "PreTrainedTokenizerFast") ->
     return LlamaForCausalLM(shape)
 
 
-def training_sequences(
-    domain: Domain, config: PrepareSubject, tokenizer: "PreTrainedTokenizerFast"
-) -> list[list[int]]:
+def training_sequences(domain: Domain, config: PrepareSubject, tokenizer: "PreTrainedTokenizerFast") -> list[list[int]]:
     """Token ids of the training set, each ended by EOS. Raises UserError if the domain has no text."""
     texts = [document.text for document in domain.documents("subject", config.documents)]
     if not texts:
@@ -148,5 +146,3 @@ def held_out_loss(
     known = [documents[index].nats for index in kept]
     floor = None if any(value is None for value in known) else sum(known) / tokens
     return nats / tokens, floor
-
-

@@ -23,9 +23,7 @@ class TruthTable:
     fires: csc_matrix  # [tokens, features] 1.0 where the feature reaches half its maximum
 
 
-def build(
-    concepts: Sequence[str], token_concepts: Sequence[Sequence[str]], firing: Sequence[np.ndarray]
-) -> TruthTable:
+def build(concepts: Sequence[str], token_concepts: Sequence[Sequence[str]], firing: Sequence[np.ndarray]) -> TruthTable:
     """Assemble the table: concept keys of each token, and the firing tokens of each feature."""
     column = {concept: at for at, concept in enumerate(concepts)}
     rows = np.repeat(np.arange(len(token_concepts)), [len(keys) for keys in token_concepts])

@@ -89,15 +89,18 @@ def generated(bench: Bench, folder: Path, temperature: float, samples: int) -> l
 
 
 def best_of_n(bench: Bench, folder: Path) -> list[str]:
-    """The best rewarded of several samples: activation feedback at inference, by the writer and reward of training."""
+    """The best rewarded of the greedy explanation and samples: activation feedback at inference, by the writer and reward
+    of training. Ties go to the greedy one."""
     params = bench.params
     count, config = params.evaluate.best_of, params.score_explanations
-    samples = generated(bench, folder, params.generate_explanations.temperature, count)
+    greedy = generated(bench, folder, temperature=0.0, samples=1)
+    drawn = generated(bench, folder, params.evaluate.best_of_temperature, count - 1)
+    choices = [[greedy[at], *drawn[at * (count - 1) : (at + 1) * (count - 1)]] for at in range(len(greedy))]
+    samples = [explanation for candidates in choices for explanation in candidates]
     texts = writer.write_texts(bench.model, bench.tokenizer, samples, config.writer)
     read = bench.read([text for written in texts.values() for text in written])
     chosen = []
-    for at, feature in enumerate(bench.features):
-        candidates = samples[at * count : (at + 1) * count]
+    for feature, candidates in zip(bench.features, choices):
 
         def rewarded(explanation: str, feature: FeatureRow = feature) -> float:
             written = texts.get(explanation, [])

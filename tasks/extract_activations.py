@@ -7,6 +7,7 @@ activations, one row a feature) and, where the domain knows it, truth.safetensor
 """
 
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -14,9 +15,9 @@ import numpy as np
 import torch
 
 from saeexplainer import activations, models, sae, truth
-from saeexplainer.activations import FeatureStatistics
+from saeexplainer.activations import FeatureStatistics, TokenBatch
 from saeexplainer.config import Params
-from saeexplainer.domain import Domain
+from saeexplainer.domain import Document, Domain
 from saeexplainer.domains import open_domain
 from saeexplainer.records import ContextRow, FeatureRow
 from saeexplainer.seeds import seed_torch
@@ -40,14 +41,14 @@ class Extraction:
         self.saes = {spec.name: sae.load(SAES / spec.name, width) for spec in params.prepare_sae.saes}
         self.domain: Domain = open_domain(params.prepare_subject.domain, params.seed)
 
-    def batches(self, documents):  # noqa: ANN001, ANN201
+    def batches(self, documents: Iterable[Document]) -> Iterator[TokenBatch]:
         """Stream documents through the subject up to the hook block."""
         return activations.token_batches(
             documents, self.model, self.tokenizer, self.params.prepare_sae.hook_block,
             self.params.prepare_subject.context_length, self.config.batch_size,
         )  # fmt: skip
 
-    def documents(self):  # noqa: ANN201
+    def documents(self) -> Iterator[Document]:
         """The corpus, the same at every call."""
         return self.domain.documents(STREAM, self.config.documents)
 
@@ -82,9 +83,7 @@ def run(params: Params) -> Report:
 
 def first_pass(work: Extraction) -> tuple[dict[str, FeatureStatistics], torch.Tensor]:
     """Maximum, density and top documents of every latent, and the mean residual over all valid tokens."""
-    statistics = {
-        name: FeatureStatistics(one.cfg.d_sae, work.config.top_contexts) for name, one in work.saes.items()
-    }
+    statistics = {name: FeatureStatistics(one.cfg.d_sae, work.config.top_contexts) for name, one in work.saes.items()}
     total, count, first_document = torch.zeros(work.model.config.hidden_size, dtype=torch.float64), 0, 0
     for batch in work.batches(work.documents()):
         for name, one in work.saes.items():

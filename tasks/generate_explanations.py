@@ -29,9 +29,7 @@ def run(params: Params, item: str) -> Report:
     attach(model, tokenizer, direction_rows(tensors, params.train_sft.direction), params.train_sft)
     prompts = Prompts(model.config.vocab_size, len(PARTS[params.train_sft.direction]))
     rows = read_rows(ACTIVATIONS / "features.parquet", FeatureRow)
-    asked = [
-        (at, rank) for at, row in enumerate(rows) if row.split in SPLITS for rank in range(config.candidates)
-    ]
+    asked = [(at, rank) for at, row in enumerate(rows) if row.split in SPLITS for rank in range(config.candidates)]
     explanations = explain(
         model, tokenizer, prompts, [at for at, _ in asked], temperature=config.temperature, top_p=config.top_p,
         max_new_tokens=config.max_new_tokens, batch_size=config.batch_size, progress="explanations",
@@ -42,7 +40,9 @@ def run(params: Params, item: str) -> Report:
     ]
     write_rows(ROUNDS / item / "candidates.parquet", candidates, CandidateRow)
     distinct = len({row.explanation for row in candidates})
-    return Report({}, [f"{len(candidates)} candidates of {len(asked) // config.candidates} features, {distinct} distinct"])
+    return Report(
+        {}, [f"{len(candidates)} candidates of {len(asked) // config.candidates} features, {distinct} distinct"]
+    )
 
 
 if __name__ == "__main__":

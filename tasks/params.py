@@ -28,7 +28,7 @@ MAY_BE_ZERO = {  # integers that say "the first", "none" or "no limit below"
     "min_pairs",
 }  # fmt: skip
 ABOVE_ZERO = {
-    "temperature", "temperatures", "top_p", "learning_rate", "warmup_learning_rate", "beta", "epochs", "warmup_epochs",
+    "temperature", "temperatures", "best_of_temperature", "top_p", "learning_rate", "warmup_learning_rate", "beta", "epochs", "warmup_epochs",
     "injection_scale", "threshold", "twin_cosine", "max_density",
 }  # fmt: skip
 AT_MOST_ONE = {

@@ -20,7 +20,7 @@ from tasks.prepare_subject import SUBJECT
 from tasks.stage import Report, main
 
 SAES = Path("data/saes")
-MEASURED_DOCUMENTS = 1000  # enough for the third digit of every figure of SaeReport
+MEASURED_DOCUMENTS = 400  # enough for the third digit of every figure of SaeReport
 
 
 def run(params: Params) -> Report:

@@ -17,7 +17,12 @@ from saeexplainer.seeds import seed_torch, stage_seed
 from saeexplainer.storage import read_rows, write_rows
 from tasks.stage import Report, main
 
-ACTIVATIONS, ROUNDS, SAES, SUBJECT = Path("data/activations"), Path("data/rounds"), Path("data/saes"), Path("data/subject")
+ACTIVATIONS, ROUNDS, SAES, SUBJECT = (
+    Path("data/activations"),
+    Path("data/rounds"),
+    Path("data/saes"),
+    Path("data/subject"),
+)
 
 
 def run(params: Params, item: str) -> Report:
@@ -62,7 +67,12 @@ def score(
         activations = [float(value) for value in values]
         rows.append(
             ScoreRow(
-                row.feature_id, row.split, row.rank, row.explanation, written, activations,
+                row.feature_id,
+                row.split,
+                row.rank,
+                row.explanation,
+                written,
+                activations,
                 rewards.reward(activations, config),
             )  # fmt: skip
         )

@@ -43,20 +43,18 @@ def run(params: Params) -> Report:
         answer_ids(prompts.ids(first + at, tokenizer), description, tokenizer)
         for at, description in enumerate(warmup.descriptions)
     ]
-    labelled = [
-        answer_ids(prompts.ids(feature, tokenizer), label, tokenizer) for feature, label in sft_labels()
-    ]
+    labelled = [answer_ids(prompts.ids(feature, tokenizer), label, tokenizer) for feature, label in sft_labels()]
     replayed = draw.sample(raw_examples, min(len(raw_examples), replay_count(len(labelled), config.replay_share)))
     history = []
     stages = (
-        ("warmup", raw_examples, config.warmup_epochs, config.warmup_learning_rate),
-        ("sft", labelled + replayed, config.epochs, config.learning_rate),
+        ("warmup", raw_examples, config.warmup_epochs, config.warmup_learning_rate, config.warmup_batch_size),
+        ("sft", labelled + replayed, config.epochs, config.learning_rate, config.batch_size),
     )
-    for name, examples, epochs, learning_rate in stages:
+    for name, examples, epochs, learning_rate, batch_size in stages:
         with tempfile.TemporaryDirectory() as scratch:
             history += sft.supervised_fine_tuning(
                 model, tokenizer, examples, epochs=epochs, learning_rate=learning_rate,
-                batch_size=config.batch_size, seed=seed, scratch=Path(scratch),
+                batch_size=batch_size, seed=seed, scratch=Path(scratch),
             )  # fmt: skip
         with replacing(EXPLAINERS / name) as folder:
             model.save_pretrained(folder)
