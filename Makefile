@@ -29,6 +29,7 @@ $(STAMP): requirements.lock
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { echo "set-up 1/2: .venv with $$("$(PYTHON)" --version 2>&1)"; "$(PYTHON)" -m venv .venv; }
 	@echo "set-up 2/2: $$(grep -c == requirements.lock) packages from requirements.lock, a few minutes the first time"
 	@python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	@python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@rm -f .venv/.ready-*; touch $@; echo "set-up done"
 
 compose: setup  ## write params.yaml from conf/, e.g. make compose WITH="experiment=pydoc seed=1"

@@ -7,7 +7,7 @@ knows what its concepts are: a concept is an opaque key such as `word:dog`, `cat
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -45,6 +45,7 @@ class Lesson:
     nats: float | None  # -log p of the text given its description's draw, under the generator; None if unknown
 
 
+@runtime_checkable  # the tests check types as they run
 class Domain(Protocol):
     """A source of text with a language of descriptions.
 

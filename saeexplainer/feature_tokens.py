@@ -42,6 +42,7 @@ class FeatureTokens:
         if directions.shape[1] != width:
             raise ValueError(f"directions have width {directions.shape[1]}, the explainer {width}")
         self.first_id = model.config.vocab_size
+        directions = directions.detach()
         self.directions = directions / directions.norm(dim=1, keepdim=True).clamp_min(1e-8)
         self.placeholder_id = placeholder_id
         self.scale = scale

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 def load_model(folder: Path) -> "PreTrainedModel":
     """Load a causal LM in float32 from a local folder of safetensors. Raises UserError if it is not one."""
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     if not (folder / "config.json").is_file():
@@ -27,7 +28,7 @@ def load_model(folder: Path) -> "PreTrainedModel":
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, trust_remote_code=False
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{folder}: no causal language model in it ({_first_line(error)})") from None
     return model.eval()
 

@@ -1,0 +1,425 @@
+"""Run the experiments behind the figures, each in a folder of its own, and write docs/STUDY.md from them.
+
+    python -m tasks.study [--only NAME ...] [--report-only]
+
+conf/study.yaml lists the variants. A variant's folder .study/NAME holds a copy of the repository's files, params.yaml
+composed with its overrides, and its own results; DVC brings it up to date there. All folders share one DVC cache, and
+with it DVC's memory of runs: a stage whose code, inputs and parameters another variant already had is restored, not run
+again. So a study that was stopped goes on where it stopped, and one that is complete only checks that it is.
+
+Every variant is prepared before the first one runs: a mistake in an override shows at once, and all run the same code.
+What the stages print is in .study/NAME.log. Exit status: 0; 1 if a variant failed, after the others had their turn; 2
+if nothing could start; 130 or 143 when interrupted or terminated, the running stage included.
+"""
+
+import argparse
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import yaml
+
+from saeexplainer import study_report
+from saeexplainer.errors import UserError
+from saeexplainer.records import EvaluationRow
+from saeexplainer.storage import read_json, read_rows, replacing, write_json
+from tasks import params as parameters
+
+CONF = Path("conf/study.yaml")
+STUDY = Path(".study")
+CACHE = "cache"  # DVC's, shared by all variants; no variant may be called that
+DOCS = Path("docs")
+DONE = "done.json"  # in a variant's folder: what was asked for when it last came to its end
+OWN = ("data", "reports", "mlruns", "params.yaml", "dvc.lock", DONE, STUDY.name)  # never copied into a variant's folder
+GRACE_SECONDS = 10  # between asking a stage to stop and killing it
+EVENTS = {  # DVC's words about a stage, in the order in which they can come
+    "unchanged": re.compile(r"Stage '(.+)' didn't change, skipping"),
+    "restored": re.compile(r"Stage '(.+)' is cached - skipping run"),
+    "ran": re.compile(r"Running stage '(.+)':"),
+}
+
+
+@dataclass(frozen=True)
+class VariantSpec:
+    """One entry of conf/study.yaml, what it extends worked in."""
+
+    name: str  # its folder under .study
+    group: str  # section of the report
+    overrides: list[str]  # of tasks.compose
+    source: str | None  # `from`: the variant that is brought up to date before it
+    until: str | None  # the last stage; None is all
+
+    @property
+    def folder(self) -> Path:
+        """Where it runs."""
+        return STUDY / self.name
+
+    @property
+    def wish(self) -> dict[str, Any]:
+        """What its results depend on, as far as conf/study.yaml says."""
+        return {"overrides": self.overrides, "until": self.until}
+
+
+class VariantFailed(Exception):
+    """A variant cannot go on; the message is one line."""
+
+
+def load_specs(path: Path = CONF) -> tuple[list[VariantSpec], int]:
+    """The variants, in the file's order, and the number of bootstrap resamples. Raises UserError."""
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        entries, resamples = document["variants"].items(), int(document["resamples"])
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(f"{path}: must hold `resamples` and a mapping `variants` ({error})") from None
+    specs: dict[str, VariantSpec] = {}
+    for name, entry in entries:
+        specs[name] = _spec(f"{path}: variants.{name}", str(name), entry, specs)
+    return list(specs.values()), resamples
+
+
+def _spec(place: str, name: str, entry: Any, above: dict[str, VariantSpec]) -> VariantSpec:
+    known = ("group", "overrides", "from", "until", "extends")
+    if not re.fullmatch(r"[a-z0-9_]+", name) or name == CACHE:
+        raise UserError(f"{place}: use small letters, digits and _, and not {CACHE!r}: it names a folder")
+    if not isinstance(entry, dict) or (set(entry) - set(known)):
+        raise UserError(f"{place}: is {entry!r}; must be a mapping of {', '.join(known)}")
+    for key in ("from", "extends"):
+        if entry.get(key) is not None and entry[key] not in above:
+            raise UserError(f"{place}.{key}: is {entry[key]!r}; must be a variant above: {', '.join(above) or 'none'}")
+    overrides = entry.get("overrides", [])
+    if not isinstance(overrides, list) or not all(isinstance(override, str) for override in overrides):
+        raise UserError(f"{place}.overrides: is {overrides!r}; must be a list of texts (quote what holds a colon)")
+    base = above.get(entry.get("extends"))
+    group = entry.get("group", base and base.group)
+    if not group:
+        raise UserError(f"{place}.group: missing; add it, such as {study_report.SEEDS}")
+    return VariantSpec(
+        name=name,
+        group=group,
+        overrides=[*(base.overrides if base else []), *overrides],
+        source=entry.get("from", base and base.source),
+        until=entry.get("until", base and base.until),
+    )
+
+
+def chosen(specs: Sequence[VariantSpec], only: Sequence[str]) -> list[VariantSpec]:
+    """The variants to run, by their own or their group's name, with those that they come `from`. Raises UserError."""
+    names = {spec.name for spec in specs}
+    groups = list(dict.fromkeys(spec.group for spec in specs))
+    for name in only:
+        if name not in names and name not in groups:
+            raise UserError(f"--only {name}: no such variant or group; choose from {', '.join([*groups, *names])}")
+    wanted = {spec.name for spec in specs if not only or {spec.name, spec.group} & set(only)}
+    for spec in reversed(specs):  # sources stand above
+        if spec.name in wanted and spec.source:
+            wanted.add(spec.source)
+    return [spec for spec in specs if spec.name in wanted]
+
+
+def run(specs: Sequence[VariantSpec]) -> list[str]:
+    """Bring variants up to date, one after the other; the names of those that failed."""
+    failed: dict[str, str] = {}
+
+    def fail(name: str, reason: str) -> None:
+        failed[name] = reason
+        print(f"{name}: failed: {reason}", file=sys.stderr, flush=True)
+
+    with ExitStack() as held:
+        files = repository_files()
+        locks = {}
+        for spec in specs:
+            try:
+                locks[spec.name] = held.enter_context(_held(spec.folder))
+                prepare(spec, files)
+            except VariantFailed as error:
+                fail(spec.name, str(error))
+        for spec in specs:
+            if spec.name in failed:
+                continue
+            if spec.source in failed:
+                fail(spec.name, f"it comes from {spec.source}, which failed")
+                continue
+            try:
+                bring_up_to_date(spec, locks[spec.name])
+            except VariantFailed as error:
+                fail(spec.name, str(error))
+    return list(failed)
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[int]:
+    """Nobody else works in the folder meanwhile; yields the lock's descriptor. Raises VariantFailed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise VariantFailed(f"another study is at work in {folder}; let it finish or stop it") from None
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def repository_files() -> list[Path]:
+    """What git tracks, and what it does not know yet but would not ignore. Raises UserError."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    try:
+        listed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise UserError(f"study: git cannot list the files here ({error}); run it in a clone") from None
+    return [path for path in map(Path, filter(None, listed.split("\0"))) if path.is_file()]
+
+
+def prepare(spec: VariantSpec, files: Sequence[Path]) -> None:
+    """The repository's files as they are now, and the variant's params.yaml. Raises VariantFailed."""
+    folder = spec.folder
+    copied = [path for path in files if path.parts[0] not in OWN]
+    for top in {path.parts[0] for path in copied} - {".dvc"}:  # so that a removed module is gone there too
+        shutil.rmtree(folder / top) if (folder / top).is_dir() else (folder / top).unlink(missing_ok=True)
+    for path in copied:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, folder / path)
+    (folder / ".dvc").mkdir(exist_ok=True)
+    # .local, which DVC merges over the copied config: the folder is no git repository of its own.
+    (folder / ".dvc" / "config.local").write_text(
+        f"[core]\n    no_scm = true\n    check_update = false\n[cache]\n    dir = {(STUDY / CACHE).resolve()}\n",
+        encoding="utf-8",
+    )
+    command = [sys.executable, "-m", "tasks.compose", *spec.overrides]
+    composed = subprocess.run(command, cwd=folder, env=_environment(), capture_output=True, text=True)
+    if composed.returncode:
+        raise VariantFailed(_reason(composed.stderr.splitlines(), composed.returncode, "tasks.compose"))
+
+
+def bring_up_to_date(spec: VariantSpec, lock: int) -> None:
+    """`dvc repro` in the variant's folder, a line for every stage that ran. Raises VariantFailed."""
+    start = time.perf_counter()
+    (spec.folder / DONE).unlink(missing_ok=True)
+    counts: Counter[str] = Counter()
+    lines: list[str] = []
+    stage = _StageLine(spec.name)
+    with (STUDY / f"{spec.name}.log").open("a", encoding="utf-8") as log, _repro(spec, lock) as process:
+        for line in process.stdout or ():
+            log.write(line)
+            log.flush()
+            lines = [*lines[-199:], line.rstrip()]
+            for event, pattern in EVENTS.items():
+                if found := pattern.match(line):
+                    counts[event] += 1
+                    stage.ends()
+                    if event == "ran":
+                        stage.starts(found[1])
+    stage.ends()
+    if process.returncode:
+        raise VariantFailed(_reason(lines, process.returncode, f"see {STUDY}/{spec.name}.log", stage.name))
+    write_json(spec.folder / DONE, spec.wish | {"params": _text(spec.folder / "params.yaml")})
+    told = ", ".join(f"{counts[event]} {event}" for event in ("ran", "restored", "unchanged"))
+    print(f"{spec.name}: complete, {time.perf_counter() - start:.1f} s ({told})", flush=True)
+
+
+class _StageLine:
+    """One line a stage: its name when it starts, its seconds when it ends."""
+
+    def __init__(self, variant: str) -> None:
+        self.variant = variant
+        self.name = ""  # of the last stage that started
+        self.start: float | None = None  # None while no line is open
+
+    def starts(self, name: str) -> None:
+        self.name, self.start = name, time.perf_counter()
+        print(f"{self.variant}: {name}", end=" ", flush=True)
+
+    def ends(self) -> None:
+        if self.start is not None:
+            print(f"{time.perf_counter() - self.start:.1f} s", flush=True)
+        self.start = None
+
+
+@contextmanager
+def _repro(spec: VariantSpec, lock: int) -> Iterator[subprocess.Popen[str]]:
+    """`dvc repro` as the leader of its own process group, which does not outlive the block."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dvc", "repro", *([spec.until] if spec.until else [])],
+        cwd=spec.folder,
+        env=_environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+        pass_fds=[lock],  # if this process is killed outright, the folder stays locked until DVC is gone too
+    )
+    try:
+        yield process
+        process.wait()
+    finally:
+        _stop(process)
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    """End a group that still runs; DVC may be gone before the stage that it started."""
+    if process.poll() is not None:
+        return
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        deadline = time.monotonic() + GRACE_SECONDS
+        try:
+            os.killpg(process.pid, number)
+            while time.monotonic() < deadline:
+                process.poll()
+                os.killpg(process.pid, 0)  # raises once nobody is left
+                time.sleep(0.05)
+        except ProcessLookupError:
+            return
+
+
+def _environment() -> dict[str, str]:
+    return os.environ | {
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),  # dvc.yaml's `python`
+        "PYTHONUNBUFFERED": "1",
+        "DVC_NO_ANALYTICS": "1",
+    }
+
+
+def _reason(lines: Sequence[str], status: int, hint: str, stage: str = "") -> str:
+    """Why it failed, in one line: the stage's own words, else DVC's."""
+    own = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    dvc = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
+    said = (own or dvc or [f"exit status {status}"])[-1]
+    return f"{stage}: {said} ({hint})" if stage else f"{said} ({hint})"
+
+
+def collect(spec: VariantSpec, specs: Sequence[VariantSpec]) -> study_report.Variant:
+    """What a variant's folder holds; its figures only if it came to its end as conf/study.yaml has it now."""
+    if not spec.folder.is_dir():
+        return study_report.absent(spec.name, spec.group, spec.source, "not run")
+    if not _complete(spec):
+        return study_report.absent(spec.name, spec.group, spec.source, "not finished, or its settings changed since")
+    try:
+        params = parameters.load(spec.folder / "params.yaml")
+        reports = {name: _json_or_none(spec.folder / "reports" / f"{name}.json") for name in ("subject", "sae")}
+        paths = {name: spec.folder / "data/evaluations" / f"{name}.parquet" for name in params.evaluations}
+        seconds = _seconds(spec, specs)
+        return study_report.Variant(
+            name=spec.name,
+            group=spec.group,
+            source=spec.source,
+            status=study_report.COMPLETE,
+            seed=params.seed,
+            contexts=params.label_features.contexts,
+            subject=reports["subject"],
+            sae=(reports["sae"] or {}).get(params.prepare_sae.saes[0].name),
+            seconds=float(sum(seconds.values())),
+            own_seconds=float(sum(_timings(spec.folder).values())),
+            outdated=outdated(spec.folder),
+            evaluations={name: read_rows(path, EvaluationRow) for name, path in paths.items() if path.is_file()},
+        )
+    except UserError as error:
+        return study_report.absent(spec.name, spec.group, spec.source, f"not readable: {error}")
+
+
+def _complete(spec: VariantSpec) -> bool:
+    wish = spec.wish | {"params": _text(spec.folder / "params.yaml")}
+    return _json_or_none(spec.folder / DONE) == wish
+
+
+def _seconds(spec: VariantSpec, specs: Sequence[VariantSpec]) -> dict[str, float]:
+    """Seconds of each stage of a variant; of a restored one, where it ran."""
+    sources = {candidate.name: candidate for candidate in specs}
+    found: dict[str, float] = {}
+    step: VariantSpec | None = spec
+    while step is not None:
+        found = _timings(step.folder) | found
+        step = sources.get(step.source or "")
+    return {stage: seconds for stage, seconds in found.items() if stage in _lock(spec.folder)}
+
+
+def _timings(folder: Path) -> dict[str, float]:
+    return _json_or_none(folder / "reports" / "timings.json") or {}
+
+
+def _lock(folder: Path) -> dict[str, Any]:
+    text = _text(folder / "dvc.lock")
+    return (yaml.safe_load(text) or {}).get("stages") or {} if text else {}
+
+
+def outdated(folder: Path) -> list[str]:
+    """Modules that a variant's results were made with and that the repository now has otherwise."""
+    used = {
+        (dep["path"], dep["md5"])
+        for stage in _lock(folder).values()
+        for dep in stage.get("deps", [])
+        if dep["path"].endswith(".py") and "md5" in dep
+    }
+    return sorted({path for path, digest in used if hashlib.md5(_text(Path(path)).encode()).hexdigest() != digest})
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+def _json_or_none(path: Path) -> Any:
+    try:
+        return read_json(path)
+    except UserError:
+        return None
+
+
+def write_report(specs: Sequence[VariantSpec], resamples: int) -> dict[str, Any]:
+    """docs/STUDY.md, docs/study.json and the two pictures; the content of study.json. Raises UserError."""
+    study = study_report.summarise([collect(spec, specs) for spec in specs], resamples)
+    with replacing(DOCS / "study.json") as temporary:
+        temporary.write_text(study_report.as_json(study), encoding="utf-8")
+    for name, plot in (("study_seeds.png", study_report.plot_seeds), ("study_labels.png", study_report.plot_labels)):
+        with replacing(DOCS / name) as temporary:
+            plot(study, temporary)
+    with replacing(DOCS / "STUDY.md") as temporary:
+        temporary.write_text(study_report.page(study), encoding="utf-8")
+    return study
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m tasks.study", description="Run the study and write its report.")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these variants or groups of variants")
+    parser.add_argument("--report-only", action="store_true", help="only write docs/STUDY.md from what is there")
+    options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        specs, resamples = load_specs()
+        wanted = chosen(specs, options.only)
+        failed = [] if options.report_only else run(wanted)
+        study = write_report(specs, resamples)
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on from the stage it stopped in", file=sys.stderr)
+        return 130
+    for line in study_report.target_lines(study):
+        print(line)
+    print(f"{DOCS / 'STUDY.md'}: written")
+    return 1 if failed else 0
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    sys.exit(128 + number)  # unwinds, so that the running stage is stopped too
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,139 @@
+"""The SAE as sae-lens trains and stores it, against the mathematics; and its report against hand-derived figures."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import WIDTH, settings, tiny_model, tiny_tokenizer
+
+from saeexplainer import sae
+from saeexplainer.config import Architecture, PrepareSae, SaeSpec
+from saeexplainer.errors import UserError
+from saeexplainer.models import encode_batch, read_residual
+
+SPEC = SaeSpec("main", d_sae=24, k=3, seed=0)
+CONFIG = PrepareSae(hook_block=1, saes=[SPEC], documents=1, steps=300, batch_tokens=64, learning_rate=1e-2)
+TOKENIZER = tiny_tokenizer()
+TEXTS = ["the dog chases the cat .", "the dog", "does the dog chase the cat in the garden ?", "not the cat"]
+
+
+@pytest.fixture(scope="module")
+def activations() -> torch.Tensor:
+    """Sums of two of twenty directions, away from the origin."""
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.randn(20, WIDTH, generator=generator)
+    chosen = torch.rand(2000, 20, generator=generator).topk(2).indices
+    return directions[chosen].sum(dim=1) + 3.0
+
+
+@pytest.fixture(scope="module")
+def folder(activations: torch.Tensor, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("sae") / "main"
+    torch.manual_seed(0)
+    sae.train_and_save(activations, CONFIG, SPEC, 0, path)
+    return path
+
+
+def topk_by_hand(folder: Path, x: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes and reconstruction from the stored weights alone: rows of the decoder count as unit vectors."""
+    weights = load_file(folder / "sae_weights.safetensors")
+    norms = weights["W_dec"].norm(dim=1)
+    before = ((x - weights["b_dec"]) @ weights["W_enc"] + weights["b_enc"]) * norms
+    codes = torch.zeros_like(before)
+    for row, values in enumerate(before):
+        for latent in sorted(range(len(values)), key=lambda at: -values[at])[:k]:
+            codes[row, latent] = max(values[latent], torch.tensor(0.0))
+    rebuilt = codes @ (weights["W_dec"] / norms[:, None]) + weights["b_dec"]
+    return codes, rebuilt
+
+
+def test_a_saved_sae_is_topk_of_its_weights(folder, activations):
+    loaded = sae.load(folder, WIDTH)
+    x = activations[:50]
+    codes, rebuilt = topk_by_hand(folder, x, SPEC.k)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.encode(x), codes, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(loaded.decode(loaded.encode(x)), rebuilt, rtol=1e-4, atol=1e-4)
+    assert (codes > 0).sum(dim=1).max() == SPEC.k
+
+
+def test_training_explains_most_of_the_variance(folder, activations):
+    _, rebuilt = topk_by_hand(folder, activations[:500], SPEC.k)
+    error = (rebuilt - activations[:500]).square().sum()
+    variance = (activations[:500] - activations[:500].mean(dim=0)).square().sum()
+    assert error / variance < 0.5
+
+
+def test_training_repeats_with_the_seed(folder, activations, tmp_path):
+    torch.manual_seed(0)
+    sae.train_and_save(activations, CONFIG, SPEC, 0, tmp_path / "again")
+    torch.manual_seed(0)
+    sae.train_and_save(activations, CONFIG, SPEC, 1, tmp_path / "other")
+    first, again, other = (
+        load_file(path / "sae_weights.safetensors")["W_dec"] for path in (folder, tmp_path / "again", tmp_path / "other")
+    )
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_another_width_or_no_sae_is_one_line(folder, tmp_path):
+    with pytest.raises(UserError, match=f"d_in is {WIDTH}, the subject's width 99") as caught:
+        sae.load(folder, 99)
+    assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="not an SAE folder"):
+        sae.load(tmp_path, WIDTH)
+
+
+@dataclass(frozen=True)
+class Width:
+    d_sae: int
+
+
+class Mirror:
+    """Codes are the positive and the negative part of the input, and one latent that never fires: scale 1 loses nothing."""
+
+    cfg = Width(2 * WIDTH + 1)
+
+    def __init__(self, scale: float) -> None:
+        self.scale = scale
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([x.clamp_min(0), (-x).clamp_min(0), torch.zeros(len(x), 1)], dim=1)
+
+    def decode(self, codes: torch.Tensor) -> torch.Tensor:
+        return self.scale * (codes[:, :WIDTH] - codes[:, WIDTH:-1])
+
+
+def measured(scale: float, architecture: Architecture = Architecture.llama) -> sae.SaeReport:
+    return sae.evaluate(Mirror(scale), tiny_model(architecture), TOKENIZER, TEXTS, 1, 64)
+
+
+@pytest.mark.parametrize("architecture", list(Architecture))
+def test_a_lossless_sae_recovers_everything(architecture):
+    report = measured(1.0, architecture)
+    assert report.fraction_variance_unexplained == pytest.approx(0.0, abs=1e-9)
+    assert report.cross_entropy_recovered == pytest.approx(1.0, abs=1e-5)
+    assert report.l0 == pytest.approx(WIDTH)  # of each coordinate, one of its two parts
+    assert report.dead_features >= 1
+
+
+def test_an_sae_that_says_nothing_recovers_nothing():
+    assert measured(0.0).cross_entropy_recovered == pytest.approx(0.0, abs=1e-6)
+
+
+def test_half_the_residual_leaves_a_quarter_of_its_square():
+    ids, mask, valid = encode_batch(TOKENIZER, TEXTS, settings().prepare_subject.context_length)
+    x = read_residual(tiny_model(Architecture.llama), 1, ids, mask)[valid].double()
+    expected = 0.25 * x.square().sum() / (x - x.mean(dim=0)).square().sum()
+    assert measured(0.5).fraction_variance_unexplained == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_special_tokens_are_neither_counted_nor_read():
+    model = tiny_model(Architecture.llama)
+    found = torch.cat(list(sae.residuals(model, TOKENIZER, TEXTS, 1, 64)))
+    ids, mask, valid = encode_batch(TOKENIZER, TEXTS, 64)
+    expected = read_residual(model, 1, ids, mask)[valid]
+    assert len(found) == sum(len(text.split()) for text in TEXTS) + sum(text.count("chases") for text in TEXTS)
+    key = lambda rows: rows[rows[:, 0].argsort()]  # noqa: E731
+    torch.testing.assert_close(key(found), key(expected), rtol=1e-4, atol=1e-5)
