@@ -22,14 +22,6 @@ if TYPE_CHECKING:
     from sae_lens import SAE
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-SUBJECT_NAME = "subject"
-
-
-def feature_id(sae: str, index: int) -> str:
-    """The reference's form: subject/sae/index."""
-    return f"{SUBJECT_NAME}/{sae}/{index}"
-
-
 @dataclass(frozen=True)
 class TokenBatch:
     """The valid tokens of a few documents, in order."""
@@ -158,14 +150,16 @@ def split_features(
     return splits
 
 
-def feature_rows(statistics: dict[str, FeatureStatistics], splits: dict[tuple[str, int], str]) -> list[FeatureRow]:
-    """One row a live feature, by SAE and index."""
+def feature_rows(
+    statistics: dict[str, FeatureStatistics], splits: dict[tuple[str, int], str], subject: str
+) -> list[FeatureRow]:
+    """One row a live feature, by SAE and index; its id is the reference's: subject/sae/index."""
     rows = []
     for (sae, index), split in sorted(splits.items()):
         stats = statistics[sae]
         rows.append(
             FeatureRow(
-                feature_id=feature_id(sae, index),
+                feature_id=f"{subject}/{sae}/{index}",
                 sae=sae,
                 index=index,
                 split=split,

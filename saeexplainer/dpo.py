@@ -78,10 +78,11 @@ def best_checkpoint() -> Any:
     from transformers import TrainerCallback
 
     class BestCheckpoint(TrainerCallback):
-        key: tuple[float, float] | None = None
-        weights: dict[str, Tensor] = {}
+        def __init__(self) -> None:
+            self.key: tuple[float, float] | None = None
+            self.weights: dict[str, Tensor] = {}
 
-        def on_evaluate(self, args, state, control, metrics=None, model=None, **_):  # noqa: ANN001, ANN003, ANN202
+        def on_evaluate(self, args, state, control, metrics=None, model=None, **_):
             key = (metrics["eval_rewards/accuracies"], metrics["eval_rewards/margins"])
             if self.key is None or key > self.key:
                 self.key = key

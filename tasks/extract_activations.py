@@ -62,7 +62,7 @@ def run(params: Params) -> Report:
     live = {name: activations.live_features(stats, work.config) for name, stats in statistics.items()}
     decoders = {name: one.W_dec.detach() for name, one in work.saes.items()}
     splits = activations.split_features(live, decoders, work.config, params.seed)
-    rows = activations.feature_rows(statistics, splits)
+    rows = activations.feature_rows(statistics, splits, subject_name(params))
     contexts, top_residuals = second_pass(work, rows, statistics)
     with replacing(ACTIVATIONS) as folder:
         folder.mkdir(parents=True)
@@ -79,6 +79,11 @@ def run(params: Params) -> Report:
     counts = Counter(row.split for row in rows)
     listed = ", ".join(f"{name} {counts[name]}" for name in ("sft", "dpo", "valid", "test", "twin"))
     return Report({f"features_{name}": float(count) for name, count in counts.items()}, [f"live features: {listed}"])
+
+
+def subject_name(params: Params) -> str:
+    """What feature ids call the subject: its domain and family."""
+    return f"{params.prepare_subject.domain}-{params.prepare_subject.architecture}"
 
 
 def first_pass(work: Extraction) -> tuple[dict[str, FeatureStatistics], torch.Tensor]:

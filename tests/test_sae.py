@@ -1,6 +1,6 @@
 """The SAE as sae-lens trains and stores it, against the mathematics; and its report against hand-derived figures."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from saeexplainer.errors import UserError
 from saeexplainer.models import encode_batch, read_residual
 
 SPEC = SaeSpec("main", d_sae=24, k=3, seed=0)
-CONFIG = PrepareSae(hook_block=1, saes=[SPEC], documents=1, steps=300, batch_tokens=64, learning_rate=1e-2)
+CONFIG = PrepareSae(hook_block=1, saes=[SPEC], documents=1, steps=150, batch_tokens=128, learning_rate=2e-2)
 TOKENIZER = tiny_tokenizer()
 TEXTS = ["the dog chases the cat .", "the dog", "does the dog chase the cat in the garden ?", "not the cat"]
 
@@ -66,15 +66,14 @@ def test_training_explains_most_of_the_variance(folder, activations):
     assert error / variance < 0.5
 
 
-def test_training_repeats_with_the_seed(folder, activations, tmp_path):
-    torch.manual_seed(0)
-    sae.train_and_save(activations, CONFIG, SPEC, 0, tmp_path / "again")
-    torch.manual_seed(0)
-    sae.train_and_save(activations, CONFIG, SPEC, 1, tmp_path / "other")
-    first, again, other = (
-        load_file(path / "sae_weights.safetensors")["W_dec"] for path in (folder, tmp_path / "again", tmp_path / "other")
-    )
-    assert torch.equal(first, again) and not torch.equal(first, other)
+def test_training_repeats_with_the_seed(activations, tmp_path):
+    decoders = []
+    for number, order_seed in enumerate((0, 0, 1)):
+        torch.manual_seed(0)
+        path = tmp_path / str(number)
+        sae.train_and_save(activations, replace(CONFIG, steps=10), SPEC, order_seed, path)
+        decoders.append(load_file(path / "sae_weights.safetensors")["W_dec"])
+    assert torch.equal(decoders[0], decoders[1]) and not torch.equal(decoders[0], decoders[2])
 
 
 def test_another_width_or_no_sae_is_one_line(folder, tmp_path):

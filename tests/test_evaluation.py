@@ -1,0 +1,76 @@
+"""The metrics by hand (METHOD section 2); what is missing has failed."""
+
+import math
+
+import numpy as np
+import pytest
+
+from saeexplainer import truth
+from saeexplainer.evaluation import collides, evaluation_row, truth_scores
+from saeexplainer.records import FeatureRow
+from saeexplainer.sandbox.world import World
+
+FEATURE = FeatureRow("subject/main/1", "main", 1, "test", maximum=4.0, density=0.01)
+EVERYONE = np.ones(3, dtype=bool)
+# Two texts, three latents, in units of each latent's own maximum.
+RELATIVE = np.array([[0.2, 0.5, 0.9], [0.1, 0.3, 0.0]])
+
+
+def row(relative=RELATIVE, texts=("a", "b"), rivals=EVERYONE, known=(1.0, 0.5)):
+    return evaluation_row(FEATURE, "the word dog", list(texts), relative, rivals, known)
+
+
+def test_every_metric_by_hand():
+    found = row()
+    assert found.activations == [0.5, 0.3]
+    assert found.generative_accuracy == 0.5  # half the maximum counts
+    assert found.hallucination == 0.0
+    assert found.mean_activation == pytest.approx(0.4)
+    assert found.collision == 1.0  # means 0.15, 0.4, 0.45: latent 2 fires harder
+    assert (found.truth_agreement, found.truth_f1) == (1.0, 0.5)
+    assert (found.feature_id, found.explanation, found.texts) == ("subject/main/1", "the word dog", ["a", "b"])
+
+
+def test_no_text_at_half_the_maximum_is_a_hallucination():
+    found = row(np.array([[0.0, 0.49, 0.0], [0.0, 0.0, 0.0]]))
+    assert (found.generative_accuracy, found.hallucination) == (0.0, 1.0)
+
+
+def test_only_another_feature_that_fires_harder_collides():
+    assert collides(RELATIVE, 1, EVERYONE)
+    assert not collides(RELATIVE, 1, np.array([True, True, False]))  # too dense to be a rival
+    assert not collides(RELATIVE, 2, EVERYONE)
+    assert not collides(np.array([[0.5, 0.5]]), 0, np.ones(2, dtype=bool))  # as hard is not harder
+    assert not collides(RELATIVE, 1, np.array([False, True, False]))  # itself is no rival
+    assert EVERYONE.all()
+
+
+def test_a_missing_explanation_has_failed_in_every_metric():
+    found = row(np.zeros((0, 3)), texts=())
+    assert (found.generative_accuracy, found.hallucination, found.collision, found.mean_activation) == (0.0, 1.0, 1.0, 0.0)
+    assert found.texts == found.activations == []
+
+
+def test_truth_agreement_is_naming_the_concept_with_the_best_f1():
+    # Feature 0 fires where `dog` holds, and on one animal more; feature 1 nowhere; feature 2 where both dog and question.
+    holds = [("word:dog", "category:animal"), ("word:dog", "category:animal", "context:question"), ("category:animal",),
+             ("category:animal",), ("category:animal",)]  # fmt: skip
+    world = World(0)
+    table = truth.build(world.concepts(), holds, [np.array([0, 1, 2]), np.array([], dtype=int), np.array([1])])
+    asked = [
+        ("the word dog", 0, 1.0, 2 * 2 / (2 + 3)),
+        ("any animal", 0, 0.0, 2 * 3 / (5 + 3)),
+        ("the word dog in a question", 2, 1.0, 1.0),  # names the best one, the question, beside another
+        ("the word dog", 2, 0.0, 2 * 1 / (2 + 1)),
+        ("the word dog", 1, 0.0, 0.0),  # a feature that never fires agrees with nothing
+        ("dogs, mostly", 0, 0.0, 0.0),  # outside the language
+        ("", 0, 0.0, 0.0),
+    ]
+    scores = truth_scores([text for text, *_ in asked], [feature for _, feature, *_ in asked], table, world)
+    # Feature 0: dog 0.8, animal 0.75. Feature 2: question 1.0.
+    assert scores == [(agreement, pytest.approx(f1)) for _, _, agreement, f1 in asked]
+
+
+def test_unknown_truth_stays_unknown():
+    found = row(known=(math.nan, math.nan))
+    assert math.isnan(found.truth_agreement) and math.isnan(found.truth_f1)

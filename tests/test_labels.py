@@ -1,0 +1,66 @@
+"""The open-loop labeller: one reading of what a few top contexts share, and nothing of what it did not see."""
+
+import random
+from dataclasses import replace
+
+import pytest
+from tiny import settings
+
+from saeexplainer.labels import label, shared_concepts
+from saeexplainer.records import ContextRow
+from saeexplainer.sandbox.world import World
+
+WORLD = World(0)
+CONFIG = replace(settings().label_features, contexts=2, modifier_share=0.0)
+
+
+def contexts(*concepts: tuple[str, ...]) -> list[ContextRow]:
+    return [
+        ContextRow("subject/main/1", rank, "the dog", ["the", "dog"], [0.0, 1.0], 1, list(keys))
+        for rank, keys in enumerate(concepts)
+    ]
+
+
+def labels(rows: list[ContextRow], config=CONFIG, draws: int = 60) -> set[str]:
+    return {label(rows, WORLD, config, random.Random(seed)) for seed in range(draws)}
+
+
+def test_shared_concepts_hold_at_the_peaks_of_the_most_contexts():
+    rows = contexts(("word:dog", "near:bone"), ("word:dog", "role:subject", "near:bone"), ("word:cat", "near:bone"))
+    assert shared_concepts(rows) == ["near:bone"]
+    assert shared_concepts(rows[:2]) == ["near:bone", "word:dog"]
+    assert shared_concepts(contexts(("word:dog", "word:dog"), ("role:verb",))) == ["role:verb", "word:dog"]
+    assert shared_concepts([]) == shared_concepts(contexts((), ())) == []
+
+
+def test_a_label_is_one_of_the_readings_that_fit_every_context_seen():
+    rows = contexts(("word:dog", "category:animal", "role:subject"), ("word:dog", "category:animal", "role:object"))
+    assert labels(rows) == {"the word dog", "any animal"}
+
+
+def test_contexts_beyond_those_it_may_see_do_not_count():
+    rows = contexts(("word:dog", "category:animal"), ("word:dog", "category:animal"), ("word:cat", "category:animal"))
+    assert labels(rows) == {"the word dog", "any animal"}
+    assert labels(rows, replace(CONFIG, contexts=3)) == {"any animal"}
+
+
+def test_nothing_sayable_is_no_label():
+    assert labels(contexts((), ())) == labels([]) == {""}
+    assert labels(contexts(("near:bone",), ("near:bone",))) == {""}  # it modifies, but cannot lead
+
+
+def test_a_second_concept_is_named_as_often_as_asked():
+    rows = contexts(("word:dog", "near:bone"), ("word:dog", "near:bone"))
+    both, alone = "the word dog with the word bone", "the word dog"
+    assert labels(rows, replace(CONFIG, modifier_share=1.0)) == {both}
+    assert labels(rows) == {alone}
+    drawn = [label(rows, WORLD, replace(CONFIG, modifier_share=0.4), random.Random(seed)) for seed in range(500)]
+    assert drawn.count(both) / 500 == pytest.approx(0.4, abs=0.07)
+    assert set(drawn) == {both, alone}
+
+
+def test_a_label_can_be_read_back():
+    rows = contexts(*(("word:dog", "category:animal", "context:question", "near:bone"),) * 2)
+    for text in labels(rows, replace(CONFIG, modifier_share=1.0)):
+        named = WORLD.parse(text)
+        assert len(named) == 2 and set(named) <= set(rows[0].concepts)

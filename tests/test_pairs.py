@@ -1,0 +1,120 @@
+"""The pairing rules by hand (METHOD section 1, step 5), and what no pair may be."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from saeexplainer.config import BuildPreferences, PairingRule
+from saeexplainer.pairs import pairs_of_feature
+from saeexplainer.records import DroppedFeature, PreferencePair, ScoreRow
+
+REFERENCE = BuildPreferences(PairingRule.reference, floor=0.5, min_spread=0.1, min_gap=0.15, max_rejected=1)
+WORST = replace(REFERENCE, rule=PairingRule.best_worst, max_rejected=2)
+
+
+def candidates(*rewards: float, texts: list[str] | None = None) -> list[ScoreRow]:
+    """One candidate a reward, in order of sampling; `texts` replaces the explanations."""
+    said = texts or [f"the word {name}" for name in "abcdefgh"]
+    return [
+        ScoreRow("subject/main/7", "dpo", rank, said[rank], [f"weak {rank}", f"strong {rank}"], [0.1, value], value)
+        for rank, value in enumerate(rewards)
+    ]
+
+
+def rejected_ranks(rows: list[ScoreRow], config: BuildPreferences) -> list[int]:
+    found = pairs_of_feature(rows, config)
+    assert isinstance(found, list)
+    rank_of = {row.explanation: row.rank for row in rows}
+    return [rank_of[pair.rejected_explanation] for pair in found]
+
+
+def test_the_reference_rejects_the_highest_of_the_lower_half_with_enough_gap():
+    # Best first: 1.0 .95 .9 | .87 .8 .2. Of the lower half .87 lacks the gap of .15, .8 has it: the hard negative.
+    assert rejected_ranks(candidates(0.2, 0.9, 1.0, 0.87, 0.95, 0.8), REFERENCE) == [5]
+    # The upper half is never rejected, however low.
+    assert rejected_ranks(candidates(1.0, 0.3, 0.25, 0.2, 0.1, 0.0), REFERENCE) == [3]
+
+
+def test_the_gap_must_be_exceeded():
+    # Gaps of exactly .25: representable, and not more than asked.
+    config = replace(REFERENCE, min_gap=0.25)
+    assert rejected_ranks(candidates(1.0, 0.9, 0.75, 0.5), config) == [3]
+    assert rejected_ranks(candidates(1.0, 0.9, 0.74, 0.5), config) == [2]
+
+
+def test_the_reference_falls_back_to_the_lowest():
+    # All within .15 of the best, but spread over more than .10: the lowest, 0.88.
+    assert rejected_ranks(candidates(1.0, 0.95, 0.94, 0.93, 0.88, 0.92), REFERENCE) == [4]
+
+
+def test_best_worst_rejects_the_lowest_first():
+    assert rejected_ranks(candidates(0.2, 0.9, 1.0, 0.3, 0.1), WORST) == [4, 0]
+    assert rejected_ranks(candidates(1.0, 0.9, 0.5), WORST) == [2]
+
+
+def test_of_equal_rewards_the_earlier_sample_is_best():
+    (pair,) = pairs_of_feature(candidates(0.2, 1.0, 1.0), replace(WORST, max_rejected=1))
+    assert (pair.chosen_explanation, pair.rejected_explanation) == ("the word b", "the word a")
+
+
+def test_every_figure_of_a_pair():
+    (pair,) = pairs_of_feature(candidates(0.25, 1.6, 1.2, 0.8, 1.5, 0.4), REFERENCE)
+    assert pair == PreferencePair(
+        feature_id="subject/main/7",
+        split="dpo",
+        chosen_explanation="the word b",
+        rejected_explanation="the word d",
+        chosen_score=1.6,
+        rejected_score=0.8,
+        score_gap=pytest.approx(0.8),
+        relative_gap=pytest.approx(0.5),
+        spread_ratio=pytest.approx((1.6 - 0.25) / 1.6),
+        chosen_best_text="strong 1",
+        rejected_best_text="strong 3",
+    )
+
+
+@pytest.mark.parametrize("config", [REFERENCE, WORST], ids=["reference", "best_worst"])
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        (candidates(0.0, 0.0, 0.0), "best is zero"),
+        (candidates(0.49, 0.1, 0.0), "below floor"),
+        (candidates(1.0, 0.95, 0.9), "no spread"),
+        (candidates(1.0, 0.2, texts=["  ", "the dog"]), "best is empty"),
+        (candidates(1.0, 0.0, texts=["the dog", ""]), "no gap"),
+        (candidates(1.0, 0.2, 0.1, texts=["the dog", "The  dog", "the dog "]), "no spread"),
+    ],
+)
+def test_why_a_feature_has_no_pair(rows, reason, config):
+    assert pairs_of_feature(rows, config) == DroppedFeature("subject/main/7", "dpo", reason)
+
+
+def test_best_worst_drops_a_feature_whose_gaps_are_small():
+    assert pairs_of_feature(candidates(1.0, 0.9, 0.88), WORST) == DroppedFeature("subject/main/7", "dpo", "no gap")
+
+
+WORDINGS = ["the dog", "The dog", "the  dog ", "any animal", "a question", ""]
+ROWS = st.lists(st.tuples(st.sampled_from(WORDINGS), st.floats(0, 2)), min_size=1, max_size=8)
+
+
+@given(drawn=ROWS, config=st.sampled_from([REFERENCE, WORST, replace(REFERENCE, max_rejected=3)]))
+def test_no_sentence_is_on_both_sides_and_every_promise_is_kept(drawn, config):
+    rows = candidates(*(value for _, value in drawn), texts=[text for text, _ in drawn])
+    found = pairs_of_feature(rows, config)
+    if isinstance(found, DroppedFeature):
+        return
+    assert 1 <= len(found) <= config.max_rejected
+    best = max(value for _, value in drawn)
+    chosen, rejected = (
+        {" ".join(text.lower().split()) for text in side}
+        for side in ([pair.chosen_explanation for pair in found], [pair.rejected_explanation for pair in found])
+    )
+    assert len(chosen) == 1 and len(rejected) == len(found) and not chosen & rejected and "" not in chosen | rejected
+    for pair in found:
+        assert pair.chosen_score == best >= config.floor and pair.spread_ratio > config.min_spread
+        assert pair.relative_gap > config.min_gap or (
+            config.rule is PairingRule.reference and pair.relative_gap == pair.spread_ratio
+        )

@@ -1,0 +1,133 @@
+"""A file that exists is whole; what was written reads back as it was."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from saeexplainer import records
+from saeexplainer.errors import UserError
+from saeexplainer.storage import read_json, read_rows, read_tensors, replacing, write_json, write_rows, write_tensors
+
+ROOT = Path(__file__).resolve().parent.parent
+SAMPLES = {str: "a „dog“\n", int: 7, float: 0.1, list[str]: ["a", ""], list[float]: [0.1, -2.0]}
+RECORDS = [kind for kind in vars(records).values() if isinstance(kind, type) and kind.__module__ == records.__name__]
+
+
+def filled(kind: type) -> object:
+    return kind(**{name: SAMPLES[type_] for name, type_ in all_annotations(kind).items()})
+
+
+def all_annotations(kind: type) -> dict[str, object]:
+    return {name: type_ for base in reversed(kind.__mro__) for name, type_ in vars(base).get("__annotations__", {}).items()}
+
+
+@pytest.mark.parametrize("kind", RECORDS, ids=lambda kind: kind.__name__)
+def test_every_record_reads_back(kind, tmp_path):
+    rows = [filled(kind)] * 2
+    write_rows(tmp_path / "rows.parquet", rows, kind)
+    assert read_rows(tmp_path / "rows.parquet", kind) == rows
+    write_rows(tmp_path / "none.parquet", [], kind)
+    assert read_rows(tmp_path / "none.parquet", kind) == []
+
+
+def test_the_same_rows_are_the_same_bytes(tmp_path):
+    for name in ("one", "two"):
+        write_rows(tmp_path / name, [filled(records.ScoreRow)], records.ScoreRow)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_a_value_that_is_unknown_reads_back(tmp_path):
+    rows = [records.EvaluationRow("s/m/1", "", [], [], 0.0, 1.0, 1.0, 0.0, math.nan, math.nan)]
+    write_rows(tmp_path / "rows.parquet", rows, records.EvaluationRow)
+    (row,) = read_rows(tmp_path / "rows.parquet", records.EvaluationRow)
+    assert math.isnan(row.truth_f1) and row.texts == []
+
+
+def test_another_tables_rows_are_refused(tmp_path):
+    write_rows(tmp_path / "rows.parquet", [filled(records.CandidateRow)], records.CandidateRow)
+    with pytest.raises(UserError, match="columns are .*expected .*dvc repro") as caught:
+        read_rows(tmp_path / "rows.parquet", records.ScoreRow)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="no such table"):
+        read_rows(tmp_path / "absent.parquet", records.ScoreRow)
+
+
+@dataclass(frozen=True)
+class Inner:
+    value: float
+
+
+def test_json_and_tensors_read_back(tmp_path):
+    write_json(tmp_path / "a.json", {"b": Inner(0.5), "a": [1, "ü"]})
+    assert read_json(tmp_path / "a.json") == {"a": [1, "ü"], "b": {"value": 0.5}}
+    assert list(json.loads((tmp_path / "a.json").read_text())) == ["a", "b"]
+    with pytest.raises(ValueError):
+        write_json(tmp_path / "a.json", {"a": math.nan})  # not JSON
+    assert read_json(tmp_path / "a.json")["a"] == [1, "ü"]
+    tensors = {"x": torch.arange(6.0).reshape(2, 3).T, "n": torch.tensor([3])}
+    write_tensors(tmp_path / "t.safetensors", tensors)
+    loaded = read_tensors(tmp_path / "t.safetensors")
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items()) and set(loaded) == set(tensors)
+
+
+def test_what_is_absent_or_broken_says_how_to_make_it(tmp_path):
+    (tmp_path / "broken.json").write_text("{")
+    for read, name in ((read_json, "broken.json"), (read_json, "absent.json"), (read_tensors, "absent.safetensors")):
+        with pytest.raises(UserError, match="dvc repro") as caught:
+            read(tmp_path / name)
+        assert str(caught.value).startswith(str(tmp_path / name)) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_failure_leaves_what_was_there(tmp_path, folder):
+    def fill(path: Path, text: str) -> None:
+        if folder:
+            path.mkdir()
+            path = path / "inner"
+        path.write_text(text)
+
+    target = tmp_path / "made" / "artifact"
+    with pytest.raises(KeyboardInterrupt), replacing(target) as temporary:
+        fill(temporary, "half")
+        raise KeyboardInterrupt
+    assert list((tmp_path / "made").iterdir()) == []
+    with replacing(target) as temporary:
+        fill(temporary, "whole")
+    with pytest.raises(ValueError), replacing(target) as temporary:
+        fill(temporary, "half")
+        raise ValueError
+    assert (target / "inner" if folder else target).read_text() == "whole"
+    assert [path.name for path in (tmp_path / "made").iterdir()] == ["artifact"]
+
+
+KILLED = textwrap.dedent(
+    """
+    import os, signal, sys
+    from pathlib import Path
+    from saeexplainer.storage import replacing
+    with replacing(Path(sys.argv[1])) as temporary:
+        temporary.mkdir()
+        (temporary / "half").write_text("half")
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+)
+
+
+def test_a_killed_process_leaves_nothing_that_looks_whole(tmp_path):
+    target = tmp_path / "artifact"
+    process = subprocess.run([sys.executable, "-c", KILLED, target], env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert process.returncode == -signal.SIGKILL
+    assert not target.exists()
+    with replacing(target) as temporary:  # the next run clears what was left
+        assert not temporary.exists()
+        temporary.write_text("whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["artifact"]
