@@ -69,8 +69,8 @@ def _token_batch(
     )
 
 
-def concepts_at(annotation: Annotation, offsets: Sequence[tuple[int, int]]) -> list[tuple[str, ...]]:
-    """The concepts at each token: those of the annotated span in which its first non-space character lies."""
+def concepts_at(annotation: Annotation, offsets: Sequence[Sequence[int]]) -> list[tuple[str, ...]]:
+    """The concepts at each token [start, end): those of the annotated span in which its last character lies."""
     found, span = [], 0
     for start, end in offsets:
         # Byte-level tokens begin with their space: the last character is always inside the word.
@@ -206,7 +206,7 @@ def read_contexts(
 
 
 def _context(
-    row: FeatureRow, rank: int, document: Document, offsets: list[tuple[int, int]], values: Tensor, peak: int,
+    row: FeatureRow, rank: int, document: Document, offsets: list[list[int]], values: Tensor, peak: int,
     concepts: tuple[str, ...], config: ExtractActivations,
 ) -> ContextRow:  # fmt: skip
     first = max(0, peak - config.context_tokens)

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from saeexplainer.config import PrepareSae, SaeSpec
 from saeexplainer.errors import UserError
 from saeexplainer.models import by_length, encode_batch, read_residual, transformer_blocks
+from saeexplainer.storage import read_json, write_json
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -63,7 +64,9 @@ def train_and_save(
         n_batches_for_norm_estimate=20, logger=LoggingConfig(log_to_wandb=False),
     )  # fmt: skip
     provider = _batches(activations, config.batch_tokens, seed)
-    SAETrainer(settings, TopKTrainingSAE(shape), provider).fit().save_inference_model(folder)
+    _, settings_file = SAETrainer(settings, TopKTrainingSAE(shape), provider).fit().save_inference_model(folder)
+    # sae-lens writes the keys in an order that changes from process to process; equal SAEs should be equal files.
+    write_json(settings_file, read_json(settings_file))
 
 
 def _batches(activations: Tensor, size: int, seed: int) -> Iterator[Tensor]:

@@ -431,6 +431,7 @@ def plot_labels(study: dict[str, Any], path: Path) -> None:
         place = (100 * row["open_loop"]["value"], 100 * row["gain"]["value"])
         right.annotate(str(row["contexts"]), place, xytext=(6, 4), textcoords="offset points", fontsize=8)
     right.axhline(0, color="#444444", linewidth=0.8)
+    right.margins(x=0.08)  # room for the numbers beside the points
     _dress(right, "gain of the rounds, percentage points (r2 − sft)", "generative accuracy of the labels, %")
     if rows:
         left.legend(frameon=False, fontsize=8)

@@ -28,7 +28,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 import yaml
 
@@ -212,8 +212,8 @@ def bring_up_to_date(spec: VariantSpec, lock: int) -> None:
     (spec.folder / DONE).unlink(missing_ok=True)
     counts: Counter[str] = Counter()
     lines: list[str] = []
-    stage = _StageLine(spec.name)
-    with (STUDY / f"{spec.name}.log").open("a", encoding="utf-8") as log, _repro(spec, lock) as process:
+    path = STUDY / f"{spec.name}.log"
+    with _StageLine(spec.name) as stage, path.open("a", encoding="utf-8") as log, _repro(spec, lock) as process:
         for line in process.stdout or ():
             log.write(line)
             log.flush()
@@ -224,9 +224,8 @@ def bring_up_to_date(spec: VariantSpec, lock: int) -> None:
                     stage.ends()
                     if event == "ran":
                         stage.starts(found[1])
-    stage.ends()
     if process.returncode:
-        raise VariantFailed(_reason(lines, process.returncode, f"see {STUDY}/{spec.name}.log", stage.name))
+        raise VariantFailed(_reason(lines, process.returncode, f"see {path}", stage.name))
     write_json(spec.folder / DONE, spec.wish | {"params": _text(spec.folder / "params.yaml")})
     told = ", ".join(f"{counts[event]} {event}" for event in ("ran", "restored", "unchanged"))
     print(f"{spec.name}: complete, {time.perf_counter() - start:.1f} s ({told})", flush=True)
@@ -240,13 +239,19 @@ class _StageLine:
         self.name = ""  # of the last stage that started
         self.start: float | None = None  # None while no line is open
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.ends(stopped=kind is not None)
+
     def starts(self, name: str) -> None:
         self.name, self.start = name, time.perf_counter()
         print(f"{self.variant}: {name}", end=" ", flush=True)
 
-    def ends(self) -> None:
+    def ends(self, stopped: bool = False) -> None:
         if self.start is not None:
-            print(f"{time.perf_counter() - self.start:.1f} s", flush=True)
+            print("stopped" if stopped else f"{time.perf_counter() - self.start:.1f} s", flush=True)
         self.start = None
 
 

@@ -1,5 +1,6 @@
 """One streaming pass: statistics against brute force, spans, splits, contexts, and no special token anywhere."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -10,6 +11,10 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
 from tiny import WIDTH, settings, tiny_model, tiny_tokenizer
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.trainers import BpeTrainer
 
 from saeexplainer.activations import (
     FeatureStatistics,
@@ -24,7 +29,6 @@ from saeexplainer.config import Architecture
 from saeexplainer.domain import SPECIAL_TOKENS, Annotation, Document
 from saeexplainer.errors import UserError
 from saeexplainer.models import encode_batch, read_residual
-from saeexplainer.pydoc_domain import PydocDomain
 from saeexplainer.sandbox.world import World
 from saeexplainer.writer import read_texts
 
@@ -88,13 +92,13 @@ def test_live_features_lie_within_the_limits():
 
 def test_concepts_of_wordpieces_by_hand():
     world, tokenizer = World(0), tiny_tokenizer()
-    document = Document("the dogs sleep", None)
+    document = Document("the dogs chase", None)
     annotation = world.annotate(document)
     offsets = tokenizer(document.text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    assert [document.text[start:end] for start, end in offsets] == ["the", "dog", "s", "sleep"]
+    assert [document.text[start:end] for start, end in offsets] == ["the", "dog", "s", "chase"]
     found = concepts_at(annotation, offsets)
     assert "word:the" in found[0] and "word:dog" in found[1] and "word:dog" not in found[2]
-    assert "suffix:plural" in found[2] and "word:sleep" in found[3]
+    assert "suffix:plural" in found[2] and "word:chase" in found[3]
 
 
 def test_concepts_of_byte_level_tokens_by_hand():
@@ -105,17 +109,24 @@ def test_concepts_of_byte_level_tokens_by_hand():
     assert concepts_at(annotation, [(3, 4), (4, 9), (10, 11)]) == [(), ("second",), ()]
 
 
-def test_concepts_of_real_byte_level_tokens_are_those_of_the_characters():
-    domain = PydocDomain(0)
-    tokenizer = domain.tokenizer()
-    for document in domain.documents("extract", 20):
-        annotation = domain.annotate(document)
-        offsets = tokenizer(document.text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-        for (start, end), concepts in zip(offsets, concepts_at(annotation, offsets)):
-            holding = [
-                keys for (first, last), keys in zip(annotation.spans, annotation.concepts) if first <= end - 1 < last
-            ]
-            assert concepts == (holding[0] if holding else ())
+def byte_level_tokenizer(text: str) -> Tokenizer:
+    """A byte-level tokenizer of a few merges, learned from one text, whose offsets keep the leading space."""
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    tokenizer.train_from_iterator([text], BpeTrainer(vocab_size=290, initial_alphabet=ByteLevel.alphabet()))
+    return tokenizer
+
+
+def test_concepts_of_real_byte_level_tokens_are_those_of_their_word():
+    text = "The file's names, naïve ones too: read them (all of them)!"
+    words = list(re.finditer(r"\w+|[^\w\s]", text))
+    annotation = Annotation([word.span() for word in words], [(f"word:{word[0]}",) for word in words])
+    offsets = byte_level_tokenizer(text).encode(text).offsets
+    assert len(offsets) > len(words)  # words are cut into pieces
+    assert any(text[start].isspace() and end - start > 1 for start, end in offsets)  # spaces belong to what follows
+    for (start, end), concepts in zip(offsets, concepts_at(annotation, offsets)):
+        there = [word for word in words if word.start() <= end - 1 < word.end()]
+        assert concepts == tuple(f"word:{word[0]}" for word in there) and (there or text[start:end].isspace())
 
 
 def random_decoders(seed: int = 0) -> dict[str, torch.Tensor]:
@@ -163,7 +174,7 @@ def test_an_empty_corpus_is_one_line():
         list(token_batches([], tiny_model(Architecture.llama), tiny_tokenizer(), 1, 64, 4))
 
 
-TEXTS = ["the dogs sleep .", "the cat", "does the dog chase the cats ?", "a bone <text> and a dog <eos>"]
+TEXTS = ["the dogs chase .", "the cat", "does the dog chase the cats ?", "the hammer <text> not the dog <eos>"]
 
 
 def sae_that_loves_bos() -> TopKSAE:
@@ -194,6 +205,7 @@ def brute_force(sae: TopKSAE) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.stack(rows), codes[0, 0]
 
 
+@torch.no_grad()
 def test_bos_and_other_special_tokens_never_count():
     sae, model, tokenizer = sae_that_loves_bos(), tiny_model(Architecture.llama), tiny_tokenizer()
     expected, on_bos = brute_force(sae)
@@ -212,6 +224,7 @@ def test_bos_and_other_special_tokens_never_count():
     assert (read_texts([""], model, tokenizer, {"main": sae}, 1, 64).of("main", [""]) == 0).all()
 
 
+@torch.no_grad()
 def test_contexts_are_windows_around_the_strongest_token():
     sae, model, tokenizer, world = sae_that_loves_bos(), tiny_model(Architecture.llama), tiny_tokenizer(), World(0)
     documents = list(world.documents("extract", 8))

@@ -21,7 +21,7 @@ ROWS, SCALE, BLOCK = 6, 1.5, 1
 TOKENIZER = tiny_tokenizer()
 BASE = len(TOKENIZER)
 PLACEHOLDER = TOKENIZER.convert_tokens_to_ids("<feature>")
-WORDS = TOKENIZER.convert_tokens_to_ids(["the", "dog", "cat", "not", "bone"])
+WORDS = TOKENIZER.convert_tokens_to_ids(["the", "dog", "cat", "not", "hammer"])
 DIRECTIONS = torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(5)) * torch.logspace(-2, 2, ROWS)[:, None]
 
 

@@ -1,6 +1,6 @@
 """The pairing rules by hand (METHOD section 1, step 5), and what no pair may be."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 from hypothesis import given
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from saeexplainer.config import BuildPreferences, PairingRule
 from saeexplainer.pairs import pairs_of_feature
-from saeexplainer.records import DroppedFeature, PreferencePair, ScoreRow
+from saeexplainer.records import DroppedFeature, ScoreRow
 
 REFERENCE = BuildPreferences(PairingRule.reference, floor=0.5, min_spread=0.1, min_gap=0.15, max_rejected=1)
 WORST = replace(REFERENCE, rule=PairingRule.best_worst, max_rejected=2)
@@ -61,19 +61,19 @@ def test_of_equal_rewards_the_earlier_sample_is_best():
 
 def test_every_figure_of_a_pair():
     (pair,) = pairs_of_feature(candidates(0.25, 1.6, 1.2, 0.8, 1.5, 0.4), REFERENCE)
-    assert pair == PreferencePair(
-        feature_id="subject/main/7",
-        split="dpo",
-        chosen_explanation="the word b",
-        rejected_explanation="the word d",
-        chosen_score=1.6,
-        rejected_score=0.8,
-        score_gap=pytest.approx(0.8),
-        relative_gap=pytest.approx(0.5),
-        spread_ratio=pytest.approx((1.6 - 0.25) / 1.6),
-        chosen_best_text="strong 1",
-        rejected_best_text="strong 3",
-    )
+    assert asdict(pair) == {
+        "feature_id": "subject/main/7",
+        "split": "dpo",
+        "chosen_explanation": "the word b",
+        "rejected_explanation": "the word d",
+        "chosen_score": 1.6,
+        "rejected_score": 0.8,
+        "score_gap": pytest.approx(0.8),
+        "relative_gap": pytest.approx(0.5),
+        "spread_ratio": pytest.approx((1.6 - 0.25) / 1.6),
+        "chosen_best_text": "strong 1",
+        "rejected_best_text": "strong 3",
+    }
 
 
 @pytest.mark.parametrize("config", [REFERENCE, WORST], ids=["reference", "best_worst"])

@@ -1,0 +1,140 @@
+"""TRL's log-probabilities over feature tokens against a plain forward pass, and the checkpoint that a round keeps."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import WIDTH, settings, tiny_model, tiny_tokenizer
+from transformers import PreTrainedModel
+
+from saeexplainer import dpo
+from saeexplainer.config import Architecture, Direction, Round
+from saeexplainer.errors import UserError
+from saeexplainer.explainer import Prompts, add_feature_tokens, attach
+from saeexplainer.records import PreferencePair
+
+FEATURES = 4
+SFT = replace(settings().train_sft, direction=Direction.decoder_and_encoder)
+DIRECTIONS = torch.randn(2 * FEATURES, WIDTH, generator=torch.Generator().manual_seed(3))
+PLAIN = tiny_tokenizer()
+PROMPTS = Prompts(len(PLAIN), tokens_per_feature=2)
+BETA = 0.2
+SAID = [
+    ("the word dog", "any animal in a question"), ("the subject", "the word cat"),
+    ("a question", "any animal"), ("the word dog in a negation", "the object"),
+]  # fmt: skip
+
+
+def pair(feature: int, chosen: str, rejected: str) -> PreferencePair:
+    return PreferencePair(f"subject/main/{feature}", "dpo", chosen, rejected, 1.0, 0.5, 0.5, 0.5, 0.5, "the dog", "the cat")
+
+
+PAIRS = [pair(feature, *said) for feature, said in enumerate(SAID)]
+
+
+def prompt_text(feature_id: str) -> str:
+    return PROMPTS.text(int(feature_id.rpartition("/")[2]))
+
+
+def explainer(architecture: Architecture) -> PreTrainedModel:
+    model = tiny_model(architecture)
+    attach(model, PLAIN, DIRECTIONS, SFT)
+    return model
+
+
+def trl_tokenizer():
+    tokenizer = tiny_tokenizer()
+    add_feature_tokens(tokenizer, len(DIRECTIONS))
+    return tokenizer
+
+
+@torch.no_grad()
+def by_hand(model: PreTrainedModel, feature: int, answer: str) -> float:
+    """Summed log-probability of one answer and its end, unbatched; the prompt's ids come from no added token."""
+    prompt = PROMPTS.ids(feature, PLAIN)
+    said = PLAIN(" " + answer, add_special_tokens=False)["input_ids"] + [PLAIN.eos_token_id]
+    logits = model(input_ids=torch.tensor([prompt + said]), use_cache=False).logits[0].log_softmax(dim=-1)
+    return sum(float(logits[len(prompt) - 1 + at, token]) for at, token in enumerate(said))
+
+
+def all_by_hand(model: PreTrainedModel) -> list[tuple[float, float]]:
+    """(chosen, rejected) of every pair."""
+    model.eval()
+    return [tuple(by_hand(model, feature, answer) for answer in said) for feature, said in enumerate(SAID)]
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+@pytest.mark.parametrize("architecture", list(Architecture))
+def test_log_probabilities_are_those_of_a_plain_forward_pass(architecture, tmp_path):
+    from trl import DPOConfig, DPOTrainer
+
+    data = dpo.preference_dataset(PAIRS, prompt_text)
+    model = explainer(architecture)
+    arguments = DPOConfig(
+        output_dir=str(tmp_path), beta=BETA, per_device_eval_batch_size=4, report_to="none", bf16=False, use_cpu=True,
+        max_length=None, gradient_checkpointing=False,
+    )  # fmt: skip
+    trainer = DPOTrainer(
+        model=model, ref_model=explainer(architecture), args=arguments, train_dataset=data, eval_dataset=data,
+        processing_class=trl_tokenizer(),
+    )  # fmt: skip
+    found = trainer.evaluate()
+    expected = all_by_hand(explainer(architecture))
+    assert found["eval_logps/chosen"] == pytest.approx(mean([chosen for chosen, _ in expected]), rel=1e-4)
+    assert found["eval_logps/rejected"] == pytest.approx(mean([rejected for _, rejected in expected]), rel=1e-4)
+    # The reference is the start: before any training nothing is preferred to anything.
+    assert found["eval_rewards/margins"] == pytest.approx(0.0, abs=1e-5)
+    assert found["eval_loss"] == pytest.approx(math.log(2), rel=1e-5)
+
+
+CONFIG = replace(settings().train_dpo, epochs=3.0, batch_size=2, direction_noise=0.0, evaluations_per_epoch=1)
+ROUND = Round(start="sft", beta=BETA, learning_rate=1e-3)
+
+
+def trained(architecture: Architecture, folder: Path):
+    model, reference = explainer(architecture), explainer(architecture)
+    data = dpo.preference_dataset(PAIRS, prompt_text)
+    torch.manual_seed(0)
+    history = dpo.train(
+        model, reference, trl_tokenizer(), data, data, CONFIG, ROUND, seed=0, scratch=folder
+    )
+    return model, reference, [entry for entry in history if "eval_rewards/margins" in entry]
+
+
+@pytest.mark.parametrize("architecture", list(Architecture))
+def test_a_round_prefers_the_chosen_and_keeps_its_best_checkpoint(architecture, tmp_path):
+    model, reference, evaluations = trained(architecture, tmp_path)
+    start = all_by_hand(explainer(architecture))
+    assert all_by_hand(reference) == start  # the reference is frozen
+    margins = [
+        BETA * ((chosen - first) - (rejected - second))
+        for (chosen, rejected), (first, second) in zip(all_by_hand(model), start)
+    ]
+    key = (mean([float(margin > 0) for margin in margins]), pytest.approx(mean(margins), rel=1e-3, abs=1e-4))
+    best = max((entry["eval_rewards/accuracies"], entry["eval_rewards/margins"]) for entry in evaluations)
+    assert best == key and best[1] > 0.05
+    assert not [path for path in tmp_path.rglob("*") if path.suffix in (".pt", ".bin", ".pth")]  # nothing is pickled
+    assert len(evaluations) > 1 and len({entry["eval_rewards/margins"] for entry in evaluations}) > 1
+
+
+def test_the_best_checkpoint_is_by_accuracy_then_margin():
+    model = torch.nn.Linear(1, 1, bias=False)
+    best = dpo.best_checkpoint()
+    for weight, accuracy, margin in ((1.0, 0.5, 9.0), (2.0, 0.75, 0.1), (3.0, 0.75, 0.2), (4.0, 0.75, 0.2), (5.0, 0.5, 8.0)):
+        torch.nn.init.constant_(model.weight, weight)
+        best.on_evaluate(None, None, None, {"eval_rewards/accuracies": accuracy, "eval_rewards/margins": margin}, model)
+    best.restore(model)
+    assert model.weight.item() == 3.0
+
+
+@pytest.mark.parametrize(("training", "validation"), [(0, 4), (4, 0)])
+def test_a_side_without_pairs_is_one_line(training, validation, tmp_path):
+    sides = [dpo.preference_dataset(PAIRS[:count], prompt_text) for count in (training, validation)]
+    model = explainer(Architecture.llama)
+    with pytest.raises(UserError, match=f"{training} training and {validation} validation pairs"):
+        dpo.train(model, model, trl_tokenizer(), *sides, CONFIG, ROUND, seed=0, scratch=tmp_path)
