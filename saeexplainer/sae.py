@@ -48,12 +48,20 @@ def residuals(
 def train_and_save(
     activations: Float[Tensor, "samples d_model"], config: PrepareSae, spec: SaeSpec, seed: int, folder: Path
 ) -> None:
-    """Train one TopK SAE on shuffled activations with sae-lens' trainer; save its inference form in `folder`."""
+    """Train one TopK SAE on shuffled activations with sae-lens' trainer; save its inference form in `folder`.
+
+    Raises UserError if there are fewer activations than one batch takes.
+    """
     from sae_lens.config import LoggingConfig, SAETrainerConfig
     from sae_lens.saes.sae import SAEMetadata
     from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
     from sae_lens.training.sae_trainer import SAETrainer
 
+    if len(activations) < config.batch_tokens:
+        raise UserError(
+            f"prepare_sae.batch_tokens: {config.batch_tokens}, but the documents have {len(activations)} tokens; lower it "
+            "or raise prepare_sae.documents"
+        )
     shape = TopKTrainingSAEConfig(
         d_in=activations.shape[1], d_sae=spec.d_sae, k=spec.k, normalize_activations="expected_average_only_in",
         metadata=SAEMetadata(model_name="subject", hook_name=f"blocks.{config.hook_block}.hook_resid_post"),

@@ -19,13 +19,12 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from saeexplainer.config import Architecture, EvaluationKind, Params, Writer
+from saeexplainer.config import Architecture, DomainName, EvaluationKind, Params, Writer
 from saeexplainer.errors import UserError
 
 # Every number is finite and at least 0, every integer at least 1, every list and text not empty, but for these names.
 MAY_BE_ZERO = {  # integers that say "the first", "none" or "no limit below"
-    "seed", "hook_block", "injection_block", "lessons", "truth_documents", "context_tokens", "warmup_examples",
-    "min_pairs",
+    "seed", "hook_block", "injection_block", "lessons", "truth_documents", "context_tokens", "min_pairs",
 }  # fmt: skip
 ABOVE_ZERO = {
     "temperature", "temperatures", "best_of_temperature", "top_p", "learning_rate", "warmup_learning_rate", "beta", "epochs", "warmup_epochs",
@@ -208,6 +207,10 @@ def _features(params: Params) -> Iterator[str]:
             f"extract_activations.sft_share: is {extract.sft_share}; must lie between 0 and 1, so that both sft and "
             "dpo have features"
         )
+    if params.prepare_subject.domain is DomainName.sandbox and not extract.truth_documents:
+        yield "extract_activations.truth_documents: is 0; the sandbox knows the truth and needs at least 1"
+    if params.train_sft.replay_share == 1:
+        yield "train_sft.replay_share: is 1; must be below 1, so that labels are left"
     if params.label_features.contexts > extract.top_contexts:
         yield (
             f"label_features.contexts: is {params.label_features.contexts}; must be at most "

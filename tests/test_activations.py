@@ -113,7 +113,7 @@ def byte_level_tokenizer(text: str) -> Tokenizer:
     """A byte-level tokenizer of a few merges, learned from one text, whose offsets keep the leading space."""
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
-    tokenizer.train_from_iterator([text], BpeTrainer(vocab_size=290, initial_alphabet=ByteLevel.alphabet()))
+    tokenizer.train_from_iterator([text], BpeTrainer(vocab_size=262, initial_alphabet=ByteLevel.alphabet()))
     return tokenizer
 
 

@@ -1,0 +1,202 @@
+"""The whole pipeline at nano size, through `dvc repro` in copies of the repository: killed, resumed, unchanged, extended.
+
+Two more copies run beside it, each with one thread: the same experiment from an empty cache, whose artifacts must be
+the same bytes, and the real-text domain with the other architecture.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny import ROOT
+
+from saeexplainer.models import load_model
+from saeexplainer.records import EvaluationRow, ExplanationRow, FeatureRow, PreferencePair
+from saeexplainer.storage import read_rows
+
+PATIENCE = 1800  # seconds that one command may take on a busy machine
+ROUND = ("generate_explanations", "score_explanations", "build_preferences", "validate_preferences", "train_dpo", "evaluate")
+START = ["prepare_subject", "prepare_sae", "extract_activations", "label_features", "train_sft"]
+
+
+def environment(workspace: Path) -> dict[str, str]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    store = {"MLFLOW_TRACKING_URI": f"sqlite:///{workspace / 'own.db'}"}
+    return os.environ | store | {"PATH": path, "OMP_NUM_THREADS": "1", "DVC_NO_ANALYTICS": "1"}
+
+
+def run(workspace: Path, *command: str) -> str:
+    """The output of a command that must succeed."""
+    process = subprocess.run(
+        command, cwd=workspace, env=environment(workspace), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        timeout=PATIENCE,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stdout
+    return process.stdout
+
+
+def repro(workspace: Path, *stages: str) -> list[str]:
+    """Bring stages up to date (all if none is named); those that ran, in order."""
+    return re.findall(r"Running stage '(.+)'", run(workspace, sys.executable, "-m", "dvc", "repro", *stages))
+
+
+def copied(folder: Path, *overrides: str) -> Path:
+    """A repository with the tracked files but for results, and the parameters composed."""
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    for name in filter(None, tracked.split("\0")):
+        if not name.startswith(("reports/", "tests/", "docs/")) and name != "dvc.lock" and (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    run(folder, "git", "init", "--quiet")
+    run(folder, sys.executable, "-m", "tasks.compose", *overrides)
+    return folder
+
+
+def started(workspace: Path, *stages: str) -> subprocess.Popen[bytes]:
+    """`dvc repro` as a process group of its own."""
+    with (workspace / "repro.log").open("wb") as log:
+        command = [sys.executable, "-m", "dvc", "repro", *stages]
+        return subprocess.Popen(
+            command, cwd=workspace, env=environment(workspace), stdout=log, stderr=log, start_new_session=True
+        )
+
+
+@pytest.fixture(scope="module")
+def beside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
+    """Two copies that run one after the other while the tests of the first one go on; their folders, by name."""
+    again = copied(tmp_path_factory.mktemp("again"), "experiment=nano")
+    pydoc = copied(tmp_path_factory.mktemp("pydoc"), "experiment=pydoc", "size=nano")
+    script = f"""
+import subprocess, sys
+for folder, stage in (({str(again)!r}, "train_sft"), ({str(pydoc)!r}, "label_features")):
+    with open(folder + "/repro.log", "wb") as log:
+        command = [sys.executable, "-m", "dvc", "repro", stage]
+        status = subprocess.run(command, cwd=folder, stdout=log, stderr=log).returncode
+    with open(folder + "/status", "w") as file:
+        file.write(str(status))
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], env=environment(again), start_new_session=True)
+    yield {"again": again, "pydoc": pydoc}
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def finished(workspace: Path) -> Path:
+    """Wait for a copy that runs beside."""
+    deadline = time.monotonic() + PATIENCE
+    while not (workspace / "status").is_file() or not (workspace / "status").read_text():
+        assert time.monotonic() < deadline, (workspace / "repro.log").read_text()
+        time.sleep(0.2)
+    assert (workspace / "status").read_text() == "0", (workspace / "repro.log").read_text()
+    return workspace
+
+
+def locked(workspace: Path) -> dict[str, list]:
+    """Path and md5 of every artifact of every stage that dvc.lock has."""
+    stages = yaml.safe_load((workspace / "dvc.lock").read_text(encoding="utf-8"))["stages"]
+    return {name: [(out["path"], out["md5"]) for out in stage.get("outs", [])] for name, stage in stages.items()}
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory, beside: dict[str, Path]) -> Path:
+    """A copy whose first run was killed while train_sft wrote, and whose second run completed."""
+    folder = copied(tmp_path_factory.mktemp("nano"), "experiment=nano")
+    process = started(folder)
+    explainers = folder / "data/explainers"
+    while not explainers.exists():  # the stage makes it to write the first explainer into it
+        assert process.poll() is None, (folder / "repro.log").read_text()
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert set(locked(folder)) == set(START[:-1])
+    for path in explainers.iterdir():  # what has an artifact's name is whole
+        assert path.name.startswith(".") or load_model(path)
+    assert not (explainers / "sft").exists()
+    (folder / "ran.json").write_text(json.dumps(repro(folder)))
+    return folder
+
+
+def test_after_a_kill_only_what_was_missing_runs(workspace):
+    ran = json.loads((workspace / "ran.json").read_text())
+    rounds = [f"{stage}@{name}" for name in ("r1", "r2") for stage in ROUND[:-1]]
+    evaluations = {f"evaluate@{name}" for name in params(workspace)["evaluations"]}
+    assert ran[0] == "train_sft" and ran[-1] == "compare_rounds"
+    assert set(ran) == {"train_sft", *rounds, *evaluations, "compare_rounds"} and len(ran) == len(set(ran))
+    assert [stage for stage in ran if stage in rounds] == rounds
+    assert not list((workspace / "data").rglob("*.partial")) and not list((workspace / "reports").rglob("*.partial"))
+
+
+def params(workspace: Path) -> dict:
+    return yaml.safe_load((workspace / "params.yaml").read_text(encoding="utf-8"))
+
+
+def comparison(workspace: Path) -> dict:
+    return json.loads((workspace / "reports/comparison.json").read_text(encoding="utf-8"))
+
+
+def test_the_report_has_every_evaluation_on_the_test_features(workspace):
+    assert list(comparison(workspace)["rounds"]) == list(params(workspace)["evaluations"])
+    rows = read_rows(workspace / "data/activations/features.parquet", FeatureRow)
+    tested = {row.feature_id for row in rows if row.split == "test"}
+    assert len(tested) == params(workspace)["extract_activations"]["test_features"]
+    for name in params(workspace)["evaluations"]:
+        found = read_rows(workspace / f"data/evaluations/{name}.parquet", EvaluationRow)
+        assert {row.feature_id for row in found} == tested and len(found) == len(tested)
+    assert (workspace / "reports/rounds.png").read_bytes().startswith(b"\x89PNG")
+    assert (workspace / "own.db").is_file()  # MLflow was told, where it was told to
+
+
+def test_no_pair_comes_from_a_held_out_feature_and_every_round_learns(workspace):
+    rows = read_rows(workspace / "data/activations/features.parquet", FeatureRow)
+    split_of = {row.feature_id: row.split for row in rows}
+    weights = [load_model(workspace / f"data/explainers/{name}").state_dict() for name in ("warmup", "sft", "r1", "r2")]
+    assert all(any(not a[name].equal(b[name]) for name in a) for a, b in zip(weights, weights[1:]))
+    for name in ("r1", "r2"):
+        pairs = read_rows(workspace / f"data/rounds/{name}/validated.parquet", PreferencePair)
+        assert {pair.split for pair in pairs} == {"dpo", "valid"}
+        assert all(split_of[pair.feature_id] == pair.split for pair in pairs)
+
+
+def test_a_third_round_is_an_edit_of_params_alone(workspace):
+    """After it nothing is left to do: the run that finds every stage unchanged comes first and last."""
+    assert repro(workspace) == []
+    text = (workspace / "params.yaml").read_text(encoding="utf-8")
+    edited = yaml.safe_load(text)
+    edited["rounds"]["r3"] = edited["rounds"]["r2"] | {"start": "r2"}
+    edited["evaluations"]["r3"] = {"kind": "explainer", "source": "data/explainers/r3"}
+    (workspace / "params.yaml").write_text(yaml.safe_dump(edited, sort_keys=False), encoding="utf-8")
+    before = locked(workspace)
+    assert repro(workspace) == [f"{stage}@r3" for stage in ROUND] + ["compare_rounds"]
+    assert "r3" in comparison(workspace)["rounds"]
+    after = locked(workspace)
+    assert {name: outs for name, outs in after.items() if name in before and name != "compare_rounds"} == {
+        name: outs for name, outs in before.items() if name != "compare_rounds"
+    }
+    assert repro(workspace) == []
+
+
+def test_one_seed_gives_the_same_bytes_from_an_empty_cache(workspace, beside):
+    here, there = locked(workspace), locked(finished(beside["again"]))
+    assert list(there) == START
+    assert {name: here[name] for name in START} == there
+
+
+def test_real_text_and_the_other_architecture_go_the_same_way(beside):
+    folder = finished(beside["pydoc"])
+    assert load_model(folder / "data/subject").config.model_type == "gpt2"
+    assert not (folder / "data/activations/truth.safetensors").exists()  # nobody knows it
+    rows = read_rows(folder / "data/activations/features.parquet", FeatureRow)
+    assert {row.split for row in rows} >= {"sft", "dpo", "valid", "test"}
+    labels = read_rows(folder / "data/labels.parquet", ExplanationRow)
+    said = [row.explanation for row in labels if row.explanation]
+    assert len(labels) == sum(row.split != "twin" for row in rows) and len(said) > len(labels) / 2
