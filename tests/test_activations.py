@@ -56,7 +56,10 @@ def streamed(documents: list[torch.Tensor], batch_size: int) -> FeatureStatistic
     return statistics
 
 
-@given(lengths=st.lists(st.integers(1, 6), min_size=1, max_size=12), batch_size=st.integers(1, 5), seed=st.integers(0, 9))
+LENGTHS = st.lists(st.integers(1, 6), min_size=1, max_size=12)
+
+
+@given(lengths=LENGTHS, batch_size=st.integers(1, 5), seed=st.integers(0, 9))
 @hypothesis_settings(max_examples=40, deadline=None, derandomize=True)
 def test_statistics_are_those_of_the_whole_corpus_in_any_batching(lengths, batch_size, seed):
     documents = corpus_codes(lengths, seed)
@@ -104,7 +107,8 @@ def test_concepts_of_wordpieces_by_hand():
 def test_concepts_of_byte_level_tokens_by_hand():
     annotation = Annotation([(0, 3), (4, 9), (9, 10)], [("first",), ("second",), ("mark",)])
     # "the files." cut as "the", " fi", "les", "."; a space before a word belongs to its token
-    assert concepts_at(annotation, [(0, 3), (3, 6), (6, 9), (9, 10)]) == [("first",), ("second",), ("second",), ("mark",)]
+    found = concepts_at(annotation, [(0, 3), (3, 6), (6, 9), (9, 10)])
+    assert found == [("first",), ("second",), ("second",), ("mark",)]
     # A space of its own, and what lies behind the last span, are nothing's.
     assert concepts_at(annotation, [(3, 4), (4, 9), (10, 11)]) == [(), ("second",), ()]
 

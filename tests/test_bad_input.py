@@ -59,6 +59,10 @@ def narrow_sae(workspace: Path) -> None:
     random_sae(workspace / "data/saes/main", WIDTH - 4)
 
 
+def no_sae(workspace: Path) -> None:
+    shutil.rmtree(workspace / "data/saes/main")
+
+
 def no_model(workspace: Path) -> None:
     (workspace / "data/subject/config.json").unlink()
 
@@ -76,7 +80,7 @@ WRONG: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "an SAE of another width": (
         "extract_activations", narrow_sae, f"data/saes/main: d_in is {WIDTH - 4}, the subject's width {WIDTH}",
     ),
-    "no SAE": ("extract_activations", lambda w: shutil.rmtree(w / "data/saes/main"), "data/saes/main: not an SAE folder"),
+    "no SAE": ("extract_activations", no_sae, "data/saes/main: not an SAE folder"),
     "no model": ("prepare_sae", no_model, "data/subject: not a model folder"),
     "half a model": ("prepare_sae", cut_weights, "data/subject: no causal language model in it"),
     "a block the subject does not have": (
@@ -96,24 +100,34 @@ WRONG: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "a round with an unknown start": (
         "generate_explanations r1", edit(rounds__r1__start="r7"), "params.yaml: rounds.r1.start: is 'r7'",
     ),
-    "an unknown round": ("train_dpo r9", edit(), "python -m tasks.train_dpo: got 'r9'; give one of params.yaml's rounds: r1, r2"),
+    "an unknown round": (
+        "train_dpo r9", edit(), "python -m tasks.train_dpo: got 'r9'; give one of params.yaml's rounds: r1, r2",
+    ),
     "a round whose input is missing": ("build_preferences r1", edit(), "data/rounds/r1/scores.parquet: no such table"),
     "a misspelled key": (
-        "label_features", edit(label_features__context=2), "label_features.context: unknown key; did you mean contexts?",
+        "label_features",
+        edit(label_features__context=2),
+        "label_features.context: unknown key; did you mean contexts?",
     ),
     "a wrong type": ("label_features", edit(train_sft__epochs="two"), "params.yaml: train_sft.epochs: "),
     "a negative count": (
         "label_features", edit(prepare_sae__documents=-3), "params.yaml: prepare_sae.documents: is -3",
     ),
-    "no warm-up": ("label_features", edit(train_sft__warmup_examples=0), "params.yaml: train_sft.warmup_examples: is 0"),
-    "nothing but replay": ("label_features", edit(train_sft__replay_share=1.0), "params.yaml: train_sft.replay_share: is 1"),
+    "no warm-up": (
+        "label_features", edit(train_sft__warmup_examples=0), "params.yaml: train_sft.warmup_examples: is 0",
+    ),
+    "nothing but replay": (
+        "label_features", edit(train_sft__replay_share=1.0), "params.yaml: train_sft.replay_share: is 1",
+    ),
     "no sample of the truth": (
         "label_features",
         edit(extract_activations__truth_documents=0),
         "params.yaml: extract_activations.truth_documents: is 0",
     ),
     "an unknown experiment": ("compose experiment=nanoo", edit(), "conf/experiment: 'nanoo' is unknown; choose from "),
-    "a misspelled override": ("compose train_sft.epoch=1", edit(), "train_sft.epoch: unknown key; did you mean train_sft.epochs?"),
+    "a misspelled override": (
+        "compose train_sft.epoch=1", edit(), "train_sft.epoch: unknown key; did you mean train_sft.epochs?",
+    ),
 }  # fmt: skip
 
 

@@ -28,7 +28,8 @@ SAID = [
 
 
 def pair(feature: int, chosen: str, rejected: str) -> PreferencePair:
-    return PreferencePair(f"subject/main/{feature}", "dpo", chosen, rejected, 1.0, 0.5, 0.5, 0.5, 0.5, "the dog", "the cat")
+    figures = (1.0, 0.5, 0.5, 0.5, 0.5)
+    return PreferencePair(f"subject/main/{feature}", "dpo", chosen, rejected, *figures, "the dog", "the cat")
 
 
 PAIRS = [pair(feature, *said) for feature, said in enumerate(SAID)]
@@ -125,7 +126,8 @@ def test_a_round_prefers_the_chosen_and_keeps_its_best_checkpoint(architecture, 
 def test_the_best_checkpoint_is_by_accuracy_then_margin():
     model = torch.nn.Linear(1, 1, bias=False)
     best = dpo.best_checkpoint()
-    for weight, accuracy, margin in ((1.0, 0.5, 9.0), (2.0, 0.75, 0.1), (3.0, 0.75, 0.2), (4.0, 0.75, 0.2), (5.0, 0.5, 8.0)):
+    found = ((1.0, 0.5, 9.0), (2.0, 0.75, 0.1), (3.0, 0.75, 0.2), (4.0, 0.75, 0.2), (5.0, 0.5, 8.0))
+    for weight, accuracy, margin in found:
         torch.nn.init.constant_(model.weight, weight)
         best.on_evaluate(None, None, None, {"eval_rewards/accuracies": accuracy, "eval_rewards/margins": margin}, model)
     best.restore(model)

@@ -1,4 +1,4 @@
-"""Feature tokens on unmodified models: what is added, where, what carries a gradient, and that generation is untouched."""
+"""Feature tokens on unmodified models: what is added, where, what carries a gradient; generation works as ever."""
 
 import copy
 from collections.abc import Iterator

@@ -26,7 +26,7 @@ def labels(rows: list[ContextRow], config=CONFIG, draws: int = 60) -> set[str]:
 
 
 def test_shared_concepts_hold_at_the_peaks_of_the_most_contexts():
-    rows = contexts(("word:dog", "near:hammer"), ("word:dog", "role:subject", "near:hammer"), ("word:cat", "near:hammer"))
+    rows = contexts(("word:dog", "near:hammer"), ("word:dog", "role:verb", "near:hammer"), ("word:cat", "near:hammer"))
     assert shared_concepts(rows) == ["near:hammer"]
     assert shared_concepts(rows[:2]) == ["near:hammer", "word:dog"]
     assert shared_concepts(contexts(("word:dog", "word:dog"), ("role:verb",))) == ["role:verb", "word:dog"]

@@ -90,7 +90,8 @@ def test_a_model_folder_loads_back(model, tmp_path):
     ids, mask, _ = encode_batch(load_tokenizer(tmp_path / "model"), TEXTS, 64)
     loaded = load_model(tmp_path / "model")
     assert not loaded.training
-    assert torch.equal(loaded(input_ids=ids, attention_mask=mask).logits, model(input_ids=ids, attention_mask=mask).logits)
+    before, after = (one(input_ids=ids, attention_mask=mask).logits for one in (model, loaded))
+    assert torch.equal(before, after)
 
 
 def broken_folders(root: Path) -> dict[str, Path]:
@@ -121,7 +122,8 @@ def test_a_folder_that_is_no_model_is_one_line(tmp_path):
 
 @pytest.mark.parametrize("block", [-1, BLOCKS])
 def test_a_block_that_is_not_there_names_the_setting(model, block):
-    with pytest.raises(UserError, match=f"^prepare_sae.hook_block: {block}, but the model has blocks 0 to {BLOCKS - 1}"):
+    said = f"^prepare_sae.hook_block: {block}, but the model has blocks 0 to {BLOCKS - 1}"
+    with pytest.raises(UserError, match=said):
         check_block(model, block, "prepare_sae.hook_block")
     check_block(model, BLOCKS - 1, "prepare_sae.hook_block")
 

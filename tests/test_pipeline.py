@@ -1,4 +1,4 @@
-"""The whole pipeline at nano size, through `dvc repro` in copies of the repository: killed, resumed, unchanged, extended.
+"""The whole pipeline at nano size, through `dvc repro` in a copy of the repository: killed, resumed, unchanged, extended.
 
 Two more copies run beside it, each with one thread: the same experiment from an empty cache, whose artifacts must be
 the same bytes, and the real-text domain with the other architecture.
@@ -24,7 +24,9 @@ from saeexplainer.records import EvaluationRow, ExplanationRow, FeatureRow, Pref
 from saeexplainer.storage import read_rows
 
 PATIENCE = 1800  # seconds that one command may take on a busy machine
-ROUND = ("generate_explanations", "score_explanations", "build_preferences", "validate_preferences", "train_dpo", "evaluate")
+ROUND = (
+    "generate_explanations", "score_explanations", "build_preferences", "validate_preferences", "train_dpo", "evaluate",
+)  # fmt: skip
 START = ["prepare_subject", "prepare_sae", "extract_activations", "label_features", "train_sft"]
 
 

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import pytest
@@ -23,11 +23,7 @@ RECORDS = [kind for kind in vars(records).values() if isinstance(kind, type) and
 
 
 def filled(kind: type) -> object:
-    return kind(**{name: SAMPLES[type_] for name, type_ in all_annotations(kind).items()})
-
-
-def all_annotations(kind: type) -> dict[str, object]:
-    return {name: type_ for base in reversed(kind.__mro__) for name, type_ in vars(base).get("__annotations__", {}).items()}
+    return kind(**{field.name: SAMPLES[field.type] for field in fields(kind)})
 
 
 @pytest.mark.parametrize("kind", RECORDS, ids=lambda kind: kind.__name__)

@@ -24,7 +24,8 @@ def test_f1_of_two_sets():
     assert truth.f1(np.array([1, 2, 9]), np.array([1, 2, 3, 4])) == pytest.approx(4 / 7)
     assert truth.f1(np.array([1, 2]), np.array([1, 2])) == 1.0
     assert truth.f1(np.array([1]), np.array([2])) == 0.0
-    assert truth.f1(np.array([], dtype=int), np.array([2])) == truth.f1(np.array([], dtype=int), np.array([], dtype=int)) == 0.0
+    nothing = np.array([], dtype=int)
+    assert truth.f1(nothing, np.array([2])) == truth.f1(nothing, nothing) == 0.0
 
 
 def test_f1_of_every_concept_with_every_feature(table):
