@@ -97,13 +97,11 @@ CONFIG = replace(settings().train_dpo, epochs=3.0, batch_size=2, direction_noise
 ROUND = Round(start="sft", beta=BETA, learning_rate=1e-3)
 
 
-def trained(architecture: Architecture, folder: Path):
+def trained(architecture: Architecture, folder: Path, validation: list[PreferencePair] = PAIRS):
     model, reference = explainer(architecture), explainer(architecture)
-    data = dpo.preference_dataset(PAIRS, prompt_text)
+    data = [dpo.preference_dataset(pairs, prompt_text) for pairs in (PAIRS, validation)]
     torch.manual_seed(0)
-    history = dpo.train(
-        model, reference, trl_tokenizer(), data, data, CONFIG, ROUND, seed=0, scratch=folder
-    )
+    history = dpo.train(model, reference, trl_tokenizer(), *data, CONFIG, ROUND, seed=0, scratch=folder)
     return model, reference, [entry for entry in history if "eval_rewards/margins" in entry]
 
 
@@ -121,6 +119,21 @@ def test_a_round_prefers_the_chosen_and_keeps_its_best_checkpoint(architecture, 
     assert best == key and best[1] > 0.05
     assert not [path for path in tmp_path.rglob("*") if path.suffix in (".pt", ".bin", ".pth")]  # nothing is pickled
     assert len(evaluations) > 1 and len({entry["eval_rewards/margins"] for entry in evaluations}) > 1
+
+
+def test_an_early_checkpoint_comes_back_if_it_was_the_best(tmp_path):
+    """Validation wants the opposite of training, so that every step makes it worse."""
+    turned = [pair(feature, rejected, chosen) for feature, (chosen, rejected) in enumerate(SAID)]
+    model, _, evaluations = trained(Architecture.llama, tmp_path, turned)
+    start = all_by_hand(explainer(Architecture.llama))
+    margin = mean(
+        [
+            BETA * ((rejected - second) - (chosen - first))
+            for (chosen, rejected), (first, second) in zip(all_by_hand(model), start)
+        ]
+    )
+    assert margin == pytest.approx(evaluations[0]["eval_rewards/margins"], rel=1e-3, abs=1e-4)
+    assert evaluations[-1]["eval_rewards/margins"] < margin - 0.05
 
 
 def test_the_best_checkpoint_is_by_accuracy_then_margin():
