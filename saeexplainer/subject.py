@@ -71,8 +71,8 @@ def train(
 ) -> int:
     """Train in place by next-token prediction; returns the number of tokens seen, padding left out.
 
-    A plain loop, because it needs two optimizers: Muon for the matrices inside the blocks, AdamW for the rest. At equal
-    steps that reached 2.71 nats a token where AdamW alone reached 2.84 (docs/LOG.md).
+    A plain loop, because it needs two optimizers: Muon for the matrices inside the blocks, AdamW for the rest. In equal
+    time that reached 2.71 nats a token where AdamW alone reached 2.84 (docs/LOG.md).
     """
     inside = [parameter for parameter in transformer_blocks(model).parameters() if parameter.ndim == 2]
     ids = {id(parameter) for parameter in inside}
