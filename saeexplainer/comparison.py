@@ -22,7 +22,7 @@ BOOTSTRAP_BATCH = 1000
 METRICS = {
     field.name: {"hallucination": "hallucination_rate", "collision": "collision_rate"}.get(field.name, field.name)
     for field in fields(EvaluationRow)
-    if field.type is float
+    if field.type is float and field.name != "log_probability"  # how sure the explainer was, not how right
 }
 MAY_BE_UNKNOWN = ("truth_agreement", "truth_f1")  # NaN is an answer only here; elsewhere it is a fault
 BASELINE, START = "open_loop", "sft"

@@ -3,7 +3,9 @@
 An explanation that is missing counts as failure in every metric; nothing drops out.
 """
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -12,33 +14,45 @@ from saeexplainer.domain import Domain
 from saeexplainer.records import EvaluationRow, FeatureRow
 from saeexplainer.truth import TruthTable, f1, f1_of_all, firing_tokens, tokens_of
 
+
+@dataclass(frozen=True)
+class Explanation:
+    """What is measured."""
+
+    text: str  # empty where the source has none
+    log_probability: float = math.nan  # as in `EvaluationRow`
+
+
 FIRING = 0.5  # share of the corpus maximum: METHOD section 2, T_f
 
 
 def collides(relative: Float[np.ndarray, "texts d_sae"], target: int, rivals: Bool[np.ndarray, "d_sae"]) -> bool:
     """Whether some rival's mean activation on the texts, relative to its own maximum, is above the target's."""
     means = relative.mean(axis=0)
-    others = rivals.copy()
-    others[target] = False
-    return bool(others.any() and means[others].max() > means[target])
+    return bool((means[rivals] > means[target]).any())
 
 
 def evaluation_row(
     feature: FeatureRow,
-    explanation: str,
+    explanation: Explanation,
     texts: Sequence[str],
     relative: Float[np.ndarray, "texts d_sae"],
+    read: Sequence[tuple[list[str], list[float]]],
     rivals: Bool[np.ndarray, "d_sae"],
     truth: tuple[float, float],
 ) -> EvaluationRow:
-    """All metrics of one explanation. `relative` is each text's maximum over the latent's corpus maximum."""
+    """All metrics of one explanation. `relative` is each text's maximum over the latent's corpus maximum; `read` has each
+    text's tokens and the feature's activation on them, in activation units."""
     own = relative[:, feature.index] if len(texts) else np.zeros(0)
     missing = len(texts) == 0
     return EvaluationRow(
         feature_id=feature.feature_id,
-        explanation=explanation,
+        explanation=explanation.text,
+        log_probability=explanation.log_probability,
         texts=list(texts),
         activations=[float(value) for value in own],
+        tokens=[tokens for tokens, _ in read],
+        token_activations=[[round(value / feature.maximum, 4) for value in values] for _, values in read],
         generative_accuracy=0.0 if missing else float((own >= FIRING).mean()),
         hallucination=1.0 if missing else float(not (own >= FIRING).any()),
         collision=1.0 if missing else float(collides(relative, feature.index, rivals)),

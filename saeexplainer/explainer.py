@@ -4,18 +4,21 @@ Its prompt is `<explain>`, the feature's token or tokens, `<about>`; its answer 
 is an ordinary transformers folder; the directions are not part of it, they come from data/activations.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from saeexplainer.config import Direction, TrainSft
+from saeexplainer.config import Direction, GenerateExplanations, TrainSft
 from saeexplainer.domain import ABOUT, EXPLAIN, FEATURE
 from saeexplainer.feature_tokens import FeatureTokens
-from saeexplainer.models import generate
+from saeexplainer.models import by_length, generate, load_model, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -97,21 +100,60 @@ def answer_ids(prompt: list[int], description: str, tokenizer: "PreTrainedTokeni
     return {"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer}
 
 
-def explain(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerFast",
-    prompts: Prompts,
-    features: Sequence[int],
-    *,
-    temperature: float,
-    top_p: float = 1.0,
-    max_new_tokens: int,
-    batch_size: int,
-    progress: str = "",
-) -> list[str]:
-    """One explanation for each entry of `features` (repeat a feature to sample it again); temperature 0 is greedy."""
-    asked = [prompts.ids(feature, tokenizer) for feature in features]
-    return generate(
-        model, tokenizer, asked, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens,
-        batch_size=batch_size, progress=progress,
-    )  # fmt: skip
+class Explainer:
+    """A trained explainer with the tokens of a table of features on it: feature numbers in, explanations out."""
+
+    def __init__(
+        self,
+        folder: Path,
+        tensors: dict[str, Float[Tensor, "features d_model"]],
+        injection: TrainSft,
+        generation: GenerateExplanations,
+    ) -> None:
+        """`tensors` are the table's vectors by name, of which `injection.direction` picks. Raises UserError if the folder
+        is no model."""
+        self.model, self.tokenizer = load_model(folder), load_tokenizer(folder)
+        self.generation = generation
+        self.prompts = Prompts(self.model.config.vocab_size, len(PARTS[injection.direction]))
+        attach(self.model, self.tokenizer, direction_rows(tensors, injection.direction), injection)
+
+    def explain(self, features: Sequence[int], temperature: float, progress: str = "") -> list[str]:
+        """One explanation for each entry of `features` (repeat a feature to sample it again); temperature 0 is greedy."""
+        return generate(
+            self.model, self.tokenizer, [self.prompts.ids(feature, self.tokenizer) for feature in features],
+            temperature=temperature, top_p=self.generation.top_p, max_new_tokens=self.generation.max_new_tokens,
+            batch_size=self.generation.batch_size, progress=progress,
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def log_probabilities(self, features: Sequence[int], explanations: Sequence[str]) -> list[float]:
+        """Mean log-probability of each explanation's tokens, end of text included: how sure the explainer is of it.
+
+        The text is tokenized as in training, which for some BPE samples is not how it was generated. An empty explanation
+        has NaN.
+        """
+        examples = [
+            answer_ids(self.prompts.ids(feature, self.tokenizer), explanation, self.tokenizer)
+            for feature, explanation in zip(features, explanations, strict=True)
+        ]
+        found = [math.nan] * len(examples)
+        for indices in by_length([len(example["input_ids"]) for example in examples], self.generation.batch_size):
+            ids, mask, labels = self._padded([examples[index] for index in indices])
+            logits = self.model(input_ids=ids, attention_mask=mask).logits[:, :-1]
+            losses = F.cross_entropy(logits.transpose(1, 2), labels[:, 1:], reduction="none", ignore_index=-100)
+            means = -losses.sum(dim=1) / (labels[:, 1:] != -100).sum(dim=1)
+            for index, mean in zip(indices, means.tolist(), strict=True):
+                if explanations[index]:
+                    found[index] = mean
+        return found
+
+    def _padded(self, examples: list[dict[str, list[int]]]) -> tuple[Tensor, Tensor, Tensor]:
+        """Ids, attention mask and labels [batch, tokens], padded on the right."""
+        shape = (len(examples), max(len(example["input_ids"]) for example in examples))
+        ids, mask, labels = torch.full(shape, self.tokenizer.pad_token_id), torch.zeros(shape), torch.full(shape, -100)
+        for row, example in enumerate(examples):
+            length = len(example["input_ids"])
+            ids[row, :length] = torch.tensor(example["input_ids"])
+            mask[row, :length] = 1
+            labels[row, :length] = torch.tensor(example["labels"])
+        return ids, mask.long(), labels

@@ -99,8 +99,11 @@ class EvaluationRow:
 
     feature_id: str
     explanation: str
+    log_probability: float  # mean over the explanation's tokens under the explainer that wrote it; NaN where none did
     texts: list[str]
     activations: list[float]  # maximum of each text, in units of the feature's corpus maximum
+    tokens: list[list[str]]  # each text cut as the tokenizer cuts it; joined they are the text as far as it was read
+    token_activations: list[list[float]]  # one a token, in units of the feature's corpus maximum
     generative_accuracy: float  # share of texts at or over half the maximum
     hallucination: float  # 1.0 if no text reaches half the maximum, else 0.0
     collision: float  # 1.0 if another feature fires harder on the texts, else 0.0

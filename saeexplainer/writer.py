@@ -68,3 +68,29 @@ def read_texts(
             codes = sae.encode(residual) * valid.unsqueeze(-1)
             maxima[name][indices] = codes.max(dim=1).values.numpy()
     return TextActivations({text: at for at, text in enumerate(distinct)}, maxima)
+
+
+@torch.no_grad()
+def read_tokens(
+    asked: Sequence[tuple[str, int]], model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", sae: "SAE",
+    block: int, context_length: int,
+) -> list[tuple[list[str], list[float]]]:  # fmt: skip
+    """For each (text, latent): the text's tokens, and the latent's activation on each, in activation units.
+
+    Special tokens are left out. A token reaches to the start of the next, so that the tokens joined are the text, as far
+    as `context_length` lets it be read.
+    """
+    found: list[tuple[list[str], list[float]]] = [([], [])] * len(asked)
+    for indices in tqdm(list(by_length([len(text) for text, _ in asked], 512)), desc="reading tokens"):
+        texts = [asked[index][0] for index in indices]
+        ids, mask, valid = encode_batch(tokenizer, texts, context_length)
+        spans = tokenizer(texts, truncation=True, max_length=context_length, return_offsets_mapping=True)
+        codes = sae.encode(read_residual(model, block, ids, mask))
+        for row, index in enumerate(indices):
+            here = valid[row].nonzero().flatten().tolist()
+            offsets = spans["offset_mapping"][row]
+            starts = [0, *(offsets[at][0] for at in here[1:])] if here else []
+            ends = [*starts[1:], max(end for _, end in offsets)]
+            tokens = [texts[row][start:end] for start, end in zip(starts, ends)]
+            found[index] = (tokens, codes[row, here, asked[index][1]].tolist())
+    return found

@@ -6,7 +6,9 @@ The explanation of an explainer is its greedy one; another prompt and other seed
 Writes data/evaluations/<name>.parquet, a row a feature.
 """
 
+import math
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,8 @@ import numpy as np
 from saeexplainer import evaluation, models, rewards, sae, truth, writer
 from saeexplainer.config import Evaluation, EvaluationKind, Params
 from saeexplainer.domains import open_domain
-from saeexplainer.explainer import PARTS, Prompts, attach, direction_rows, explain
+from saeexplainer.evaluation import Explanation
+from saeexplainer.explainer import Explainer
 from saeexplainer.records import EvaluationRow, ExplanationRow, FeatureRow
 from saeexplainer.seeds import seed_torch
 from saeexplainer.storage import read_rows, read_tensors, write_rows
@@ -39,10 +42,15 @@ class Bench:
 
     def read(self, texts: Sequence[str]) -> writer.TextActivations:
         """Maxima of the explained SAE on texts."""
-        return writer.read_texts(
-            texts, self.model, self.tokenizer, self.saes, self.params.prepare_sae.hook_block,
-            self.params.prepare_subject.context_length,
-        )  # fmt: skip
+        return writer.read_texts(texts, self.model, self.tokenizer, self.saes, *self._limits)
+
+    def read_tokens(self, asked: Sequence[tuple[str, int]]) -> list[tuple[list[str], list[float]]]:
+        """Tokens of each text, and what a latent of the explained SAE does on them."""
+        return writer.read_tokens(asked, self.model, self.tokenizer, self.saes[self.sae_name], *self._limits)
+
+    @property
+    def _limits(self) -> tuple[int, int]:
+        return self.params.prepare_sae.hook_block, self.params.prepare_subject.context_length
 
 
 def run(params: Params, item: str) -> Report:
@@ -61,40 +69,28 @@ def run(params: Params, item: str) -> Report:
     return Report(known, [f"{len(rows)} {params.evaluate.split} features, {missing} without an explanation"])
 
 
-def explanations_of(source: Evaluation, bench: Bench) -> list[str]:
+def explanations_of(source: Evaluation, bench: Bench) -> list[Explanation]:
     """One explanation for each feature of the bench; empty where the source has none."""
     if source.kind is EvaluationKind.table:
         table = {row.feature_id: row.explanation for row in read_rows(Path(source.source), ExplanationRow)}
-        return [table.get(feature.feature_id, "") for feature in bench.features]
+        return [Explanation(table.get(feature.feature_id, "")) for feature in bench.features]
     if source.kind is EvaluationKind.truth:
-        return true_explanations(bench, Path(source.source))
-    if source.kind is EvaluationKind.best_of_n:
-        return best_of_n(bench, Path(source.source))
-    return generated(bench, Path(source.source), temperature=0.0, samples=1)
-
-
-def generated(bench: Bench, folder: Path, temperature: float, samples: int) -> list[str]:
-    """Explanations of an explainer, `samples` in a row for each feature; temperature 0 is greedy."""
-    params = bench.params
-    model, tokenizer = models.load_model(folder), models.load_tokenizer(folder)
+        return [Explanation(text) for text in true_explanations(bench, Path(source.source))]
     tensors = read_tensors(ACTIVATIONS / "directions.safetensors")
-    attach(model, tokenizer, direction_rows(tensors, params.train_sft.direction), params.train_sft)
-    prompts = Prompts(model.config.vocab_size, len(PARTS[params.train_sft.direction]))
-    asked = [number for number in bench.numbers for _ in range(samples)]
-    config = params.generate_explanations
-    return explain(
-        model, tokenizer, prompts, asked, temperature=temperature, top_p=config.top_p,
-        max_new_tokens=config.max_new_tokens, batch_size=config.batch_size, progress="explanations",
-    )  # fmt: skip
+    explainer = Explainer(Path(source.source), tensors, bench.params.train_sft, bench.params.generate_explanations)
+    greedy = explainer.explain(bench.numbers, temperature=0.0, progress="explanations")
+    chosen = best_of_n(bench, explainer, greedy) if source.kind is EvaluationKind.best_of_n else greedy
+    sure = explainer.log_probabilities(bench.numbers, chosen)
+    return [Explanation(text, log_probability) for text, log_probability in zip(chosen, sure, strict=True)]
 
 
-def best_of_n(bench: Bench, folder: Path) -> list[str]:
+def best_of_n(bench: Bench, explainer: Explainer, greedy: Sequence[str]) -> list[str]:
     """The best rewarded of the greedy explanation and samples: activation feedback at inference, by the writer and reward
     of training. Ties go to the greedy one."""
     params = bench.params
     count, config = params.evaluate.best_of, params.score_explanations
-    greedy = generated(bench, folder, temperature=0.0, samples=1)
-    drawn = generated(bench, folder, params.evaluate.best_of_temperature, count - 1)
+    asked = [number for number in bench.numbers for _ in range(count - 1)]
+    drawn = explainer.explain(asked, params.evaluate.best_of_temperature, progress="samples")
     choices = [[greedy[at], *drawn[at * (count - 1) : (at + 1) * (count - 1)]] for at in range(len(greedy))]
     samples = [explanation for candidates in choices for explanation in candidates]
     texts = writer.write_texts(bench.model, bench.tokenizer, samples, config.writer)
@@ -126,10 +122,11 @@ def truth_columns(bench: Bench) -> list[int]:
     return [explained.index(feature.feature_id) for feature in bench.features]
 
 
-def measure(bench: Bench, explanations: Sequence[str]) -> list[EvaluationRow]:
+def measure(bench: Bench, explanations: Sequence[Explanation]) -> list[EvaluationRow]:
     """Texts by the evaluation's writer, activations, metrics."""
     params = bench.params
-    texts = writer.write_texts(bench.model, bench.tokenizer, explanations, params.evaluate.writer)
+    named = [explanation.text for explanation in explanations]
+    texts = writer.write_texts(bench.model, bench.tokenizer, named, params.evaluate.writer)
     read = bench.read([text for written in texts.values() for text in written])
     explained = [row for row in bench.all_rows if row.sae == bench.sae_name]
     maxima = np.full(bench.saes[bench.sae_name].cfg.d_sae, np.inf)
@@ -137,15 +134,21 @@ def measure(bench: Bench, explanations: Sequence[str]) -> list[EvaluationRow]:
     for row in explained:
         maxima[row.index] = row.maximum
         rivals[row.index] = row.density <= params.evaluate.collision_max_density
-    scores = [(float("nan"), float("nan"))] * len(explanations)
+    scores = [(math.nan, math.nan)] * len(named)
     if bench.domain.truth_known:
         table = truth.load(ACTIVATIONS / "truth.safetensors", bench.domain.concepts())
-        scores = evaluation.truth_scores(explanations, truth_columns(bench), table, bench.domain)
+        scores = evaluation.truth_scores(named, truth_columns(bench), table, bench.domain)
+    tokens = iter(
+        bench.read_tokens(
+            [(text, row.index) for row, name in zip(bench.features, named) for text in texts.get(name, [])]
+        )
+    )
     rows = []
     for feature, explanation, known in zip(bench.features, explanations, scores):
-        written = texts.get(explanation, [])
+        written = texts.get(explanation.text, [])
         relative = read.of(bench.sae_name, written) / maxima if written else np.zeros((0, len(maxima)))
-        rows.append(evaluation.evaluation_row(feature, explanation, written, relative, rivals, known))
+        cut = list(islice(tokens, len(written)))
+        rows.append(evaluation.evaluation_row(feature, explanation, written, relative, cut, rivals, known))
     return rows
 
 

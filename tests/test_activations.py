@@ -30,7 +30,7 @@ from saeexplainer.domain import SPECIAL_TOKENS, Annotation, Document
 from saeexplainer.errors import UserError
 from saeexplainer.models import encode_batch, read_residual
 from saeexplainer.sandbox.world import World
-from saeexplainer.writer import read_texts
+from saeexplainer.writer import read_texts, read_tokens
 
 CONFIG = replace(
     settings().extract_activations,
@@ -226,6 +226,21 @@ def test_bos_and_other_special_tokens_never_count():
     read = read_texts(TEXTS, model, tokenizer, {"main": sae}, 1, 64)
     torch.testing.assert_close(torch.from_numpy(read.of("main", TEXTS)), expected, rtol=1e-4, atol=1e-5)
     assert (read_texts([""], model, tokenizer, {"main": sae}, 1, 64).of("main", [""]) == 0).all()
+
+
+@torch.no_grad()
+def test_tokens_of_a_text_join_to_it_and_their_maximum_is_the_texts():
+    sae, model, tokenizer = sae_that_loves_bos(), tiny_model(Architecture.llama), tiny_tokenizer()
+    maxima, _ = brute_force(sae)
+    asked = [(text, latent) for text in TEXTS for latent in range(4)]
+    read = read_tokens(asked, model, tokenizer, sae, 1, 64)
+    assert ["".join(tokens) for tokens, _ in read] == [text for text, _ in asked]
+    assert all(len(tokens) == len(values) > 1 for tokens, values in read)
+    found = torch.tensor([max(values) for _, values in read]).reshape(maxima.shape)
+    torch.testing.assert_close(found, maxima, rtol=1e-4, atol=1e-5)
+    ((cut, _),) = read_tokens([(TEXTS[0], 0)], model, tokenizer, sae, 1, 4)  # BOS and EOS are among the four
+    assert 0 < len("".join(cut)) < len(TEXTS[0]) and TEXTS[0].startswith("".join(cut))
+    assert read_tokens([("", 0)], model, tokenizer, sae, 1, 64) == [([], [])]
 
 
 @torch.no_grad()

@@ -23,8 +23,11 @@ def evaluated(accuracies, truth=math.nan, sae="main"):
         EvaluationRow(
             feature_id=f"sandbox/{sae}/{index}",
             explanation="the word dog",
+            log_probability=math.nan,
             texts=["a dog"],
             activations=[accuracy],
+            tokens=[["a ", "dog"]],
+            token_activations=[[0.0, accuracy]],
             generative_accuracy=accuracy,
             hallucination=float(accuracy == 0),
             collision=float(index % 2),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from saeexplainer import truth
-from saeexplainer.evaluation import collides, evaluation_row, truth_scores
+from saeexplainer.evaluation import Explanation, collides, evaluation_row, truth_scores
 from saeexplainer.records import FeatureRow
 from saeexplainer.sandbox.world import World
 
@@ -16,8 +16,11 @@ EVERYONE = np.ones(3, dtype=bool)
 RELATIVE = np.array([[0.2, 0.5, 0.9], [0.1, 0.3, 0.0]])
 
 
-def row(relative=RELATIVE, texts=("a", "b"), rivals=EVERYONE, known=(1.0, 0.5)):
-    return evaluation_row(FEATURE, "the word dog", list(texts), relative, rivals, known)
+READ = [(["a ", "dog"], [0.0, 2.0]), (["cat"], [1.2])]  # the tokens, and latent 1 on them in activation units
+
+
+def row(relative=RELATIVE, texts=("a dog", "cat"), read=READ, rivals=EVERYONE, known=(1.0, 0.5)):
+    return evaluation_row(FEATURE, Explanation("the word dog", -0.5), list(texts), relative, read, rivals, known)
 
 
 def test_every_metric_by_hand():
@@ -28,7 +31,9 @@ def test_every_metric_by_hand():
     assert found.mean_activation == pytest.approx(0.4)
     assert found.collision == 1.0  # means 0.15, 0.4, 0.45: latent 2 fires harder
     assert (found.truth_agreement, found.truth_f1) == (1.0, 0.5)
-    assert (found.feature_id, found.explanation, found.texts) == ("subject/main/1", "the word dog", ["a", "b"])
+    assert (found.feature_id, found.explanation, found.log_probability) == ("subject/main/1", "the word dog", -0.5)
+    assert (found.texts, found.tokens) == (["a dog", "cat"], [["a ", "dog"], ["cat"]])
+    assert found.token_activations == [[0.0, 0.5], [0.3]]  # in units of the maximum, as activations are
 
 
 def test_no_text_at_half_the_maximum_is_a_hallucination():
@@ -46,10 +51,10 @@ def test_only_another_feature_that_fires_harder_collides():
 
 
 def test_a_missing_explanation_has_failed_in_every_metric():
-    found = row(np.zeros((0, 3)), texts=())
+    found = row(np.zeros((0, 3)), texts=(), read=())
     assert (found.generative_accuracy, found.mean_activation) == (0.0, 0.0)
     assert (found.hallucination, found.collision) == (1.0, 1.0)
-    assert found.texts == found.activations == []
+    assert found.texts == found.activations == found.tokens == found.token_activations == []
 
 
 def test_truth_agreement_is_naming_the_concept_with_the_best_f1():

@@ -1,7 +1,9 @@
 """Feature tokens on unmodified models: what is added, where, what carries a gradient; generation works as ever."""
 
 import copy
+import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from transformers import PreTrainedModel
 
 from saeexplainer.config import Architecture, Direction
 from saeexplainer.errors import UserError
-from saeexplainer.explainer import Prompts, add_feature_tokens, attach, direction_rows
+from saeexplainer.explainer import Explainer, Prompts, add_feature_tokens, attach, direction_rows
 from saeexplainer.feature_tokens import FeatureTokens
 from saeexplainer.models import generate, transformer_blocks
 
@@ -229,3 +231,23 @@ def test_the_prompt_as_text_is_the_prompt_as_ids(tokens):
     add_feature_tokens(tokenizer, 3 * tokens)
     for feature in range(3):
         assert tokenizer(prompts.text(feature))["input_ids"] == prompts.ids(feature, TOKENIZER)
+
+
+def test_log_probabilities_are_those_of_one_plain_forward_pass_each(architecture, tmp_path):
+    """And the hooks are on: with another direction the same text has another probability."""
+    tiny_model(architecture).save_pretrained(tmp_path)
+    TOKENIZER.save_pretrained(tmp_path)
+    params = settings()
+    injection = replace(params.train_sft, direction=Direction.decoder, injection_block=1)
+    tensors = {"decoder": torch.randn(3, WIDTH, generator=torch.Generator().manual_seed(5))}
+    explainer = Explainer(tmp_path, tensors, injection, replace(params.generate_explanations, batch_size=2))
+    explanations = ["the word dog", "", "any animal", "the word dog"]
+    found = explainer.log_probabilities([0, 1, 2, 2], explanations)
+    assert math.isnan(found[1]) and found[0] != pytest.approx(found[3], abs=1e-3)
+    for at, feature in ((0, 0), (2, 2), (3, 2)):
+        prompt = explainer.prompts.ids(feature, TOKENIZER)
+        answer = TOKENIZER(explanations[at], add_special_tokens=False)["input_ids"] + [TOKENIZER.eos_token_id]
+        with torch.no_grad():
+            logits = explainer.model(input_ids=torch.tensor([prompt + answer])).logits[0]
+        each = [logits[len(prompt) - 1 + k].log_softmax(-1)[token].item() for k, token in enumerate(answer)]
+        assert found[at] == pytest.approx(sum(each) / len(each), rel=1e-4)

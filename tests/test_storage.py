@@ -18,7 +18,8 @@ from saeexplainer.errors import UserError
 from saeexplainer.storage import read_json, read_rows, read_tensors, replacing, write_json, write_rows, write_tensors
 
 ROOT = Path(__file__).resolve().parent.parent
-SAMPLES = {str: "a „dog“\n", int: 7, float: 0.1, list[str]: ["a", ""], list[float]: [0.1, -2.0]}
+SAMPLES = {str: "a „dog“\n", int: 7, float: 0.1, list[str]: ["a", ""], list[float]: [0.1, -2.0],
+    list[list[str]]: [["a ", "dog"], []], list[list[float]]: [[0.5], []]}  # fmt: skip
 RECORDS = [kind for kind in vars(records).values() if isinstance(kind, type) and kind.__module__ == records.__name__]
 
 
@@ -42,7 +43,7 @@ def test_the_same_rows_are_the_same_bytes(tmp_path):
 
 
 def test_a_value_that_is_unknown_reads_back(tmp_path):
-    rows = [records.EvaluationRow("s/m/1", "", [], [], 0.0, 1.0, 1.0, 0.0, math.nan, math.nan)]
+    rows = [records.EvaluationRow("s/m/1", "", math.nan, [], [], [], [], 0.0, 1.0, 1.0, 0.0, math.nan, math.nan)]
     write_rows(tmp_path / "rows.parquet", rows, records.EvaluationRow)
     (row,) = read_rows(tmp_path / "rows.parquet", records.EvaluationRow)
     assert math.isnan(row.truth_f1) and row.texts == []
