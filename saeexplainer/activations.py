@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sae_lens import SAE
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+
 @dataclass(frozen=True)
 class TokenBatch:
     """The valid tokens of a few documents, in order."""
@@ -94,6 +95,8 @@ class FeatureStatistics:
 
     def update(self, codes: Float[Tensor, "valid_tokens d_sae"], document: Tensor, first_document: int) -> None:
         """Add one batch; `document` numbers the batch's documents from 0, `first_document` is the first one's number."""
+        if not len(codes):  # documents of special tokens alone
+            return
         self.tokens += len(codes)
         self.fired += (codes > 0).sum(dim=0)
         self.maximum = torch.maximum(self.maximum, codes.max(dim=0).values)

@@ -128,11 +128,16 @@ def held_out_loss(
 ) -> tuple[float, float | None]:
     """Mean nats a token on held-out plain documents, and the generator's own on the same ones (None if unknown).
 
-    Both count the words of the document and its end, so that they can be compared.
+    Both count the words of the document and its end, so that they can be compared. Raises UserError if no held-out
+    document fits into the context.
     """
     documents = list(islice(domain.documents("held_out", config.held_out_documents), config.held_out_documents))
     ids = tokenizer([document.text for document in documents])["input_ids"]
     kept = [index for index, tokens in enumerate(ids) if len(tokens) < config.context_length]
+    if not kept:
+        raise UserError(
+            f"prepare_subject.context_length: {config.context_length}, and no held-out document is that short; raise it"
+        )
     sequences = [ids[index] + [tokenizer.eos_token_id] for index in kept]
     nats, tokens = 0.0, 0
     for batch in by_length([len(sequence) for sequence in sequences], 64):

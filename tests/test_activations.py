@@ -273,3 +273,11 @@ def test_contexts_are_windows_around_the_strongest_token():
             assert context.activations[context.peak] == max(context.activations)
         assert own[0].activations[own[0].peak] == pytest.approx(row.maximum, abs=1e-3)
         torch.testing.assert_close(means[at], torch.stack(peaks).mean(dim=0), rtol=1e-4, atol=1e-5)
+
+
+def test_a_batch_without_a_valid_token_changes_nothing():
+    statistics = FeatureStatistics(2, top=1)
+    statistics.update(torch.tensor([[0.5, 0.0]]), torch.tensor([0]), 0)
+    statistics.update(torch.zeros(0, 2), torch.zeros(0, dtype=torch.long), 1)
+    assert (statistics.tokens, statistics.fired.tolist(), statistics.maximum.tolist()) == (1, [1, 0], [0.5, 0.0])
+    assert statistics.top_document_numbers(0) == [0]

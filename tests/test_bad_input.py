@@ -97,6 +97,11 @@ WRONG: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "an empty corpus": (
         "prepare_subject", edit(prepare_subject__documents=0), "params.yaml: prepare_subject.documents: is 0",
     ),
+    "a context that no document fits into": (
+        "prepare_subject",
+        edit(prepare_subject__context_length=3, prepare_subject__steps=1),
+        "prepare_subject.context_length: 3, and no held-out document is that short; raise it",
+    ),
     "a round with an unknown start": (
         "generate_explanations r1", edit(rounds__r1__start="r7"), "params.yaml: rounds.r1.start: is 'r7'",
     ),
