@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ class Columns:
         begin, end = self.starts[first], self.starts[last]
         rows = [self.record(**row) for row in self.table.take(self.order[begin:end]).to_pylist()]
         cuts = self.starts[first : last + 1] - begin
-        return [rows[a:b] for a, b in zip(cuts, cuts[1:])]
+        return [rows[a:b] for a, b in pairwise(cuts)]
 
 
 def _read(path: Path, record: type, rows: Any = None) -> Any:

@@ -1,5 +1,6 @@
 """The rounds at a glance: comparison.json as tables, one headline and the geometry of a chart; pure."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -61,7 +62,7 @@ class Panel:
     points: list[Point]
     path: str  # "x,y x,y ...": the chain of training, joined
     ticks: list[tuple[float, str]]  # x and its label
-    height: float
+    height: int
 
 
 def metrics_of(comparison: Mapping) -> list[str]:
@@ -147,7 +148,7 @@ def _panel(comparison: Mapping, metric: str) -> Panel:
     known = {name: found[metric] for name, found in comparison["rounds"].items() if metric in found}
     top = max([interval["high"] for interval in known.values()] + [0.0])
     step = _step(100 * top)
-    limit = step * max(1, -(-100 * top // step))  # the first tick at or past the highest end
+    limit = step * max(1.0, math.ceil(round(100 * top / step, 6)))  # the first tick at or past the highest end
 
     def at(percent: float) -> float:
         return round(LEFT + (WIDTH - LEFT - RIGHT) * percent / limit, 2)
@@ -170,5 +171,5 @@ def _panel(comparison: Mapping, metric: str) -> Panel:
 
 def _step(highest: float) -> float:
     """Percent between ticks, so that there are two to five of them."""
-    return next((step for step in (1, 2, 5, 10, 20) if highest <= 5 * step), 25)
+    return next((step for step in (1.0, 2.0, 5.0, 10.0, 20.0) if highest <= 5 * step), 25.0)
 
