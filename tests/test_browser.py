@@ -108,7 +108,7 @@ def few(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
-    rows = [feature(at, "test" if at % 3 else "dpo") for at in range(MANY)]
+    rows = [feature(at, ("test", "dpo", "sft", "sft", "sft")[at % 5]) for at in range(MANY)]
     return written(tmp_path_factory.mktemp("many"), rows)
 
 
@@ -352,5 +352,5 @@ def test_thirty_thousand_features_respond(browser, many):
     element(browser, "#tools button[type=reset]").click()
     until(browser, "document.getElementById('count').textContent === '30,000 features'")
     browser.execute_script("document.getElementById('list').scrollTop = 1e9")
-    until(browser, "[...document.querySelectorAll('#rows a')].at(-1)?.textContent === 'main/29997'")
+    until(browser, "[...document.querySelectorAll('#rows a')].at(-1)?.textContent === 'main/29999'")
     assert browser.execute_script("return document.querySelectorAll('#rows tr').length") < 100

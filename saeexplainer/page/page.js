@@ -491,7 +491,8 @@ async function start() {
   $("list").addEventListener("scroll", redraw, { passive: true });
   new ResizeObserver(redraw).observe($("list"));
   $("search").addEventListener("input", refresh);
-  $("tools").addEventListener("change", refresh);
+  // The search box reports a change when it loses focus: drawing then would take the row away under the click.
+  $("tools").addEventListener("change", (event) => event.target !== $("search") && refresh());
   $("tools").addEventListener("submit", (event) => event.preventDefault());
   $("tools").addEventListener("reset", () => setTimeout(() => { view.sort = null; refresh(); }));
   $("rows").addEventListener("click", (event) => {
