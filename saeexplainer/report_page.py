@@ -42,7 +42,6 @@ from saeexplainer.storage import replacing
 BLOCK = 64  # features that are inflated together: some 100 KB, a few milliseconds
 TRUTH_SHOWN = 3  # concepts a feature
 TRUTH_BATCH = 2000  # features whose F1 with every concept is held at once
-DATA_DOCS = "data_docs"  # beside the page
 
 
 @dataclass(frozen=True)
@@ -250,8 +249,7 @@ def write(
     tables = Tables(sources)
     index = Index(list(sources.evaluations), list(sources.rounds))
     facts = [round_facts(name, starts[name], table) for name, table in tables.rounds.items()]
-    known = {name for name in sources.rounds if (path.parent / DATA_DOCS / name / "index.html").is_file()}
-    context = _context(comparison, facts, known, len(tables.ids))
+    context = _context(comparison, facts, len(tables.ids))
     with replacing(path) as temporary, temporary.open("wb") as file:
         _template().stream(
             **context,
@@ -291,7 +289,7 @@ def deflated(value: Any) -> str:
     return base64.b64encode(zlib.compress(text.encode("utf-8"), 9)).decode("ascii")
 
 
-def _context(comparison: Mapping, facts: list[RoundFacts], documented: set[str], features: int) -> dict[str, Any]:
+def _context(comparison: Mapping, facts: list[RoundFacts], features: int) -> dict[str, Any]:
     """What the template shows beside the features."""
     style, script = (_asset(name) for name in ("page.css", "page.js"))
     return {
@@ -304,13 +302,11 @@ def _context(comparison: Mapping, facts: list[RoundFacts], documented: set[str],
         "differences": glance.differences(comparison),
         "geometry": glance,
         "rounds": facts,
-        "documented": documented,
         "features": features,
         "style": style,
         "script": script,
         "style_hash": _content_hash(style),
         "script_hash": _content_hash(script),
-        "evaluations": list(comparison["rounds"]),
     }
 
 

@@ -286,10 +286,8 @@ def test_a_round_in_figures(tables):
     assert facts == report_page.RoundFacts("r1", "sft", 2, 0.6, 0.9, 1, 1, [("no gap", 2)], 0)
 
 
-def test_data_docs_are_linked_where_they_are(tables):
-    assert "data_docs/" not in written(tables)
-    (tables / "data_docs/r1").mkdir(parents=True)
-    (tables / "data_docs/r1/index.html").touch()
+def test_data_docs_are_linked_whether_they_are_there_yet_or_not(tables):
+    """A page that looked would be other bytes after a pull, where Data Docs are not."""
     assert 'href="data_docs/r1/index.html"' in written(tables)
 
 

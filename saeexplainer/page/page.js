@@ -222,7 +222,7 @@ const CELLS = [
   (at) => {
     const [source, text] = explanationOf(at);
     const shown = text ? said(text) : make("span", { className: "unknown" }, DASH);
-    return cell("explanation", make("div", { title: text }, source && text ? make("span", { className: "source" }, source) : "", shown));
+    return cell("explanation", make("div", { title: source ? `${source}: ${text}` : text }, source && text ? make("span", { className: "source" }, source) : "", shown));
   },
   (at) => {
     const tokens = data.features.tokens[at];
