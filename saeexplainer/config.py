@@ -241,6 +241,7 @@ class CompareRounds:
     """Intervals and the report."""
 
     resamples: int  # bootstrap
+    page_contexts: int  # strongest contexts of a feature that the report page shows
     experiment: str  # the MLflow experiment, named after the experiment file
 
 

@@ -11,19 +11,21 @@ import json
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from saeexplainer import report
+from saeexplainer import report, report_page
 from saeexplainer.comparison import START, chain_of, summarise
 from saeexplainer.config import Params
+from saeexplainer.domains import open_domain
 from saeexplainer.records import EvaluationRow
 from saeexplainer.storage import read_rows, replacing
 from tasks.stage import Report, main
 
-EVALUATIONS = Path("data/evaluations")
+ACTIVATIONS, LABELS = Path("data/activations"), Path("data/labels.parquet")
+EVALUATIONS, ROUNDS = Path("data/evaluations"), Path("data/rounds")
 REPORTS = Path("reports")
 
 
 def run(params: Params) -> Report:
-    """Write reports/{comparison.json,rounds.csv,rounds.png,results.md} and log them.
+    """Write reports/{comparison.json,report.html,results.md,rounds.csv,rounds.png} and log them.
 
     Raises UserError if an evaluation is missing or measures other features than the rest.
     """
@@ -31,6 +33,7 @@ def run(params: Params) -> Report:
     starts = {name: settings.start for name, settings in params.rounds.items()}
     comparison = summarise(evaluations, params.compare_rounds.resamples, params.seed, starts)
     write(comparison)
+    write_page(params, comparison)
     return Report(metrics=_metrics(comparison), lines=[*_lines(comparison), _tracked(params, comparison)])
 
 
@@ -47,6 +50,24 @@ def write(comparison: dict, folder: Path = REPORTS) -> None:
         report.plot_rounds(comparison, temporary)
     with replacing(folder / "results.md") as temporary:
         temporary.write_text(report.results_table(comparison), encoding="utf-8")
+
+
+def write_page(params: Params, comparison: dict, folder: Path = REPORTS) -> None:
+    """report.html: every evaluation, round and feature."""
+    sources = report_page.Sources(
+        features=ACTIVATIONS / "features.parquet",
+        contexts=ACTIVATIONS / "contexts.parquet",
+        labels=LABELS,
+        evaluations={name: EVALUATIONS / f"{name}.parquet" for name in comparison["rounds"]},
+        rounds={name: ROUNDS / name for name in params.rounds},
+        contexts_shown=params.compare_rounds.page_contexts,
+    )
+    domain = open_domain(params.prepare_subject.domain, params.seed)
+    table = ACTIVATIONS / "truth.safetensors"
+    known = domain.truth_known and table.is_file()
+    truth = report_page.true_concepts(table, sources.features, comparison["sae"], domain) if known else {}
+    starts = {name: settings.start for name, settings in params.rounds.items()}
+    report_page.write(folder / "report.html", comparison, sources, truth, starts)
 
 
 def _tracked(params: Params, comparison: dict) -> str:

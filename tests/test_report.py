@@ -73,7 +73,7 @@ def test_stage_writes_its_files_and_outlives_a_dead_tracking_server(tmp_path, mo
         write_rows(tmp_path / f"data/evaluations/{name}.parquet", evaluated([0.25, 0.5, math.pi / 4]), EvaluationRow)
     report = compare_rounds.run(settings)
     assert sorted(path.name for path in (tmp_path / "reports").iterdir()) == [
-        "comparison.json", "results.md", "rounds.csv", "rounds.png",
+        "comparison.json", "report.html", "results.md", "rounds.csv", "rounds.png",
     ]  # fmt: skip
     written = json.loads((tmp_path / "reports/comparison.json").read_text())
     assert list(written["rounds"]) == list(settings.evaluations), "the order of the evaluations survives the file"
