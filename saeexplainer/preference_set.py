@@ -8,6 +8,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 
 from saeexplainer.config import ReasonShares
@@ -47,6 +48,7 @@ def normal(text: str | None) -> str:
     return " ".join(map(_bare, unicodedata.normalize("NFKC", text or "").casefold().split()))
 
 
+@lru_cache(maxsize=65_536)  # the words of explanations repeat
 def _bare(word: str) -> str:
     kept = [at for at, character in enumerate(word) if not _is_punctuation(character)]
     return word[kept[0] : kept[-1] + 1] if kept else word

@@ -96,6 +96,7 @@ def examined(params: Params, item: str) -> Examination:
         columns, suite = expectations.set_columns(rules), expectations.set_expectations(rules)
         about_set = validator.check("set", columns, suite, "; ".join(_notes(not_applicable)))
         found = Examination(pairs, reasons, [*about_pairs, *about_set], rules, now, not_applicable)
+        validator.write_docs()
         write_json(docs / VERDICT, _verdict(found))
     write_index(list(params.rounds))
     return found
