@@ -4,9 +4,11 @@
 
 Every round has a site of its own, reports/data_docs/<round>, written whole by its validate_preferences;
 reports/data_docs/index.html leads to them. They are no DVC outputs, because they carry the time they were written:
-this command makes what is missing from the artifacts, then opens the index where there is a display, or prints its path.
+this command writes those that are missing, or of other pairs than are there now, from the artifacts. Then it opens the
+index where there is a display, or prints its path.
 """
 
+import hashlib
 import html
 import os
 import sys
@@ -113,6 +115,16 @@ def _outcome(level: str, lines: int, result: Any) -> Outcome:
     )
 
 
+def fingerprint(pairs: Path) -> str:
+    """Of a table of pairs: by it the pages of a set are told from those of another that was there before."""
+    return hashlib.sha256(pairs.read_bytes()).hexdigest()
+
+
+def _up_to_date(name: str, pairs: Path) -> bool:
+    verdict = DATA_DOCS / name / VERDICT
+    return verdict.is_file() and read_json(verdict)["pairs"] == fingerprint(pairs)
+
+
 def write_index(rounds: Sequence[str]) -> Path:
     """The page over the rounds' sites, for those that have one, in this order."""
     lines = []
@@ -152,8 +164,8 @@ def main() -> int:
     try:
         params = parameters.load()
         for name in params.rounds:
-            inputs_there = (validate_preferences.ROUNDS / name / "pairs.parquet").is_file()
-            if inputs_there and not (DATA_DOCS / name / VERDICT).is_file():
+            pairs = validate_preferences.ROUNDS / name / "pairs.parquet"
+            if pairs.is_file() and not _up_to_date(name, pairs):
                 print(f"{name}: writing its Data Docs again", flush=True)
                 validate_preferences.examined(params, name)
         if not any((DATA_DOCS / name / VERDICT).is_file() for name in params.rounds):

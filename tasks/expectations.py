@@ -408,9 +408,8 @@ def _at_least(name: str, column: str, value: float, limit: float, setting: str) 
 
 
 def _at_most(name: str, column: str, value: float, limit: float, setting: str = "") -> SetRule:
-    # Half a row of a million is no excess: 1 - 9 / 10 is a little over 0.1.
-    words_ = f"at most {limit:g}" + (f" ({setting})" if setting else "")
-    return SetRule(name, column, value, words_, most=limit + TOLERANCE)
+    in_words = f"at most {limit:g}" + (f" ({setting})" if setting else "")
+    return SetRule(name, column, value, in_words, most=limit + TOLERANCE)  # 1 - 0.9 is a little over 0.1
 
 
 def set_columns(rules: Sequence[SetRule]) -> "pd.DataFrame":

@@ -17,7 +17,7 @@ from saeexplainer.preference_set import Figures, drift, figures, read_figures
 from saeexplainer.records import DroppedFeature, FeatureRow, PreferencePair, QuarantinedPair, ScoreRow
 from saeexplainer.storage import read_rows, replacing, write_json, write_rows
 from tasks import expectations
-from tasks.data_docs import DATA_DOCS, VERDICT, Outcome, Validator, write_index
+from tasks.data_docs import DATA_DOCS, VERDICT, Outcome, Validator, fingerprint, write_index
 from tasks.expectations import SetRule
 from tasks.stage import Report, main
 
@@ -97,7 +97,7 @@ def examined(params: Params, item: str) -> Examination:
         about_set = validator.check("set", columns, suite, "; ".join(_notes(not_applicable)))
         found = Examination(pairs, reasons, [*about_pairs, *about_set], rules, now, not_applicable)
         validator.write_docs()
-        write_json(docs / VERDICT, _verdict(found))
+        write_json(docs / VERDICT, _verdict(found) | {"pairs": fingerprint(ROUNDS / item / "pairs.parquet")})
     write_index(list(params.rounds))
     return found
 
