@@ -179,13 +179,35 @@ class BuildPreferences:
 
 
 @dataclass(frozen=True)
-class ValidatePreferences:
-    """Limits of the Great Expectations suite."""
+class ReasonShares:
+    """Features that may be dropped for one reason, as a share of all features; named as build_preferences says them."""
 
+    best_is_zero: float  # no text of any candidate did anything
+    below_floor: float  # no candidate reached build_preferences.floor
+    best_is_empty: float  # the explainer was rewarded for saying nothing
+    no_spread: float  # the candidates were worth the same
+    no_gap: float  # no candidate was far enough below the best
+
+
+@dataclass(frozen=True)
+class ValidatePreferences:
+    """Limits of the Great Expectations suites (docs/PREFERENCES.md)."""
+
+    min_words: int  # an explanation has at least
+    max_words: int  # an explanation has at most
+    max_characters: int  # an explanation has at most; a "word" may be endless
     min_pairs: int  # of the dpo split
+    min_valid_pairs: int  # of the valid split, by which the checkpoint is chosen
+    max_quarantined_share: float  # pairs that fail, of all: beyond it the rest is not to be trusted either
     max_dropped_share: float  # features without a pair
+    max_reason_share: ReasonShares  # the mix of reasons
     max_length_bias: float  # |mean words of chosen - mean words of rejected|
-    max_words: int  # words an explanation may have
+    max_top_share: float  # of the most frequent explanation among the chosen, and among the rejected
+    min_distinct_share: float  # different chosen explanations over features with a pair
+    max_words_drift: float  # words that chosen lengths moved since the round before (Wasserstein distance)
+    max_score_drift: float  # change of the mean chosen score, relative to the round before
+    max_dropped_drift: float  # change of the share of dropped features
+    max_vocabulary_drift: float  # Jensen-Shannon distance of the chosen explanations' words, 0 to 1
 
 
 @dataclass(frozen=True)

@@ -1,23 +1,36 @@
-"""What a preference set must be before anything trains on it, as Great Expectations suites.
+"""What a preference set must be before anything trains on it, as Great Expectations suites (docs/PREFERENCES.md).
 
-Two suites: one about single pairs, whose failures go to quarantine, and one about what is left as a set, whose failure
-stops the round. The suite about pairs starts from the fields of `PreferencePair`: a new field is checked for nulls,
-empty text and finite values without an edit here. What GX has no expectation for becomes a derived column first
-(`pair_columns`), so that every verdict is one of GX's and shows in Data Docs.
+Three suites. `pair_expectations` is about single pairs and about pairs of one feature; `measured_expectations` holds
+what is left against the rewards that were measured; the pairs that fail either go to quarantine. `set_expectations` is
+about what is left as a set, drift against the round before included, and its failure stops the round. The first suite
+starts from the fields of `PreferencePair`: a new field is checked for nulls, empty text and finite values without an
+edit here. What GX has no expectation for becomes a derived column first, so that every verdict is one of GX's and shows
+in Data Docs. A derived column is empty where another expectation already says what is wrong: one damage, one reason.
 """
 
 import math
 import re
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from saeexplainer.config import BuildPreferences, PairingRule, Params
 from saeexplainer.domain import SPECIAL_TOKENS
-from saeexplainer.records import DroppedFeature, FeatureRow, PreferencePair
+from saeexplainer.preference_set import (
+    REASONS,
+    Drift,
+    distinct_share,
+    dropped_share,
+    length_bias,
+    normal,
+    reason_shares,
+    top_share,
+    words,
+)
+from saeexplainer.records import DroppedFeature, FeatureRow, PreferencePair, ScoreRow
+from tasks.data_docs import ROW
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,21 +39,12 @@ if TYPE_CHECKING:
 TRAINING_SPLITS = ("dpo", "valid")
 # Scores are differences and quotients of rewards near 1: far above their rounding, far below any gap that matters.
 TOLERANCE = 1e-6
-ROW = "row"  # position of a pair in pairs.parquet
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The verdict of one expectation."""
-
-    name: str  # of the rule; what quarantine.parquet gives as the reason
-    column: str  # of the table that GX saw, derived columns included
-    expectation: str  # GX's type
-    level: str  # pair or set
-    success: bool
-    unexpected_count: int  # pairs that fail; for a set 0 or 1
-    observed: float | None  # share of pairs that fail, or the value of the set; None if there is nothing to look at
-    rows: tuple[int, ...]  # the pairs that fail
+SIDES = ("chosen", "rejected")
+FEATURE_ID = r"[^\s/]+/[^\s/]+/(?:0|[1-9][0-9]*)"  # subject/sae/index
+# GX hands patterns to one of two engines, and in one of them \s is ASCII: the others are spelt out.
+BLANK = "\\s" + "".join(map(chr, (0x85, 0xA0, 0x1680, *range(0x2000, 0x2010), 0x2028, 0x2029, 0x202F, 0x205F, 0x2060,
+                                  0x3000, 0xFEFF)))  # fmt: skip
+UNREADABLE = "[\\x00-\\x1f\\x7f-\\x9f\u2028\u2029\ufffd]"  # more than one line, control characters, bytes that are no text
 
 
 def pair_columns(pairs: Sequence[PreferencePair], features: Sequence[FeatureRow], params: Params) -> "pd.DataFrame":
@@ -48,42 +52,89 @@ def pair_columns(pairs: Sequence[PreferencePair], features: Sequence[FeatureRow]
     import pandas as pd
 
     split_of = {feature.feature_id: feature.split for feature in features}
-    seen: Counter = Counter()
-    lines = []
-    for row, pair in enumerate(pairs):
-        identity = (pair.feature_id, _normal(pair.chosen_explanation), _normal(pair.rejected_explanation))
-        chosen, rejected, gap = (_number(v) for v in (pair.chosen_score, pair.rejected_score, pair.score_gap))
-        relative, spread = _number(pair.relative_gap), _number(pair.spread_ratio)
-        derived = {
-            ROW: row,
-            "recorded_split": split_of.get(pair.feature_id),
-            "wordings": len(set(identity[1:])),
-            "copies_before": seen[identity],
-            "chosen_words": len(identity[1].split()),
-            "rejected_words": len(identity[2].split()),
-            "score_gap_error": abs(gap - (chosen - rejected)),
-            "relative_gap_error": abs(relative - gap / chosen) if chosen else math.inf,
-            "gap_over_required": relative - _required_gap(relative, spread, params.build_preferences),
-            "spread_over_gap": spread - relative,
+    sides = _Sides(pairs)
+    lines = [
+        {ROW: row}
+        | asdict(pair)
+        | _text_columns(pair)
+        | sides.columns(pair)
+        | _score_columns(pair, params.build_preferences)
+        | _feature_columns(pair, split_of, params)
+        for row, pair in enumerate(pairs)
+    ]
+    return pd.DataFrame(lines, columns=_PAIR_COLUMNS)
+
+
+_PAIR_COLUMNS = [
+    ROW, *(field.name for field in fields(PreferencePair)),
+    "chosen_words", "rejected_words", "wordings", "copies_before", "pairs_before", "contradictions", "chosen_texts",
+    "score_difference", "score_gap_error", "relative_gap_error", "gap_over_required", "spread_over_gap",
+    "sae", "latents_above", "in_feature_table", "recorded_split",
+]  # fmt: skip
+
+
+def _text_columns(pair: PreferencePair) -> dict[str, Any]:
+    """Words of either side and different wordings; None where there is no text."""
+    texts = [normal(pair.chosen_explanation), normal(pair.rejected_explanation)]
+    said = [not re.fullmatch(f"[{BLANK}]*", text) for text in texts]
+    return {
+        "chosen_words": len(words(texts[0])) if said[0] else None,
+        "rejected_words": len(words(texts[1])) if said[1] else None,
+        "wordings": len(set(texts)) if any(said) else None,
+    }
+
+
+class _Sides:
+    """What the pairs of one feature say together; `columns` is to be asked once for each pair, in order."""
+
+    def __init__(self, pairs: Sequence[PreferencePair]) -> None:
+        self._chosen: dict[str, set[str]] = defaultdict(set)
+        self._rejected: dict[str, set[str]] = defaultdict(set)
+        self._seen: Counter[tuple[str, str, str]] = Counter()
+        self._of_feature: Counter[str] = Counter()
+        for feature, chosen, rejected in map(_identity, pairs):
+            if chosen != rejected:  # or it would make every other pair of its feature contradict it
+                self._chosen[feature] |= {chosen} - {""}
+                self._rejected[feature] |= {rejected} - {""}
+
+    def columns(self, pair: PreferencePair) -> dict[str, Any]:
+        """Copies of the pair and other pairs of its feature that came before; texts that stand on both sides;
+        explanations that are chosen for the feature."""
+        identity = feature, chosen, rejected = _identity(pair)
+        copies = self._seen[identity]
+        before = None if copies else self._of_feature[feature]
+        self._seen[identity] += 1
+        self._of_feature[feature] += not copies
+        whole = chosen != rejected and "" not in identity
+        both = (chosen in self._rejected[feature]) + (rejected in self._chosen[feature]) if whole else None
+        return {
+            "copies_before": copies,
+            "pairs_before": before,
+            "contradictions": both,
+            "chosen_texts": len(self._chosen[feature]) if whole and not both else None,
         }
-        seen[identity] += 1
-        lines.append(asdict(pair) | derived)
-    names = [field.name for field in fields(PreferencePair)]
-    return pd.DataFrame(lines, columns=names + [name for name in _DERIVED if name not in names])
 
 
-_DERIVED = (
-    ROW, "recorded_split", "wordings", "copies_before", "chosen_words", "rejected_words", "score_gap_error",
-    "relative_gap_error", "gap_over_required", "spread_over_gap",
-)  # fmt: skip
+def _identity(pair: PreferencePair) -> tuple[str, str, str]:
+    return pair.feature_id or "", normal(pair.chosen_explanation), normal(pair.rejected_explanation)
 
 
-def _normal(text: str | None) -> str:
-    return " ".join((text or "").casefold().split())
+def _score_columns(pair: PreferencePair, settings: BuildPreferences) -> dict[str, float | None]:
+    """What the numbers of a pair make of each other; None where one of them is no number."""
+    chosen, rejected, gap = _number(pair.chosen_score), _number(pair.rejected_score), _number(pair.score_gap)
+    relative, spread = _number(pair.relative_gap), _number(pair.spread_ratio)
+    derived = {
+        "score_difference": chosen - rejected,
+        "score_gap_error": abs(gap - (chosen - rejected)),
+        "relative_gap_error": abs(relative - gap / chosen) if chosen else math.nan,
+        "gap_over_required": relative - _required_gap(relative, spread, settings),
+        "spread_over_gap": spread - relative,
+    }
+    return {name: value if math.isfinite(value) else None for name, value in derived.items()}
 
 
 def _number(value: float | None) -> float:
-    return math.nan if value is None else value
+    return math.nan if value is None or not math.isfinite(value) else value
 
 
 def _required_gap(relative: float, spread: float, settings: BuildPreferences) -> float:
@@ -96,29 +147,44 @@ def _required_gap(relative: float, spread: float, settings: BuildPreferences) ->
     return min(settings.min_gap, settings.min_spread) if fell_back else settings.min_gap
 
 
+def _feature_columns(pair: PreferencePair, split_of: dict[str, str], params: Params) -> dict[str, Any]:
+    """The parts of a feature's id: each is looked at only if the one before is right."""
+    width = {sae.name: sae.d_sae for sae in params.prepare_sae.saes}
+    identity = pair.feature_id or ""
+    _, sae, latent = identity.split("/") if re.fullmatch(FEATURE_ID, identity) else (None, None, None)
+    above = width[sae] - 1 - int(latent) if sae in width else None
+    exists = above is not None and above >= 0
+    return {
+        "sae": sae,
+        "latents_above": above,
+        "in_feature_table": ("yes" if pair.feature_id in split_of else "no") if exists else None,
+        "recorded_split": split_of.get(pair.feature_id),
+    }
+
+
 def pair_expectations(params: Params) -> "list[Expectation]":
     """The suite about single pairs, over the columns of `pair_columns`; `meta` has the names of the rules."""
-    about_values = [*_field_expectations(), *_text_expectations(params), *_score_expectations(params)]
-    return [*about_values, *_feature_expectations()]
+    about_texts = [*_field_expectations(), *_text_expectations(params), *_side_expectations(params)]
+    return [*about_texts, *_score_expectations(params), *_feature_expectations(params)]
 
 
 def _named(rule: str, limit: str = "") -> dict:
     """How an expectation carries its rule's name (Data Docs show the note) and a set's limit in words."""
-    return {"meta": {"rule": rule, "limit": limit}, "notes": rule.replace("_", " ")}
+    return {"meta": {"rule": rule, "limit": limit}, "notes": f"{rule.replace('_', ' ')} {limit}".strip()}
 
 
 def _field_expectations() -> "list[Expectation]":
     import great_expectations.expectations as gxe
 
     found: list[Expectation] = []
-    for field in fields(PreferencePair):
-        name = field.name
+    for column in fields(PreferencePair):
+        name = column.name
         found.append(gxe.ExpectColumnValuesToNotBeNull(column=name, **_named(f"{name}_known")))
-        if field.type is str:
+        if column.type is str:
             found.append(
-                gxe.ExpectColumnValuesToNotMatchRegex(column=name, regex=r"^\s*$", **_named(f"{name}_not_empty"))
+                gxe.ExpectColumnValuesToNotMatchRegex(column=name, regex=f"^[{BLANK}]*$", **_named(f"{name}_not_empty"))
             )
-        if field.type is float:
+        if column.type is float:
             found.append(
                 gxe.ExpectColumnValuesToBeBetween(
                     column=name, min_value=0, max_value=sys.float_info.max, **_named(f"{name}_finite_non_negative")
@@ -128,27 +194,29 @@ def _field_expectations() -> "list[Expectation]":
 
 
 def _text_expectations(params: Params) -> "list[Expectation]":
+    """About either side's text alone."""
     import great_expectations.expectations as gxe
 
-    most, forbidden = params.validate_preferences.max_words, forbidden_text(params)
-    found: list[Expectation] = [
-        gxe.ExpectColumnValuesToBeInSet(column="wordings", value_set=[2], **_named("explanations_differ")),
-        gxe.ExpectColumnValuesToBeInSet(column="copies_before", value_set=[0], **_named("pair_only_once")),
-    ]
-    for side in ("chosen", "rejected"):
+    limits, forbidden = params.validate_preferences, forbidden_text(params)
+    found: list[Expectation] = []
+    for side in SIDES:
+        count, text = f"{side}_words", f"{side}_explanation"
         found += [
+            gxe.ExpectColumnValuesToBeBetween(column=count, min_value=limits.min_words, **_named(f"{text}_long_enough")),
             gxe.ExpectColumnValuesToBeBetween(
-                column=f"{side}_words", max_value=most, **_named(f"{side}_explanation_short_enough")
+                column=count, max_value=limits.max_words, **_named(f"{text}_short_enough")
             ),
-            gxe.ExpectColumnValuesToNotMatchRegex(
-                column=f"{side}_explanation", regex=forbidden, **_named(f"{side}_explanation_plain_text")
+            gxe.ExpectColumnValueLengthsToBeBetween(
+                column=text, max_value=limits.max_characters, **_named(f"{text}_few_enough_characters")
             ),
+            gxe.ExpectColumnValuesToNotMatchRegex(column=text, regex=forbidden, **_named(f"{text}_plain_text")),
+            gxe.ExpectColumnValuesToNotMatchRegex(column=text, regex=UNREADABLE, **_named(f"{text}_readable")),
         ]
     return found
 
 
 def forbidden_text(params: Params) -> str:
-    """A regular expression for what no explanation may hold: special and feature tokens, and pieces of the prompts.
+    """A regular expression for what no explanation may hold: special and feature tokens, feature ids, prompts' pieces.
 
     A piece of a prompt counts if it is a token in angle brackets or at least three words: less is ordinary language.
     """
@@ -156,7 +224,26 @@ def forbidden_text(params: Params) -> str:
     pieces = {" ".join(piece.split()) for prompt in prompts for piece in prompt.split("{description}")}
     telling = {piece for piece in pieces if len(piece.split()) >= 3 or re.fullmatch(r"<\S+>", piece)}
     literal = "|".join(re.escape(text) for text in sorted({*SPECIAL_TOKENS, *telling}))
-    return rf"(?i)(?:{literal}|<feature[^>]*>)"
+    saes = "|".join(re.escape(sae.name) for sae in params.prepare_sae.saes)
+    return rf"(?i)(?:{literal}|<\s*feature[^>]*>|[^\s/]/(?:{saes})/[0-9])"
+
+
+def _side_expectations(params: Params) -> "list[Expectation]":
+    """About one side against the other, and the pairs of one feature against each other."""
+    import great_expectations.expectations as gxe
+
+    most = params.build_preferences.max_rejected
+    return [
+        gxe.ExpectColumnValuesToBeInSet(column="wordings", value_set=[2], **_named("explanations_differ")),
+        gxe.ExpectColumnValuesToBeInSet(column="copies_before", value_set=[0], **_named("pair_only_once")),
+        gxe.ExpectColumnValuesToBeBetween(
+            column="pairs_before", max_value=most - 1, **_named("few_enough_pairs_of_a_feature")
+        ),
+        gxe.ExpectColumnValuesToBeInSet(
+            column="contradictions", value_set=[0], **_named("never_both_chosen_and_rejected")
+        ),
+        gxe.ExpectColumnValuesToBeInSet(column="chosen_texts", value_set=[1], **_named("one_best_of_a_feature")),
+    ]
 
 
 def _score_expectations(params: Params) -> "list[Expectation]":
@@ -168,23 +255,33 @@ def _score_expectations(params: Params) -> "list[Expectation]":
     settings = params.build_preferences
     return [
         between("chosen_score", "chosen_score_at_least_floor", min_value=settings.floor),
-        between("score_gap", "chosen_scores_higher", min_value=0, strict_min=True),
+        between("score_difference", "chosen_scores_higher", min_value=0, strict_min=True),
         between("score_gap_error", "score_gap_is_the_difference", max_value=TOLERANCE),
         between("relative_gap_error", "relative_gap_is_the_quotient", max_value=TOLERANCE),
         between("gap_over_required", "relative_gap_as_promised", min_value=-TOLERANCE),
         between("spread_ratio", "spread_as_promised", min_value=settings.min_spread, strict_min=True),
         between("spread_over_gap", "spread_covers_gap", min_value=-TOLERANCE),
+        between("spread_ratio", "spread_at_most_the_whole", max_value=1 + TOLERANCE),
     ]
 
 
-def _feature_expectations() -> "list[Expectation]":
+def _feature_expectations(params: Params) -> "list[Expectation]":
     import great_expectations.expectations as gxe
 
     return [
         gxe.ExpectColumnValuesToBeInSet(
             column="split", value_set=list(TRAINING_SPLITS), **_named("split_may_be_trained_on")
         ),
-        gxe.ExpectColumnValuesToNotBeNull(column="recorded_split", **_named("feature_in_feature_table")),
+        gxe.ExpectColumnValuesToMatchRegex(
+            column="feature_id", regex=f"^{FEATURE_ID}$", **_named("feature_id_names_subject_sae_and_latent")
+        ),
+        gxe.ExpectColumnValuesToBeInSet(
+            column="sae", value_set=[sae.name for sae in params.prepare_sae.saes], **_named("sae_known")
+        ),
+        gxe.ExpectColumnValuesToBeBetween(column="latents_above", min_value=0, **_named("latent_within_sae")),
+        gxe.ExpectColumnValuesToBeInSet(
+            column="in_feature_table", value_set=["yes"], **_named("feature_in_feature_table")
+        ),
         gxe.ExpectColumnPairValuesToBeEqual(
             column_A="split", column_B="recorded_split", ignore_row_if="either_value_is_missing",
             **_named("split_as_recorded"),
@@ -192,116 +289,143 @@ def _feature_expectations() -> "list[Expectation]":
     ]  # fmt: skip
 
 
-def set_columns(
-    left: Sequence[PreferencePair], pairs: Sequence[PreferencePair], dropped: Sequence[DroppedFeature]
-) -> "pd.DataFrame":
-    """One line about the set that is left of `pairs`: what a single pair cannot show.
+def measured_columns(pairs: Sequence[PreferencePair], scores: Sequence[ScoreRow], rows: Sequence[int]) -> "pd.DataFrame":
+    """One line for each of `rows` of `pairs`: how far its scores are from the best reward of the same candidate.
 
-    dpo_pairs; dropped_share: features without a pair, those that quarantine emptied included, over all features;
-    length_bias: words by which chosen explanations are longer (or shorter) on average, over the dpo split.
+    Infinite for an explanation that was no candidate of the feature.
     """
     import pandas as pd
 
-    trained = [pair for pair in left if pair.split == "dpo"]
-    features = {row.feature_id for row in (*pairs, *dropped) if row.feature_id}
-    kept = {pair.feature_id for pair in left}
-    longer = [len(pair.chosen_explanation.split()) - len(pair.rejected_explanation.split()) for pair in trained]
-    return pd.DataFrame(
-        {
-            "dpo_pairs": [len(trained)],
-            "dropped_share": [1 - len(kept) / len(features) if features else 1.0],
-            "length_bias": [abs(sum(longer) / len(longer)) if longer else 0.0],
-        }
-    )
+    best: dict[tuple[str, str], float] = {}
+    for score in scores:
+        key = (score.feature_id, score.explanation)
+        best[key] = max(score.reward, best.get(key, score.reward))
+    lines = []
+    for row in rows:
+        pair = pairs[row]
+        measured = [best.get((pair.feature_id, text)) for text in (pair.chosen_explanation, pair.rejected_explanation)]
+        errors = [
+            math.inf if reward is None else abs(score - reward)
+            for score, reward in zip((pair.chosen_score, pair.rejected_score), measured, strict=True)
+        ]
+        lines.append(asdict(pair) | {ROW: row, "chosen_score_error": errors[0], "rejected_score_error": errors[1]})
+    names = [ROW, *(column.name for column in fields(PreferencePair)), "chosen_score_error", "rejected_score_error"]
+    return pd.DataFrame(lines, columns=names)
 
 
-def set_expectations(params: Params) -> "list[Expectation]":
-    """The suite about the set, over the columns of `set_columns`; `meta` carries the name and the limit in words."""
+def measured_expectations() -> "list[Expectation]":
+    """The suite about what was measured, over the columns of `measured_columns`."""
     import great_expectations.expectations as gxe
 
-    limits = params.validate_preferences
     return [
-        gxe.ExpectColumnMinToBeBetween(
-            column="dpo_pairs",
-            min_value=limits.min_pairs,
-            **_named("enough_pairs", f"at least {limits.min_pairs} (min_pairs)"),
-        ),
-        gxe.ExpectColumnMaxToBeBetween(
-            column="dropped_share",
-            max_value=limits.max_dropped_share,
-            **_named("few_enough_dropped", f"at most {limits.max_dropped_share:g} (max_dropped_share)"),
-        ),
-        gxe.ExpectColumnMaxToBeBetween(
-            column="length_bias",
-            max_value=limits.max_length_bias,
-            **_named("no_length_bias", f"at most {limits.max_length_bias:g} words (max_length_bias)"),
-        ),
+        gxe.ExpectColumnValuesToBeBetween(
+            column=f"{side}_score_error", max_value=TOLERANCE, **_named(f"{side}_score_as_measured")
+        )
+        for side in SIDES
     ]
 
 
-class Validator:
-    """One GX context in memory, whose Data Docs go to a folder."""
+@dataclass(frozen=True)
+class SetRule:
+    """One expectation about the set: the number it looks at, and the limit it must keep."""
 
-    def __init__(self, docs: Path) -> None:
-        """`docs` receives the HTML; it is overwritten with every `check`."""
-        import great_expectations as gx
-        from great_expectations.data_context.types.base import (
-            DataContextConfig,
-            InMemoryStoreBackendDefaults,
-            ProgressBarsConfig,
-        )
-
-        site = {
-            "class_name": "SiteBuilder",
-            "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
-            "store_backend": {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(docs.resolve())},
-        }
-        config = DataContextConfig(
-            data_docs_sites={"preferences": site},
-            # Its own site would leave a temporary folder behind with every run.
-            store_backend_defaults=InMemoryStoreBackendDefaults(init_temp_docs_sites=False),
-            analytics_enabled=False,
-            progress_bars=ProgressBarsConfig(globally=False),
-        )
-        self._context = gx.get_context(mode="ephemeral", project_config=config)
-        self._source = self._context.data_sources.add_pandas("preferences")
-
-    def check(self, level: str, frame: "pd.DataFrame", expectations: "Sequence[Expectation]") -> list[Outcome]:
-        """Run one suite on one table; outcomes in the order of the expectations.
-
-        Raises RuntimeError if GX fails to evaluate an expectation, which is not the data's fault.
-        """
-        import great_expectations as gx
-
-        rows = [ROW] if level == "pair" else []
-        suite = self._context.suites.add(gx.ExpectationSuite(name=f"{level}s", expectations=list(expectations)))
-        batch = self._source.add_dataframe_asset(f"{level}s").add_batch_definition_whole_dataframe("all")
-        definition = gx.ValidationDefinition(name=f"{level}s", data=batch, suite=suite)
-        checkpoint = gx.Checkpoint(
-            name=f"{level}s",
-            validation_definitions=[self._context.validation_definitions.add(definition)],
-            actions=[gx.checkpoint.UpdateDataDocsAction(name="docs", site_names=["preferences"])],
-            result_format={"result_format": "COMPLETE", "unexpected_index_column_names": rows},
-        )
-        run = self._context.checkpoints.add(checkpoint).run(batch_parameters={"dataframe": frame})
-        (validation,) = run.run_results.values()
-        found = {result.expectation_config.meta["rule"]: result for result in validation.results}
-        return [_outcome(level, len(frame), found[expectation.meta["rule"]]) for expectation in expectations]
+    name: str  # of the rule
+    column: str  # name of the number
+    value: float
+    limit: str  # in words, with the field of params.validate_preferences
+    least: float | None = field(default=None, kw_only=True)
+    most: float | None = field(default=None, kw_only=True)
 
 
-def _outcome(level: str, lines: int, result: Any) -> Outcome:
-    config, details = result.expectation_config, result.result
-    rows = tuple(sorted({int(entry[ROW]) for entry in details.get("unexpected_index_list") or []}))
-    observed = details.get("observed_value") if level == "set" else (len(rows) / lines if lines else None)
-    if not result.success and (observed is None if level == "set" else not rows):
-        raise RuntimeError(f"Great Expectations could not evaluate {config.meta['rule']}: {result.exception_info}")
-    return Outcome(
-        name=config.meta["rule"],
-        column=config.kwargs.get("column") or config.kwargs["column_A"],
-        expectation=config.type,
-        level=level,
-        success=bool(result.success),
-        unexpected_count=int(not result.success) if level == "set" else len(rows),
-        observed=None if observed is None else float(observed),
-        rows=rows,
+def set_rules(
+    left: Sequence[PreferencePair], pairs: Sequence[PreferencePair], dropped: Sequence[DroppedFeature],
+    drifted: Drift | None, params: Params,
+) -> list[SetRule]:  # fmt: skip
+    """What is left of `pairs` as a set: what a single pair cannot show. Without `drifted` nothing is said of drift."""
+    limits = params.validate_preferences
+    trained = [pair for pair in left if pair.split == "dpo"]
+    chosen = list({pair.feature_id: pair.chosen_explanation for pair in trained}.values())
+    rejected = [pair.rejected_explanation for pair in trained]
+    both = {row.feature_id for row in pairs} & {row.feature_id for row in dropped}
+    return [
+        _at_least("enough_pairs", "dpo_pairs", len(trained), limits.min_pairs, "min_pairs"),
+        _at_least(
+            "enough_valid_pairs", "valid_pairs", len(left) - len(trained), limits.min_valid_pairs, "min_valid_pairs"
+        ),
+        _at_most(
+            "few_enough_quarantined", "quarantined_share", 1 - len(left) / len(pairs) if pairs else 0.0,
+            limits.max_quarantined_share, "max_quarantined_share",
+        ),
+        _at_most(
+            "few_enough_dropped", "dropped_share", dropped_share(left, pairs, dropped), limits.max_dropped_share,
+            "max_dropped_share",
+        ),
+        *_reason_rules(reason_shares(left, pairs, dropped), params),
+        _at_most("no_feature_both_paired_and_dropped", "paired_and_dropped", len(both), 0),
+        _at_most("no_length_bias", "length_bias", abs(length_bias(trained)), limits.max_length_bias, "max_length_bias"),
+        _at_most("chosen_not_collapsed", "top_chosen_share", top_share(chosen), limits.max_top_share, "max_top_share"),
+        _at_most(
+            "rejected_not_collapsed", "top_rejected_share", top_share(rejected), limits.max_top_share, "max_top_share"
+        ),
+        _at_least(
+            "chosen_diverse", "distinct_chosen_share", distinct_share(chosen), limits.min_distinct_share,
+            "min_distinct_share",
+        ),
+        *(_drift_rules(drifted, params) if drifted else []),
+    ]  # fmt: skip
+
+
+def _reason_rules(shares: dict[str, float], params: Params) -> list[SetRule]:
+    limits = params.validate_preferences.max_reason_share
+    found = [
+        _at_most(f"few_enough_dropped_because_{name}", f"{name}_share", shares[reason], getattr(limits, name),
+                 f"max_reason_share.{name}")
+        for reason, name in REASONS.items()
+    ]  # fmt: skip
+    unknown = [reason for reason in shares if reason not in REASONS]
+    return [*found, _at_most("reasons_known", "unknown_reasons", len(unknown), 0)]
+
+
+DRIFT_RULES = ("lengths_as_before", "scores_as_before", "dropped_as_before", "vocabulary_as_before")
+
+
+def _drift_rules(drifted: Drift, params: Params) -> list[SetRule]:
+    limits = params.validate_preferences
+    found = (
+        ("words_drift", drifted.words, limits.max_words_drift),
+        ("score_drift", drifted.score, limits.max_score_drift),
+        ("dropped_drift", drifted.dropped, limits.max_dropped_drift),
+        ("vocabulary_drift", drifted.vocabulary, limits.max_vocabulary_drift),
     )
+    return [
+        _at_most(rule, name, value, limit, f"max_{name}")
+        for rule, (name, value, limit) in zip(DRIFT_RULES, found, strict=True)
+    ]
+
+
+def _at_least(name: str, column: str, value: float, limit: float, setting: str) -> SetRule:
+    return SetRule(name, column, value, f"at least {limit:g} ({setting})", least=limit)
+
+
+def _at_most(name: str, column: str, value: float, limit: float, setting: str = "") -> SetRule:
+    in_words = f"at most {limit:g}" + (f" ({setting})" if setting else "")
+    return SetRule(name, column, value, in_words, most=limit + TOLERANCE)  # 1 - 0.9 is a little over 0.1
+
+
+def set_columns(rules: Sequence[SetRule]) -> "pd.DataFrame":
+    """One line, a column a rule."""
+    import pandas as pd
+
+    return pd.DataFrame({rule.column: [float(rule.value)] for rule in rules})
+
+
+def set_expectations(rules: Sequence[SetRule]) -> "list[Expectation]":
+    """The suite about the set, over the columns of `set_columns`."""
+    import great_expectations.expectations as gxe
+
+    return [
+        gxe.ExpectColumnMaxToBeBetween(
+            column=rule.column, min_value=rule.least, max_value=rule.most, **_named(rule.name, rule.limit)
+        )
+        for rule in rules
+    ]

@@ -33,6 +33,8 @@ ABOVE_ZERO = {
 AT_MOST_ONE = {
     "top_p", "min_density", "max_density", "collision_max_density", "sft_share", "modifier_share",
     "warmup_modifier_share", "replay_share", "max_dropped_share", "twin_cosine", "threshold", "min_spread", "min_gap",
+    "max_quarantined_share", "best_is_zero", "below_floor", "best_is_empty", "no_spread", "no_gap", "max_top_share",
+    "min_distinct_share", "max_dropped_drift", "max_vocabulary_drift",
 }  # fmt: skip
 EXPLAINERS = Path("data/explainers")
 
@@ -103,7 +105,7 @@ def check(params: Params) -> None:
     """What types cannot say. Raises UserError (without a file's name) on the first thing that cannot run."""
     for key, name, value in leaves(params):
         _check_leaf(key, name, value)
-    for complaint in chain(*(find(params) for find in (_shapes, _sampling, _features, _rounds, _evaluations))):
+    for complaint in chain(*(find(params) for find in (_shapes, _sampling, _features, _limits, _rounds, _evaluations))):
         raise UserError(complaint)
 
 
@@ -215,6 +217,19 @@ def _features(params: Params) -> Iterator[str]:
         yield (
             f"label_features.contexts: is {params.label_features.contexts}; must be at most "
             f"extract_activations.top_contexts ({extract.top_contexts})"
+        )
+
+
+def _limits(params: Params) -> Iterator[str]:
+    limits = params.validate_preferences
+    if limits.min_words > limits.max_words:
+        yield (
+            f"validate_preferences.min_words: is {limits.min_words}; must be at most its max_words ({limits.max_words})"
+        )
+    if limits.max_characters < limits.max_words:
+        yield (
+            f"validate_preferences.max_characters: is {limits.max_characters}; must be at least its max_words "
+            f"({limits.max_words})"
         )
 
 

@@ -2,7 +2,8 @@
 
     python -m tasks.train_dpo r1
 
-Writes data/explainers/<round> (an ordinary transformers folder) and reports/training/<round>.csv.
+Writes data/explainers/<round> (an ordinary transformers folder, and in it preferences.json: the figures of the set it
+was trained on, which a round that starts from it is compared with) and reports/training/<round>.csv.
 """
 
 import tempfile
@@ -13,7 +14,7 @@ from saeexplainer.config import Params
 from saeexplainer.explainer import PARTS, Prompts, add_feature_tokens, attach, direction_rows
 from saeexplainer.records import FeatureRow, PreferencePair
 from saeexplainer.seeds import seed_torch
-from saeexplainer.storage import read_rows, read_tensors, replacing
+from saeexplainer.storage import read_json, read_rows, read_tensors, replacing, write_json
 from saeexplainer.training_curves import write_curves
 from tasks.stage import Report, main
 
@@ -48,6 +49,7 @@ def run(params: Params, item: str) -> Report:
     with replacing(EXPLAINERS / item) as folder:
         model.save_pretrained(folder)
         saved_tokenizer.save_pretrained(folder)
+        write_json(folder / "preferences.json", read_json(ROUNDS / item / "validation.json")["figures"])
     write_curves(Path(f"reports/training/{item}.csv"), history)
     best = max(entry["eval_rewards/accuracies"] for entry in history if "eval_rewards/accuracies" in entry)
     return Report(

@@ -2,24 +2,49 @@
 
 Pairs that fail an expectation go to quarantine with the reason, the rest to validated.parquet, which is what train_dpo
 reads. If what is left fails as a set, the stage fails and leaves no table, so training cannot start. Data Docs under
-reports/data_docs/<round> are written either way: they are where one looks then.
+reports/data_docs/<round> are written either way: they are where one looks then. docs/PREFERENCES.md says what is
+checked and why.
 """
 
 from collections import Counter
-from dataclasses import asdict, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from saeexplainer.config import Params
 from saeexplainer.errors import UserError
-from saeexplainer.records import DroppedFeature, FeatureRow, PreferencePair, QuarantinedPair
+from saeexplainer.preference_set import Figures, drift, figures, read_figures
+from saeexplainer.records import DroppedFeature, FeatureRow, PreferencePair, QuarantinedPair, ScoreRow
 from saeexplainer.storage import read_rows, replacing, write_json, write_rows
 from tasks import expectations
-from tasks.expectations import Outcome, Validator
+from tasks.data_docs import DATA_DOCS, VERDICT, Outcome, Validator, fingerprint, write_index
+from tasks.expectations import SetRule
 from tasks.stage import Report, main
 
-ROUNDS = Path("data/rounds")
+ROUNDS, EXPLAINERS = Path("data/rounds"), Path("data/explainers")
 FEATURES = Path("data/activations/features.parquet")
-DATA_DOCS = Path("reports/data_docs")
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What the suites found in one preference set."""
+
+    pairs: list[PreferencePair]  # as they came
+    reasons: dict[int, list[str]]  # row of a pair that fails -> names of the rules it breaks
+    outcomes: list[Outcome]  # every expectation's, in the order of the suites
+    rules: list[SetRule]  # what was asked of the set
+    figures: Figures  # of what is left
+    not_applicable: dict[str, str]  # rules that nothing could be held against, and why
+
+    @property
+    def left(self) -> list[PreferencePair]:
+        """The pairs that break no rule."""
+        return [pair for row, pair in enumerate(self.pairs) if row not in self.reasons]
+
+    @property
+    def broken(self) -> list[Outcome]:
+        """The rules about the set that are broken; if there is one, nothing may train."""
+        return [outcome for outcome in self.outcomes if outcome.level == "set" and not outcome.success]
 
 
 def run(params: Params, item: str) -> Report:
@@ -31,34 +56,77 @@ def run(params: Params, item: str) -> Report:
     folder = ROUNDS / item
     for name in ("validated.parquet", "quarantine.parquet", "validation.json"):
         (folder / name).unlink(missing_ok=True)
-    pairs = read_rows(folder / "pairs.parquet", PreferencePair)
-    dropped = read_rows(folder / "dropped.parquet", DroppedFeature)
-    features = read_rows(FEATURES, FeatureRow)
-    with replacing(DATA_DOCS / item) as docs:
-        validator = Validator(docs)
-        columns = expectations.pair_columns(pairs, features, params)
-        about_pairs = validator.check("pair", columns, expectations.pair_expectations(params))
-        reasons = _reasons(about_pairs)
-        left = [pair for row, pair in enumerate(pairs) if row not in reasons]
-        quarantined = [_quarantined(pairs[row], reasons[row]) for row in sorted(reasons)]
-        rules = expectations.set_expectations(params)
-        about_set = validator.check("set", expectations.set_columns(left, pairs, dropped), rules)
-    limits = {rule.meta["rule"]: rule.meta["limit"] for rule in rules}
-    _refuse(item, about_set, limits, _tally(about_pairs))
-    write_rows(folder / "quarantine.parquet", quarantined, QuarantinedPair)
-    write_json(folder / "validation.json", _summary(item, [*about_pairs, *about_set], len(left), len(quarantined)))
+    found = examined(params, item)
+    _refuse(item, found)
+    left = found.left
+    write_rows(folder / "quarantine.parquet", _quarantined(found), QuarantinedPair)
+    write_json(folder / "validation.json", _summary(item, found))
     write_rows(folder / "validated.parquet", left, PreferencePair)
+    tally = _tally(found.outcomes) or "none"
     return Report(
-        metrics={"validated": len(left), "quarantined": len(quarantined)},
+        metrics={"validated": len(left), "quarantined": len(found.reasons)},
         lines=[
-            f"{item}: {len(left)} of {len(pairs)} pairs may train; in quarantine: {_tally(about_pairs) or 'none'}",
+            f"{item}: {len(left)} of {len(found.pairs)} pairs may train; in quarantine: {tally}",
+            *_notes(found.not_applicable),
             f"Data Docs: {DATA_DOCS / item / 'index.html'}",
         ],
     )
 
 
-def _reasons(outcomes: list[Outcome]) -> dict[int, list[str]]:
-    """Row of pairs.parquet to the names of the rules it breaks."""
+def examined(params: Params, item: str) -> Examination:
+    """Run the suites on a round's pairs and write its Data Docs, whatever they find."""
+    pairs = read_rows(ROUNDS / item / "pairs.parquet", PreferencePair)
+    dropped = read_rows(ROUNDS / item / "dropped.parquet", DroppedFeature)
+    features = read_rows(FEATURES, FeatureRow)
+    scores = read_rows(ROUNDS / item / "scores.parquet", ScoreRow)
+    before = _figures_before(params.rounds[item].start)
+    with replacing(DATA_DOCS / item) as docs:
+        validator = Validator(docs)
+        columns = expectations.pair_columns(pairs, features, params)
+        about_pairs = validator.check("pair", columns, expectations.pair_expectations(params))
+        sound = sorted(set(range(len(pairs))) - _reasons(about_pairs).keys())
+        columns = expectations.measured_columns(pairs, scores, sound)
+        about_pairs += validator.check("measured", columns, expectations.measured_expectations())
+        reasons = _reasons(about_pairs)
+        left = [pair for row, pair in enumerate(pairs) if row not in reasons]
+        now = figures(left, pairs, dropped)
+        not_applicable = _without_drift(params.rounds[item].start, before, now)
+        drifted = None if before is None or not_applicable else drift(now, before)
+        rules = expectations.set_rules(left, pairs, dropped, drifted, params)
+        columns, suite = expectations.set_columns(rules), expectations.set_expectations(rules)
+        about_set = validator.check("set", columns, suite, "; ".join(_notes(not_applicable)))
+        found = Examination(pairs, reasons, [*about_pairs, *about_set], rules, now, not_applicable)
+        validator.write_docs()
+        write_json(docs / VERDICT, _verdict(found) | {"pairs": fingerprint(ROUNDS / item / "pairs.parquet")})
+    write_index(list(params.rounds))
+    return found
+
+
+def _figures_before(start: str) -> Figures | None:
+    """Of the set that the round's start was trained on; None for sft, which no preference set has trained."""
+    return None if start == "sft" else read_figures(EXPLAINERS / start / "preferences.json")
+
+
+def _without_drift(start: str, before: Figures | None, now: Figures) -> dict[str, str]:
+    """The rules about drift and why they cannot be asked, if they cannot."""
+    if before is None:
+        why = f"the round starts from {start}, which no preference set has trained"
+    elif not now.features:
+        why = "no pair is left to compare"
+    else:
+        return {}
+    return dict.fromkeys(expectations.DRIFT_RULES, why)
+
+
+def _notes(not_applicable: dict[str, str]) -> list[str]:
+    """A line for each reason not to ask something."""
+    by_reason: dict[str, list[str]] = {}
+    for rule, why in not_applicable.items():
+        by_reason.setdefault(why, []).append(rule)
+    return [f"not applicable, because {why}: {', '.join(rules)}" for why, rules in by_reason.items()]
+
+
+def _reasons(outcomes: Sequence[Outcome]) -> dict[int, list[str]]:
     reasons: dict[int, list[str]] = {}
     for outcome in outcomes:
         for row in outcome.rows:
@@ -66,35 +134,59 @@ def _reasons(outcomes: list[Outcome]) -> dict[int, list[str]]:
     return reasons
 
 
-def _quarantined(pair: PreferencePair, reasons: list[str]) -> QuarantinedPair:
-    values = {field.name: getattr(pair, field.name) for field in fields(PreferencePair)}
-    return QuarantinedPair(**values, reason="; ".join(reasons))
+def _quarantined(found: Examination) -> list[QuarantinedPair]:
+    names = [field.name for field in fields(PreferencePair)]
+    return [
+        QuarantinedPair(**{name: getattr(found.pairs[row], name) for name in names}, reason="; ".join(reasons))
+        for row, reasons in sorted(found.reasons.items())
+    ]
 
 
-def _tally(outcomes: list[Outcome]) -> str:
-    counts = Counter({outcome.name: outcome.unexpected_count for outcome in outcomes if outcome.unexpected_count})
+def _tally(outcomes: Sequence[Outcome]) -> str:
+    counts = Counter(
+        {outcome.name: outcome.unexpected_count for outcome in outcomes if outcome.rows and outcome.unexpected_count}
+    )
     return ", ".join(f"{count} {name}" for name, count in counts.most_common())
 
 
-def _refuse(item: str, outcomes: list[Outcome], limits: dict[str, str], tally: str) -> None:
+def _refuse(item: str, found: Examination) -> None:
+    limits = {rule.name: rule.limit for rule in found.rules}
     failed = [
         f"{outcome.name}: {outcome.column} is {outcome.observed:.4g}, must be {limits[outcome.name]}"
-        for outcome in outcomes
-        if not outcome.success
+        for outcome in found.broken
     ]
     if failed:
         raise UserError(
-            f"round {item}: the preference set may not train: {'; '.join(failed)}; quarantined: {tally or 'none'}; "
-            f"see {DATA_DOCS / item / 'index.html'}, then change the round or the limit in params' validate_preferences"
+            f"round {item}: the preference set may not train: {'; '.join(failed)}; quarantined: "
+            f"{_tally(found.outcomes) or 'none'}; see {DATA_DOCS / item / 'index.html'}, then change the round or the "
+            "limit in params' validate_preferences"
         )
 
 
-def _summary(item: str, outcomes: list[Outcome], left: int, quarantined: int) -> dict:
+def _summary(item: str, found: Examination) -> dict:
     """validation.json: no time and no run id, so that the same pairs give the same bytes."""
-    entries = [asdict(outcome) for outcome in outcomes]
+    entries = [asdict(outcome) for outcome in found.outcomes]
     for entry in entries:
         del entry["rows"]  # quarantine.parquet has them
-    return {"round": item, "validated": left, "quarantined": quarantined, "expectations": entries}
+    return {
+        "round": item,
+        "validated": len(found.left),
+        "quarantined": len(found.reasons),
+        "expectations": entries,
+        "not_applicable": found.not_applicable,
+        "figures": asdict(found.figures),
+    }
+
+
+def _verdict(found: Examination) -> dict:
+    """A round's line in the index over rounds."""
+    broken = ", ".join(outcome.name.replace("_", " ") for outcome in found.broken)
+    return {
+        "verdict": f"refused: {broken}" if broken else "may train",
+        "validated": 0 if broken else len(found.left),
+        "quarantined": len(found.reasons),
+        "notes": "; ".join(_notes(found.not_applicable)),
+    }
 
 
 if __name__ == "__main__":

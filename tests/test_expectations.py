@@ -1,31 +1,40 @@
-"""A good preference set passes; each kind of damage is caught by the expectation meant for it, and by no silence."""
+"""The suites' numbers by hand, and what the stage leaves behind. Whole sets and their damage are in test_damage.py."""
 
 import json
 import math
-import random
+import os
 import re
+import subprocess
+import sys
 from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+from preference_sets import scored
+from tiny import ROOT
 
-from saeexplainer.config import BuildPreferences, PairingRule, Params, ValidatePreferences
-from saeexplainer.domain import SPECIAL_TOKENS
+from saeexplainer import preference_set
+from saeexplainer.config import BuildPreferences, PairingRule, Params, ReasonShares, ValidatePreferences
 from saeexplainer.errors import UserError
 from saeexplainer.pairs import pairs_of_feature
+from saeexplainer.preference_set import Figures
 from saeexplainer.records import DroppedFeature, FeatureRow, PreferencePair, QuarantinedPair, ScoreRow
-from saeexplainer.storage import read_rows, write_rows
-from tasks import expectations, params, validate_preferences
+from saeexplainer.storage import read_json, read_rows, write_json, write_rows
+from tasks import data_docs, expectations, params, validate_preferences
 
-PARAMS_FILE = Path(__file__).parents[1] / "params.yaml"
 BUILD = BuildPreferences(PairingRule.best_worst, floor=0.5, min_spread=0.1, min_gap=0.15, max_rejected=2)
-LIMITS = ValidatePreferences(min_pairs=3, max_dropped_share=0.5, max_length_bias=6.0, max_words=8)
+LIMITS = ValidatePreferences(
+    min_words=1, max_words=8, max_characters=80, min_pairs=3, min_valid_pairs=1, max_quarantined_share=0.5,
+    max_dropped_share=0.5, max_reason_share=ReasonShares(1.0, 1.0, 1.0, 1.0, 1.0), max_length_bias=6.0,
+    max_top_share=1.0, min_distinct_share=0.0, max_words_drift=1.0, max_score_drift=0.5, max_dropped_drift=0.3,
+    max_vocabulary_drift=0.7,
+)  # fmt: skip
 PROMPT = "Please write one short text about: {description}\n"
 
 
 @pytest.fixture(scope="module")
 def settings() -> Params:
-    loaded = params.load(PARAMS_FILE)
+    loaded = params.load(ROOT / "params.yaml")
     score = replace(loaded.score_explanations, writer=replace(loaded.score_explanations.writer, prompt=PROMPT))
     return replace(loaded, build_preferences=BUILD, validate_preferences=LIMITS, score_explanations=score)
 
@@ -48,86 +57,29 @@ def pair(index: int = 0, **changes) -> PreferencePair:
     return replace(good, **changes)
 
 
-def scored(chosen: float, rejected: float, worst: float) -> dict[str, float]:
-    """The numbers that follow from three rewards."""
-    return {
-        "chosen_score": chosen,
-        "rejected_score": rejected,
-        "score_gap": chosen - rejected,
-        "relative_gap": (chosen - rejected) / chosen,
-        "spread_ratio": (chosen - worst) / chosen,
-    }
-
-
-def lay_out(root: Path, pairs: list[PreferencePair], dropped: int = 1) -> Path:
-    """The tables that the stage reads, for round r1; feature 50 belongs to the test split."""
-    folder = root / "data/rounds/r1"
+def lay_out(root: Path, pairs: list[PreferencePair], dropped: int = 1, item: str = "r1") -> Path:
+    """The tables that the stage reads, each pair's explanations among the candidates."""
+    folder = root / "data/rounds" / item
     features = [FeatureRow(f"sandbox/main/{i}", "main", i, pair(i).split, 2.0, 0.01) for i in range(50)]
-    features.append(FeatureRow("sandbox/main/50", "main", 50, "test", 2.0, 0.01))
     write_rows(root / "data/activations/features.parquet", features, FeatureRow)
     write_rows(folder / "pairs.parquet", pairs, PreferencePair)
     gone = [DroppedFeature(f"sandbox/main/{100 + i}", "dpo", "no gap") for i in range(dropped)]
     write_rows(folder / "dropped.parquet", gone, DroppedFeature)
+    scores = [
+        ScoreRow(row.feature_id, row.split, rank, text, ["a text"], [reward], reward)
+        for row in pairs
+        for rank, (text, reward) in enumerate(
+            [(row.chosen_explanation, row.chosen_score), (row.rejected_explanation, row.rejected_score)]
+        )
+    ]
+    write_rows(folder / "scores.parquet", scores, ScoreRow)
     return folder
 
 
-# The damage to one pair, and the expectation that must name it.
-DAMAGE = {
-    "empty explanation": ({"rejected_explanation": ""}, "rejected_explanation_not_empty"),
-    "blank text": ({"chosen_best_text": " \t"}, "chosen_best_text_not_empty"),
-    "same but for case and spaces": (
-        {"chosen_explanation": "the  Dog ", "rejected_explanation": "The dog"},
-        "explanations_differ",
-    ),
-    "score is NaN": ({"chosen_score": math.nan}, "chosen_score_known"),
-    "score is infinite": ({"rejected_score": math.inf}, "rejected_score_finite_non_negative"),
-    "score is negative": (scored(1.0, -0.5, -0.5), "rejected_score_finite_non_negative"),
-    "under the floor": (scored(0.4, 0.1, 0.0), "chosen_score_at_least_floor"),
-    "sides swapped": (scored(0.6, 1.0, 0.5), "chosen_scores_higher"),
-    "gap is not the difference": ({"score_gap": 0.4}, "score_gap_is_the_difference"),
-    "relative gap is not the quotient": ({"relative_gap": 0.6}, "relative_gap_is_the_quotient"),
-    "gap under the promise": (scored(1.0, 0.9, 0.5), "relative_gap_as_promised"),
-    "spread under the promise": (scored(1.0, 0.95, 0.95), "spread_as_promised"),
-    "spread below its own gap": ({"spread_ratio": 0.3}, "spread_covers_gap"),
-    "split of SFT": ({"split": "sft"}, "split_may_be_trained_on"),
-    "test feature as dpo": ({"feature_id": "sandbox/main/50"}, "split_as_recorded"),
-    "unknown feature": ({"feature_id": "sandbox/main/999"}, "feature_in_feature_table"),
-    "same pair again": ({"feature_id": "sandbox/main/0"}, "pair_only_once"),
-    "chosen too long": ({"chosen_explanation": "word " * 9}, "chosen_explanation_short_enough"),
-    "rejected too long": ({"rejected_explanation": "word " * 9}, "rejected_explanation_short_enough"),
-    "special token": ({"chosen_explanation": f"dog{SPECIAL_TOKENS[1]}"}, "chosen_explanation_plain_text"),
-    "feature token": ({"rejected_explanation": "<feature_17> dog"}, "rejected_explanation_plain_text"),
-    "prompt leaked": (
-        {"chosen_explanation": "please write one short text about: dog"},
-        "chosen_explanation_plain_text",
-    ),
-}
-GOOD = 12
-
-
-@pytest.fixture(scope="module")
-def damaged(settings, tmp_path_factory):
-    """One run over twelve good pairs and one of every damage; the folder of the round."""
-    root = tmp_path_factory.mktemp("damaged")
-    hurt = [pair(GOOD + 4 * (index // 3) + index % 3, **change) for index, (change, _) in enumerate(DAMAGE.values())]
-    folder = lay_out(root, [*map(pair, range(GOOD)), *hurt])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        validate_preferences.run(replace(settings, validate_preferences=replace(LIMITS, max_dropped_share=0.9)), "r1")
-    return folder
-
-
-@pytest.mark.parametrize("kind", DAMAGE)
-def test_damage_is_caught_by_the_expectation_meant_for_it(damaged, kind):
-    quarantined = read_rows(damaged / "quarantine.parquet", QuarantinedPair)
-    assert len(quarantined) == len(DAMAGE)
-    reasons = quarantined[list(DAMAGE).index(kind)].reason.split("; ")
-    assert DAMAGE[kind][1] in reasons
-    assert len(reasons) <= 5, "an expectation that fails on everything says nothing"
-
-
-def test_the_good_pairs_of_a_damaged_set_are_left_as_they_were(damaged):
-    assert read_rows(damaged / "validated.parquet", PreferencePair) == [pair(index) for index in range(GOOD)]
+@pytest.fixture
+def workspace(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @pytest.mark.parametrize("field", [field.name for field in fields(PreferencePair)])
@@ -137,72 +89,119 @@ def test_nulls_are_caught_in_every_field(settings, tmp_path, field):
     table[field] = table[field].astype(object)
     table.loc[1, field] = None
     known = [rule for rule in expectations.pair_expectations(settings) if rule.meta["rule"] == f"{field}_known"]
-    (outcome,) = expectations.Validator(tmp_path).check("pair", table, known)
+    (outcome,) = data_docs.Validator(tmp_path).check("pair", table, known)
     assert (outcome.success, outcome.rows, outcome.unexpected_count) == (False, (1,), 1)
 
 
-def test_every_expectation_about_pairs_can_fail(damaged):
-    found = json.loads((damaged / "validation.json").read_text())["expectations"]
-    meant = {rule for _, rule in DAMAGE.values()}
-    failed = {entry["name"] for entry in found if entry["level"] == "pair" and not entry["success"]}
-    assert meant <= failed
-    # What is left is the same check on another field.
-    never = {entry["name"] for entry in found if entry["level"] == "pair"} - failed
-    assert all(name.endswith(("_known", "_not_empty", "_finite_non_negative")) for name in never), never
-
-
-def test_undamaged_set_passes_twice_with_the_same_bytes(settings, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    folder = lay_out(tmp_path, [pair(index) for index in range(8)])
+def test_undamaged_set_passes_twice_with_the_same_bytes(settings, workspace):
+    folder = lay_out(workspace, [pair(index) for index in range(8)])
     report = validate_preferences.run(settings, "r1")
     assert report.metrics == {"validated": 8, "quarantined": 0}
     assert read_rows(folder / "quarantine.parquet", QuarantinedPair) == []
     first = {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert set(first) == {
-        "pairs.parquet", "dropped.parquet", "validated.parquet", "quarantine.parquet", "validation.json",
-    }  # fmt: skip
     assert first["validated.parquet"] == first["pairs.parquet"]
     found = json.loads(first["validation.json"])
     assert all(entry["success"] and entry["unexpected_count"] == 0 for entry in found["expectations"])
     by_name = {entry["name"]: entry["observed"] for entry in found["expectations"]}
     # Features 3 and 7 are valid; "the word dog in a question" has five words more than "animals".
-    assert (by_name["enough_pairs"], by_name["no_length_bias"]) == (6.0, 5.0)
-    assert "pair only once" in (tmp_path / "reports/data_docs/r1/expectations/pairs.html").read_text()
+    assert (by_name["enough_pairs"], by_name["enough_valid_pairs"], by_name["no_length_bias"]) == (6.0, 2.0, 5.0)
+    assert (by_name["chosen_not_collapsed"], by_name["chosen_diverse"]) == (1.0, pytest.approx(1 / 6))
+    assert by_name["few_enough_dropped_because_no_gap"] == pytest.approx(1 / 9)
+    assert "pair only once" in (workspace / "reports/data_docs/r1/expectations/pairs.html").read_text()
     validate_preferences.run(settings, "r1")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == first
 
 
-SET_DAMAGE = {
-    "too few pairs": ({"min_pairs": 7}, 1, "enough_pairs: dpo_pairs is 6, must be at least 7 (min_pairs)"),
-    "too many dropped": ({}, 24, "few_enough_dropped: dropped_share is 0.75, must be at most 0.5 (max_dropped_share)"),
-    "length gives it away": ({"max_length_bias": 1.0}, 1, "no_length_bias: length_bias is 5, must be at most 1 words"),
-}
+def test_the_first_round_says_that_drift_does_not_apply(settings, workspace):
+    folder = lay_out(workspace, [pair(index) for index in range(8)])
+    report = validate_preferences.run(settings, "r1")
+    found = read_json(folder / "validation.json")
+    assert set(found["not_applicable"]) == set(expectations.DRIFT_RULES)
+    assert not {entry["name"] for entry in found["expectations"]} & set(expectations.DRIFT_RULES)
+    assert any("the round starts from sft, which no preference set has trained" in line for line in report.lines)
+    assert "not applicable" in (workspace / "reports/data_docs/index.html").read_text()
 
 
-@pytest.mark.parametrize("kind", SET_DAMAGE)
-def test_a_set_that_may_not_train_is_one_line_and_leaves_no_table(settings, tmp_path, monkeypatch, kind):
-    limits, dropped, message = SET_DAMAGE[kind]
-    monkeypatch.chdir(tmp_path)
-    folder = lay_out(tmp_path, [pair(index) for index in range(8)], dropped)
-    (folder / "validated.parquet").write_text("left by an earlier run")
-    with pytest.raises(UserError) as caught:
-        validate_preferences.run(replace(settings, validate_preferences=replace(LIMITS, **limits)), "r1")
-    assert str(caught.value).startswith("round r1: ") and message in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert sorted(path.name for path in folder.iterdir()) == ["dropped.parquet", "pairs.parquet"]
+def test_a_later_round_is_held_against_the_set_its_start_was_trained_on(settings, workspace):
+    first = lay_out(workspace, [pair(index) for index in range(8)])
+    validate_preferences.run(settings, "r1")
+    lay_out(workspace, [pair(index, **scored(1.6, 0.8, 0.4)) for index in range(8)], item="r2")
+    with pytest.raises(UserError, match=r"data/explainers/r1/preferences.json: no such file; run `dvc repro`"):
+        validate_preferences.run(settings, "r2")
+    # What train_dpo leaves with the explainer.
+    write_json(workspace / "data/explainers/r1/preferences.json", read_json(first / "validation.json")["figures"])
+    with pytest.raises(UserError, match=r"train: scores_as_before: score_drift is 0.6, must be at most 0.5 \(max_sc"):
+        validate_preferences.run(settings, "r2")
+    listed = (workspace / "reports/data_docs/index.html").read_text()
+    assert listed.index("r1/index.html") < listed.index("r2/index.html")
+    assert "may train" in listed and "refused: scores as before" in listed
+    (workspace / "data/explainers/r1/preferences.json").write_text('{"features": 0}')
+    with pytest.raises(UserError, match=r"preferences.json: holds no figures of a preference set"):
+        validate_preferences.run(settings, "r2")
 
 
-def test_an_empty_set_is_too_small_not_a_crash(settings, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    lay_out(tmp_path, [])
-    with pytest.raises(UserError, match="dpo_pairs is 0"):
-        validate_preferences.run(settings, "r1")
+def test_drift_by_hand():
+    before = Figures(3, {"1": 2, "2": 1}, 1.0, 0.5, {"a": 2, "b": 2})
+    # Lengths 1, 1, 2 to 1, 2, 3: one word moves twice among three features. Half the vocabulary stays: frequencies
+    # (1/2, 1/2, 0) and (1/2, 0, 1/2), mean (1/2, 1/4, 1/4), divergence 1/2 bit.
+    now = Figures(3, {"1": 1, "2": 1, "3": 1}, 1.2, 0.2, {"a": 3, "c": 3})
+    found = preference_set.drift(now, before)
+    assert found.words == pytest.approx(2 / 3)
+    assert found.score == pytest.approx(0.2)
+    assert found.dropped == pytest.approx(0.3)
+    assert found.vocabulary == pytest.approx(math.sqrt(0.5))
+    same = preference_set.drift(now, now)
+    assert (same.words, same.score, same.dropped, same.vocabulary) == (0.0, 0.0, 0.0, 0.0)
+
+
+def test_figures_count_each_feature_of_the_dpo_split_once():
+    pairs = [pair(0), pair(0, rejected_explanation="cats"), pair(1, chosen_explanation="Dogs, dogs"), pair(3)]
+    found = preference_set.figures(pairs, pairs, [DroppedFeature("sandbox/main/9", "dpo", "no gap")])
+    assert found == Figures(
+        features=2, lengths={"2": 1, "6": 1}, mean_score=1.0, dropped_share=0.25,
+        vocabulary={"a": 1, "dog": 1, "dogs": 2, "in": 1, "question": 1, "the": 1, "word": 1},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        ("The  Dog.", "the dog"),
+        ("“dog”", "dog"),
+        ("ﬁne", "fine"),
+        ("anti-pattern", "anti-pattern"),
+        ("the word .", "the word ."),
+        ("👩\u200d🚀!", "👩\u200d🚀"),
+    ],
+)
+def test_what_makes_no_difference_between_texts(text, same):
+    assert preference_set.normal(text) == same
+
+
+def test_words_are_more_than_punctuation():
+    assert preference_set.words("the word ... dog's 🐶 + !") == ["the", "word", "dog's", "🐶", "+"]
 
 
 def test_what_quarantine_empties_counts_as_dropped():
     pairs = [pair(0), pair(1), pair(2), pair(2, rejected_explanation="cats")]
-    line = expectations.set_columns(pairs[:1], pairs, [DroppedFeature("sandbox/main/9", "dpo", "no gap")])
-    assert line["dropped_share"].tolist() == [0.75]
+    gone = [DroppedFeature("sandbox/main/9", "dpo", "no gap")]
+    assert preference_set.dropped_share(pairs[:1], pairs, gone) == 0.75
+
+
+def test_every_reason_to_drop_a_feature_has_a_limit():
+    source = (ROOT / "saeexplainer/pairs.py").read_text(encoding="utf-8")
+    given = set(re.findall(r'return "([a-z ]+)"|, "([a-z ]+)"\)', source))
+    assert {one or other for one, other in given} == set(preference_set.REASONS)
+
+
+def test_limits_that_contradict_each_other_are_one_line(settings):
+    for changes, message in (
+        ({"min_words": 9}, r"validate_preferences.min_words: is 9; must be at most its max_words \(8\)"),
+        ({"max_characters": 7}, r"validate_preferences.max_characters: is 7; must be at least its max_words \(8\)"),
+        ({"max_reason_share": replace(LIMITS.max_reason_share, no_gap=1.5)}, r"max_reason_share.no_gap: is 1.5; must"),
+    ):
+        with pytest.raises(UserError, match=message):
+            params.check(replace(settings, validate_preferences=replace(LIMITS, **changes)))
 
 
 def test_reference_rule_may_fall_back_to_the_lowest_candidate(settings):
@@ -216,21 +215,48 @@ def test_ordinary_words_of_a_prompt_are_not_forbidden(settings):
     short = replace(settings.evaluate.writer, prompt="about {description} .")
     pattern = expectations.forbidden_text(replace(settings, evaluate=replace(settings.evaluate, writer=short)))
     assert not re.search(pattern, "questions about a dog .")
-    assert re.search(pattern, "a dog <TEXT>")
+    for leaked in ("a dog <TEXT>", "please write one short text about: dog", "<feature:3>", "<Feature_17>"):
+        assert re.search(pattern, leaked)
+
+
+def test_docs_are_made_where_they_are_missing_and_their_place_is_printed(settings, workspace):
+    """As after a clone and a `dvc pull`: the artifacts are there, the pages are not."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}
+    (workspace / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    command = [sys.executable, "-m", "tasks.data_docs"]
+
+    def docs() -> subprocess.CompletedProcess:
+        return subprocess.run(
+            command, cwd=workspace, env=environment | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+
+    nothing = docs()
+    assert (nothing.returncode, nothing.stdout) == (2, "")
+    assert nothing.stderr == "error: reports/data_docs: there is no preference set yet; `dvc repro` makes them\n"
+    lay_out(workspace, [pair(index) for index in range(8)])
+    made = docs()
+    index = workspace / "reports/data_docs/index.html"
+    assert made.stdout.splitlines() == ["r1: writing its Data Docs again", str(index.resolve())], made.stderr
+    for page in re.findall(r'href="([^"]+)"', index.read_text()):
+        assert (index.parent / page).is_file()
+    # The committed limits refuse eight pairs; to look at them does not make them fit to train on.
+    assert "refused: enough pairs" in index.read_text()
+    assert not (workspace / "data/rounds/r1/validated.parquet").exists()
+    assert docs().stdout == f"{index.resolve()}\n"
+    lay_out(workspace, [pair(index) for index in range(7)])
+    assert docs().stdout.startswith("r1: writing its Data Docs again\n")
 
 
 @pytest.mark.parametrize("rule", PairingRule)
-def test_what_the_pairing_rules_build_passes(settings, tmp_path, rule):
-    built, draw = replace(BUILD, rule=rule), random.Random(0)
-    pairs = []
-    for index in range(50):
-        identity, split = f"sandbox/main/{index}", pair(index).split
-        rewards = [draw.random() * 1.6 for _ in range(6)]
-        rows = [ScoreRow(identity, split, i, f"the word w{i}", ["a text"], [r], r) for i, r in enumerate(rewards)]
-        found = pairs_of_feature(rows, built)
-        pairs += [] if isinstance(found, DroppedFeature) else found
-    features = [FeatureRow(f"sandbox/main/{i}", "main", i, pair(i).split, 2.0, 0.01) for i in range(50)]
+def test_rewards_at_the_edge_of_the_rule_pass(settings, tmp_path, rule):
+    """Best 1.0, the others just below the promised gap and just beyond it: what the rule makes, the suite accepts."""
+    built = replace(BUILD, rule=rule)
+    rewards = [1.0, 0.9, 0.85, 0.8499999, 0.84, 0.0]
+    rows = [ScoreRow("sandbox/main/0", "dpo", i, f"the word w{i}", ["a text"], [r], r) for i, r in enumerate(rewards)]
+    pairs = pairs_of_feature(rows, built)
     settings = replace(settings, build_preferences=built)
+    features = [FeatureRow("sandbox/main/0", "main", 0, "dpo", 2.0, 0.01)]
     table = expectations.pair_columns(pairs, features, settings)
-    outcomes = expectations.Validator(tmp_path).check("pair", table, expectations.pair_expectations(settings))
-    assert len(pairs) > 30 and [outcome.name for outcome in outcomes if not outcome.success] == []
+    outcomes = data_docs.Validator(tmp_path).check("pair", table, expectations.pair_expectations(settings))
+    assert len(pairs) == 2 and [outcome.name for outcome in outcomes if not outcome.success] == []

@@ -1,0 +1,188 @@
+"""Great Expectations itself: one context in memory runs suites and renders Data Docs; `make docs` opens them.
+
+    python -m tasks.data_docs
+
+Every round has a site of its own, reports/data_docs/<round>, written whole by its validate_preferences;
+reports/data_docs/index.html leads to them. They are no DVC outputs, because they carry the time they were written:
+this command writes those that are missing, or of other pairs than are there now, from the artifacts. Then it opens the
+index where there is a display, or prints its path.
+"""
+
+import hashlib
+import html
+import os
+import sys
+import webbrowser
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saeexplainer.errors import UserError
+from saeexplainer.storage import read_json, replacing
+from tasks import params as parameters
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from great_expectations.expectations import Expectation
+
+DATA_DOCS = Path("reports/data_docs")
+VERDICT = "verdict.json"  # beside a round's index.html: what the index over rounds says of it
+ROW = "row"  # position of a pair in pairs.parquet: the column by which suites about pairs name what fails
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The verdict of one expectation."""
+
+    name: str  # of the rule; what quarantine.parquet gives as the reason
+    column: str  # of the table that GX saw, derived columns included
+    expectation: str  # GX's type
+    level: str  # pair, measured or set
+    success: bool
+    unexpected_count: int  # pairs that fail; for a set 0 or 1
+    observed: float | None  # share of pairs that fail, or the value of the set; None if there is nothing to look at
+    rows: tuple[int, ...]  # the pairs that fail
+
+
+class Validator:
+    """One GX context in memory, whose Data Docs go to a folder."""
+
+    def __init__(self, docs: Path) -> None:
+        """`docs` receives the HTML once `write_docs` is called."""
+        import great_expectations as gx
+        from great_expectations.data_context.types.base import (
+            DataContextConfig,
+            InMemoryStoreBackendDefaults,
+            ProgressBarsConfig,
+        )
+
+        site = {
+            "class_name": "SiteBuilder",
+            "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
+            "store_backend": {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(docs.resolve())},
+        }
+        config = DataContextConfig(
+            data_docs_sites={"preferences": site},
+            # Its own site would leave a temporary folder behind with every run.
+            store_backend_defaults=InMemoryStoreBackendDefaults(init_temp_docs_sites=False),
+            analytics_enabled=False,
+            progress_bars=ProgressBarsConfig(globally=False),
+        )
+        self._context = gx.get_context(mode="ephemeral", project_config=config)
+        self._source = self._context.data_sources.add_pandas("preferences")
+
+    def check(
+        self, level: str, frame: "pd.DataFrame", expectations: "Sequence[Expectation]", notes: str = ""
+    ) -> list[Outcome]:
+        """Run one suite on one table; outcomes in the order of the expectations. `notes` say what was not checked.
+
+        Raises RuntimeError if GX fails to evaluate an expectation, which is not the data's fault.
+        """
+        import great_expectations as gx
+
+        rows = [ROW] if level != "set" else []
+        suite = gx.ExpectationSuite(name=f"{level}s", expectations=list(expectations), notes=notes or None)
+        batch = self._source.add_dataframe_asset(f"{level}s").add_batch_definition_whole_dataframe("all")
+        definition = gx.ValidationDefinition(name=f"{level}s", data=batch, suite=self._context.suites.add(suite))
+        validation = self._context.validation_definitions.add(definition).run(
+            batch_parameters={"dataframe": frame},
+            result_format={"result_format": "COMPLETE", "unexpected_index_column_names": rows},
+        )
+        found = {result.expectation_config.meta["rule"]: result for result in validation.results}
+        return [_outcome(level, len(frame), found[expectation.meta["rule"]]) for expectation in expectations]
+
+    def write_docs(self) -> None:
+        """Render everything that was checked; the slower half of the work."""
+        self._context.build_data_docs(site_names=["preferences"])
+
+
+def _outcome(level: str, lines: int, result: Any) -> Outcome:
+    config, details = result.expectation_config, result.result
+    rows = tuple(sorted({int(entry[ROW]) for entry in details.get("unexpected_index_list") or []}))
+    observed = details.get("observed_value") if level == "set" else (len(rows) / lines if lines else None)
+    if not result.success and (observed is None if level == "set" else not rows):
+        raise RuntimeError(f"Great Expectations could not evaluate {config.meta['rule']}: {result.exception_info}")
+    return Outcome(
+        name=config.meta["rule"],
+        column=config.kwargs.get("column") or config.kwargs["column_A"],
+        expectation=config.type,
+        level=level,
+        success=bool(result.success),
+        unexpected_count=int(not result.success) if level == "set" else len(rows),
+        observed=None if observed is None else float(observed),
+        rows=rows,
+    )
+
+
+def fingerprint(pairs: Path) -> str:
+    """Of a table of pairs: by it the pages of a set are told from those of another that was there before."""
+    return hashlib.sha256(pairs.read_bytes()).hexdigest()
+
+
+def _up_to_date(name: str, pairs: Path) -> bool:
+    verdict = DATA_DOCS / name / VERDICT
+    return verdict.is_file() and read_json(verdict)["pairs"] == fingerprint(pairs)
+
+
+def write_index(rounds: Sequence[str]) -> Path:
+    """The page over the rounds' sites, for those that have one, in this order."""
+    lines = []
+    for name in rounds:
+        if (DATA_DOCS / name / VERDICT).is_file():
+            verdict = read_json(DATA_DOCS / name / VERDICT)
+            cells = [f'<a href="{html.escape(name)}/index.html">{html.escape(name)}</a>']
+            cells += [html.escape(str(verdict[key])) for key in ("verdict", "validated", "quarantined", "notes")]
+            lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    with replacing(DATA_DOCS / "index.html") as temporary:
+        temporary.write_text(_PAGE.format(rows="\n".join(lines)), encoding="utf-8")
+    return DATA_DOCS / "index.html"
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>Preference sets</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; margin: 3rem auto; max-width: 60rem; padding: 0 1rem; }}
+table {{ border-collapse: collapse; width: 100%; }}
+th, td {{ border-bottom: 1px solid #ccc; padding: .4rem .8rem .4rem 0; text-align: left; vertical-align: top; }}
+</style></head><body>
+<h1>Preference sets</h1>
+<p>What Great Expectations found in the preference set of each round. A set that is refused trains nothing.</p>
+<table><thead><tr><th>round</th><th>verdict</th><th>pairs that may train</th><th>in quarantine</th><th>notes</th></tr>
+</thead><tbody>
+{rows}
+</tbody></table>
+</body></html>
+"""
+
+
+def main() -> int:
+    """Make what is missing, open the index or print where it is; the exit status."""
+    from tasks import validate_preferences  # it imports this module
+
+    try:
+        params = parameters.load()
+        for name in params.rounds:
+            pairs = validate_preferences.ROUNDS / name / "pairs.parquet"
+            if pairs.is_file() and not _up_to_date(name, pairs):
+                print(f"{name}: writing its Data Docs again", flush=True)
+                validate_preferences.examined(params, name)
+        if not any((DATA_DOCS / name / VERDICT).is_file() for name in params.rounds):
+            raise UserError(f"{DATA_DOCS}: there is no preference set yet; `dvc repro` makes them")
+        index = write_index(list(params.rounds)).resolve()
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    if not (_has_display() and webbrowser.open(index.as_uri())):
+        print(index)
+    return 0
+
+
+def _has_display() -> bool:
+    """Whether a window can be shown; without one `webbrowser` would start a text browser in the terminal."""
+    return sys.platform in ("darwin", "win32") or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
