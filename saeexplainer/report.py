@@ -22,7 +22,7 @@ PICTURED = {
 }
 # Okabe and Ito's colour-blind-safe blue and vermilion; baselines stay grey.
 BETTER_HIGH, BETTER_LOW, BASELINE_GREY = "#0072B2", "#D55E00", "#8A8A8A"
-# Bars of the distribution of rewards to one unit of reward: a fixed grid, so that revisions can be laid over each other.
+# Bars of the distribution of rewards to one unit of reward: a fixed grid, so that revisions can be compared.
 BARS_A_UNIT = 10
 
 
@@ -50,7 +50,7 @@ class RewardRow:
 
 @dataclass(frozen=True)
 class RewardHallucinationRow:
-    """One point of reports/reward_hallucination.csv: what the reward says of an evaluation, and what the metric says."""
+    """One point of reports/reward_hallucination.csv: what the reward says of an evaluation, and what the metric."""
 
     round: str  # evaluation
     reward: float  # mean over features of the reward that its texts would have earned in a round

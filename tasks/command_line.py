@@ -35,7 +35,7 @@ def explain(
     ],
     explainer: Annotated[
         str,
-        typer.Option(metavar="NAME|FOLDER", help="champion, one of data/explainers (sft, r1, ...), or a model's folder."),
+        typer.Option(metavar="NAME|FOLDER", help="champion, one of data/explainers such as r1, or a model's folder."),
     ] = CHAMPION,
     as_json: AsJson = False,
 ) -> None:
@@ -69,11 +69,13 @@ def explain(
 
 @app.command(short_help="List the live features.")
 def features(
-    split: Annotated[str | None, typer.Option(metavar="SPLIT", help="Only this split: sft, dpo, valid or test.")] = None,
-    search: Annotated[str, typer.Option(metavar="TEXT", help="Only features whose id, tokens or explanations hold this text.")] = "",
+    split: Annotated[str | None, typer.Option(metavar="SPLIT", help="Only this: sft, dpo, valid or test.")] = None,
+    search: Annotated[
+        str, typer.Option(metavar="TEXT", help="Only features whose id, tokens or explanations hold this text.")
+    ] = "",
     sort: Annotated[str, typer.Option(metavar="KEY", help="index, or density or maximum (largest first).")] = "index",
     limit: Annotated[int, typer.Option(min=0, metavar="N", help="How many at most; 0 is all.")] = 20,
-    sae: Annotated[str | None, typer.Option(metavar="NAME", help="The SAE; left out: the one that is explained.")] = None,
+    sae: Annotated[str | None, typer.Option(metavar="NAME", help="The SAE; else the one that is explained.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """List the live features: what they fire on, and what the labels and each round say of them.

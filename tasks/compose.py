@@ -4,8 +4,8 @@ conf/ is the source, params.yaml the committed result that DVC tracks. Overrides
 file of conf/experiment, `size=nano` another choice of a group, `train_sft.epochs=3` a value, `+rounds.r3={...}` adds.
 What does not compose or does not pass `tasks.params` is one line on stderr, and the file stays as it was.
 
-`dvc exp run -S OVERRIDE` composes the same conf/ by itself (.dvc/config) and writes params.yaml too. What is written here
-is the same, byte for byte: values and order as Hydra composes them, no comment. So neither rewrites what the other wrote.
+`dvc exp run -S OVERRIDE` composes the same conf/ by itself (.dvc/config) and writes params.yaml too. What is written
+here is the same, byte for byte (values and order as Hydra has them, no comment), so neither changes the other's work.
 """
 
 import argparse

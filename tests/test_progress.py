@@ -80,7 +80,7 @@ def written(folder: Path, body: str) -> dict:
 
 def in_a_pipe(folder: Path, body: str) -> tuple[int, list[str]]:
     """Exit status and lines of stderr, which is a pipe."""
-    process = subprocess.run(**written(folder, body), stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=120)
+    process = subprocess.run(**written(folder, body), capture_output=True, timeout=120, check=False)
     text = process.stderr.decode()
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", text), text  # nothing but text and line ends
     return process.returncode, text.splitlines()

@@ -9,11 +9,17 @@ import pytest
 from test_comparison import evaluated
 
 from saeexplainer.comparison import summarise
-from saeexplainer.errors import UserError
 from saeexplainer.config import Reward
+from saeexplainer.errors import UserError
 from saeexplainer.records import EvaluationRow, ScoreRow
 from saeexplainer.report import (
-    RewardRow, means, plot_rounds, results_table, reward_hallucination_rows, reward_rows, rounds_rows,
+    RewardRow,
+    means,
+    plot_rounds,
+    results_table,
+    reward_hallucination_rows,
+    reward_rows,
+    rounds_rows,
 )
 from saeexplainer.storage import write_rows
 from tasks import compare_rounds, params, readme, tracking
