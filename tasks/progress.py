@@ -7,7 +7,9 @@ Every bar of a stage is tqdm's, whoever draws it: this project, TRL's and transf
 every `EVERY` seconds and once more at its end; one that is done sooner says nothing. In a terminal bars stay bars.
 """
 
+import os
 import sys
+from collections.abc import Callable
 
 EVERY = 10.0  # seconds between two lines of a bar
 TWO_MINUTES, TWO_HOURS = 120, 7200  # seconds from which on minutes and hours read better
@@ -23,6 +25,9 @@ def install(label: str) -> None:
         return
     from tqdm.std import tqdm
 
+    if tqdm.display is _display:
+        return
+    tqdm.__init__ = _started(tqdm.__init__)
     tqdm.display, tqdm.close = _display, _close
     tqdm.clear = tqdm.moveto = lambda *_, **__: None  # both only write control characters
 
@@ -51,6 +56,17 @@ def duration(seconds: float) -> str:
     if seconds < TWO_MINUTES:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < TWO_HOURS else f"{seconds / 3600:.1f} h"
+
+
+def _started(original: Callable[..., None]) -> Callable[..., None]:
+    """A bar that asks to be off without a terminal (`disable=None`) is on: it will be lines."""
+
+    def start(bar, *arguments, **settings) -> None:
+        if settings.get("disable", False) is None and not os.environ.get("TQDM_DISABLE"):
+            settings["disable"] = False
+        original(bar, *arguments, **settings)
+
+    return start
 
 
 def _display(bar, msg=None, pos=None) -> bool:

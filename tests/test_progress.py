@@ -31,7 +31,7 @@ if __name__ == "__main__":
     main(run)
 """
 WORKS = """
-    for _ in tqdm(range(40), desc="reading texts"):
+    for _ in tqdm(range(40), desc="reading texts", disable=None):  # as `models.generate` asks for its own
         time.sleep(0.02)
     for _ in tqdm(range(3), desc="soon done"):
         pass
