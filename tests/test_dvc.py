@@ -119,7 +119,7 @@ def test_a_queued_experiment_runs_beside_the_workspace(workspace: Path) -> None:
 
 def test_metrics_diff_is_a_line_a_metric(workspace: Path) -> None:
     (workspace / "reports/metrics.json").write_text('{"r1": {"generative_accuracy": 1.0}}')
-    changed = json.loads(dvc(workspace, "metrics", "diff", "--json", "HEAD"))["diff"]["reports/metrics.json"]
+    changed = json.loads(dvc(workspace, "metrics", "diff", "--json", "HEAD"))["reports/metrics.json"]
     git(workspace, "checkout", "--quiet", "reports/metrics.json")
     assert changed["r1.generative_accuracy"]["new"] == 1.0 and set(changed["r1.generative_accuracy"]) >= {"old", "new"}
     assert all(name.count(".") == 1 for name in changed)  # evaluation.metric, no interval's ends
