@@ -1,12 +1,17 @@
-"""What people look at: a table, a picture and plot rows, all from comparison.json alone.
+"""What people look at: a table and a picture from comparison.json alone, and the rows of the plots that DVC draws.
 
 Nothing here knows which experiment, subject or rounds there are; it draws the evaluations it finds, in their order.
 """
 
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from saeexplainer.comparison import chain_of, subtractions
+from saeexplainer.comparison import bootstrap_mean, chain_of, subtractions
+from saeexplainer.config import Reward
+from saeexplainer.records import EvaluationRow, ScoreRow
+from saeexplainer.rewards import reward
 
 LOWER_IS_BETTER = ("hallucination_rate", "collision_rate")
 # Panels of the picture, those that the comparison holds.
@@ -17,6 +22,8 @@ PICTURED = {
 }
 # Okabe and Ito's colour-blind-safe blue and vermilion; baselines stay grey.
 BETTER_HIGH, BETTER_LOW, BASELINE_GREY = "#0072B2", "#D55E00", "#8A8A8A"
+# Bars of the distribution of rewards to one unit of reward: a fixed grid, so that revisions can be compared.
+BARS_A_UNIT = 10
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,69 @@ class RoundRow:
     value: float  # mean over features
     low: float  # ends of the 95 % interval
     high: float
+
+
+@dataclass(frozen=True)
+class RewardRow:
+    """One bar of reports/rewards.csv: how the rewards of a round's candidates are spread."""
+
+    round: str
+    candidates: str  # "all", or "best" for the best one of each feature
+    reward: float  # left end of the bar
+    reward_to: float  # right end, not in it
+    share: float  # of those candidates
+
+
+@dataclass(frozen=True)
+class RewardHallucinationRow:
+    """One point of reports/reward_hallucination.csv: what the reward says of an evaluation, and what the metric."""
+
+    round: str  # evaluation
+    reward: float  # mean over features of the reward that its texts would have earned in a round
+    reward_low: float  # ends of the 95 % interval
+    reward_high: float
+    hallucination: float  # share of features that no text makes fire
+    hallucination_low: float
+    hallucination_high: float
+
+
+def reward_rows(scores: Mapping[str, Sequence[ScoreRow]]) -> list[RewardRow]:
+    """The distribution of rewards in each round, rounds in order; bars that hold nothing are left out."""
+    return [row for name, rows in scores.items() for row in _bars(name, rows)]
+
+
+def _bars(name: str, rows: Sequence[ScoreRow]) -> Iterator[RewardRow]:
+    best: dict[str, float] = {}
+    for row in rows:
+        best[row.feature_id] = max(row.reward, best.get(row.feature_id, row.reward))
+    for which, values in (("all", [row.reward for row in rows]), ("best", list(best.values()))):
+        # Rounded before it is cut: a sum such as 0.7 + 0.2 + 0.1 may end a hair under 1.0.
+        counts = Counter(int(round(value * BARS_A_UNIT, 6) // 1) for value in values)
+        for bar, count in sorted(counts.items()):
+            yield RewardRow(name, which, bar / BARS_A_UNIT, (bar + 1) / BARS_A_UNIT, count / len(values))
+
+
+def reward_hallucination_rows(
+    comparison: dict, evaluations: Mapping[str, Sequence[EvaluationRow]], config: Reward, resamples: int
+) -> list[RewardHallucinationRow]:
+    """One row an evaluation, in order."""
+    rows = []
+    for name, found in comparison["rounds"].items():
+        earned = [reward(row.activations, config) for row in evaluations[name]]
+        mean = bootstrap_mean(earned, resamples, comparison["seed"])
+        rate = found["hallucination_rate"]
+        rows.append(
+            RewardHallucinationRow(name, mean.value, mean.low, mean.high, rate["value"], rate["low"], rate["high"])
+        )
+    return rows
+
+
+def means(comparison: dict) -> dict[str, dict[str, float]]:
+    """{evaluation: {metric: mean}}: what is worth a line in `dvc metrics diff` and a column in `dvc exp show`."""
+    return {
+        name: {metric: interval["value"] for metric, interval in found.items()}
+        for name, found in comparison["rounds"].items()
+    }
 
 
 def rounds_rows(comparison: dict) -> list[RoundRow]:

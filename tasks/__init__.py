@@ -5,7 +5,6 @@ already wins.
 """
 
 import os
-import sys
 
 _ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
@@ -15,7 +14,6 @@ _ENVIRONMENT = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "TOKENIZERS_PARALLELISM": "false",  # processes are forked after tokenizers have threads
 }
-_QUIET = {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}
 
-for _name, _value in (_ENVIRONMENT if sys.stderr.isatty() else _ENVIRONMENT | _QUIET).items():
+for _name, _value in _ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)

@@ -8,15 +8,17 @@ tracking server that does not answer costs a warning, not the result.
 
 import csv
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 from saeexplainer import report, report_page
 from saeexplainer.comparison import START, chain_of, summarise
 from saeexplainer.config import Params
 from saeexplainer.domains import open_domain
-from saeexplainer.records import EvaluationRow
-from saeexplainer.storage import read_rows, replacing
+from saeexplainer.records import EvaluationRow, ScoreRow
+from saeexplainer.storage import read_rows, replacing, write_json
 from tasks.stage import Report, main
 
 ACTIVATIONS, LABELS = Path("data/activations"), Path("data/labels.parquet")
@@ -25,27 +27,30 @@ REPORTS = Path("reports")
 
 
 def run(params: Params) -> Report:
-    """Write reports/{comparison.json,report.html,results.md,rounds.csv,rounds.png} and log them.
+    """Write reports/{comparison.json,metrics.json,report.html,results.md,rounds.png} and the plots' csv files; log them.
 
-    Raises UserError if an evaluation is missing or measures other features than the rest.
+    Raises UserError if an evaluation or a round's scores are missing, or if it measures other features than the rest.
     """
     evaluations = {name: read_rows(EVALUATIONS / f"{name}.parquet", EvaluationRow) for name in params.evaluations}
     starts = {name: settings.start for name, settings in params.rounds.items()}
     comparison = summarise(evaluations, params.compare_rounds.resamples, params.seed, starts)
+    scores = {name: read_rows(ROUNDS / name / "scores.parquet", ScoreRow) for name in params.rounds}
+    reward, resamples = params.score_explanations.reward, params.compare_rounds.resamples
+    against = report.reward_hallucination_rows(comparison, evaluations, reward, resamples)
     write(comparison)
+    write_csv(REPORTS / "rewards.csv", report.reward_rows(scores), report.RewardRow)
+    write_csv(REPORTS / "reward_hallucination.csv", against, report.RewardHallucinationRow)
     write_page(params, comparison)
     return Report(metrics=_metrics(comparison), lines=[*_lines(comparison), _tracked(params, comparison)])
 
 
 def write(comparison: dict, folder: Path = REPORTS) -> None:
-    """The four files, each renamed into place."""
+    """What the comparison alone gives, each file renamed into place."""
     with replacing(folder / "comparison.json") as temporary:
         # Not `storage.write_json`: it sorts keys, and here the order of the evaluations is information.
         temporary.write_text(json.dumps(comparison, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    with replacing(folder / "rounds.csv") as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(report.RoundRow)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in report.rounds_rows(comparison))
+    write_json(folder / "metrics.json", report.means(comparison))
+    write_csv(folder / "rounds.csv", report.rounds_rows(comparison), report.RoundRow)
     with replacing(folder / "rounds.png") as temporary:
         report.plot_rounds(comparison, temporary)
     with replacing(folder / "results.md") as temporary:
@@ -68,6 +73,14 @@ def write_page(params: Params, comparison: dict, folder: Path = REPORTS) -> None
     truth = report_page.true_concepts(table, sources.features, comparison["sae"], domain) if known else {}
     starts = {name: settings.start for name, settings in params.rounds.items()}
     report_page.write(folder / "report.html", comparison, sources, truth, starts)
+
+
+def write_csv(path: Path, rows: Sequence[Any], record: type) -> None:
+    """One line a record, a column a field of `record`, which DVC plots."""
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(record)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
 
 
 def _tracked(params: Params, comparison: dict) -> str:

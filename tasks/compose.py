@@ -3,10 +3,12 @@
 conf/ is the source, params.yaml the committed result that DVC tracks. Overrides are Hydra's: `experiment=NAME` picks a
 file of conf/experiment, `size=nano` another choice of a group, `train_sft.epochs=3` a value, `+rounds.r3={...}` adds.
 What does not compose or does not pass `tasks.params` is one line on stderr, and the file stays as it was.
+
+`dvc exp run -S OVERRIDE` composes the same conf/ by itself (.dvc/config) and writes params.yaml too. What is written
+here is the same, byte for byte (values and order as Hydra has them, no comment), so neither changes the other's work.
 """
 
 import argparse
-import shlex
 import sys
 from difflib import get_close_matches
 from pathlib import Path
@@ -25,15 +27,10 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 
 def composed(overrides: list[str]) -> str:
     """The text of params.yaml under these overrides, checked. Raises UserError."""
-    config = parameters.typed(_compose(overrides), "conf")
-    parameters.build(config, "conf")
-    command = shlex.join(["python", "-m", "tasks.compose", *overrides])
-    return (
-        "# Generated from conf/; edit that and compose again, or DVC will not see the change.\n"
-        f"#   {command}\n"
-        f"# Overrides: {shlex.join(overrides) or 'none'}. What each field means: saeexplainer/config.py\n"
-        f"{OmegaConf.to_yaml(config)}"
-    )
+    config = _compose(overrides)
+    parameters.build(parameters.typed(config, "conf"), "conf")
+    OmegaConf.resolve(config)
+    return OmegaConf.to_yaml(config)
 
 
 def _compose(overrides: list[str]) -> DictConfig:

@@ -24,6 +24,7 @@ from saeexplainer.config import Params
 from saeexplainer.errors import UserError
 from saeexplainer.storage import read_json, write_json
 from tasks import params as parameters
+from tasks import progress
 
 TIMINGS = Path("reports/timings.json")  # seconds of the last real run of each stage; DVC does not track it
 REPEATED_OVER = {
@@ -48,6 +49,7 @@ def main(run: Callable[..., Report], arguments: list[str] | None = None) -> NoRe
     stage = Path(inspect.getfile(run)).stem
     arguments = sys.argv[1:] if arguments is None else arguments
     signal.signal(signal.SIGTERM, _terminate)
+    progress.install(" ".join([stage, *arguments]))
     try:
         _run(stage, run, arguments)
     except UserError as error:
@@ -120,6 +122,7 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _failed(message: str, status: int) -> int:
+    progress.close_bars()  # or the line below would end up beside a bar, or before its last words
     sys.stdout.flush()
     print(message, file=sys.stderr, flush=True)
     return status

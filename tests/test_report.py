@@ -3,14 +3,24 @@
 import csv
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from test_comparison import evaluated
 
 from saeexplainer.comparison import summarise
+from saeexplainer.config import Reward
 from saeexplainer.errors import UserError
-from saeexplainer.records import EvaluationRow
-from saeexplainer.report import plot_rounds, results_table, rounds_rows
+from saeexplainer.records import EvaluationRow, ScoreRow
+from saeexplainer.report import (
+    RewardRow,
+    means,
+    plot_rounds,
+    results_table,
+    reward_hallucination_rows,
+    reward_rows,
+    rounds_rows,
+)
 from saeexplainer.storage import write_rows
 from tasks import compare_rounds, params, readme, tracking
 
@@ -52,6 +62,34 @@ def test_plot_rows_are_long_form_in_order(comparison):
     assert (rows[6].metric, rows[6].value, rows[6].low, rows[6].high) == ("generative_accuracy", 0.25, 0.25, 0.25)
 
 
+def scored(feature_id: str, reward: float) -> ScoreRow:
+    return ScoreRow(feature_id, "dpo", 0, "the word dog", [], [], reward)
+
+
+def test_rewards_are_spread_over_bars_of_a_tenth():
+    rows = [scored("a", 0.0), scored("a", 0.7 + 0.2 + 0.1), scored("b", 0.0), scored("b", 0.04)]
+    assert reward_rows({"r2": rows, "r1": []}) == [
+        RewardRow("r2", "all", 0.0, 0.1, 0.75), RewardRow("r2", "all", 1.0, 1.1, 0.25),
+        RewardRow("r2", "best", 0.0, 0.1, 0.5), RewardRow("r2", "best", 1.0, 1.1, 0.5),
+    ]  # fmt: skip
+
+
+def test_reward_of_an_evaluation_is_that_of_the_rounds(comparison):
+    evaluations = {
+        name: [replace(row, activations=activations) for row in evaluated([0.5] * 4)]
+        for name, activations in (("open_loop", [1.0]), ("sft", []), ("r1", [1.0, 0.0]))
+    }
+    config = Reward(0.5, weight_share=1.0, weight_any=0.2, weight_mean=0.0, weight_max=0.0, shuffle=False)
+    rows = reward_hallucination_rows(comparison, evaluations, config, 10)
+    assert [(row.round, round(row.reward, 9)) for row in rows] == [("open_loop", 1.2), ("sft", 0.0), ("r1", 0.7)]
+    assert rows[1].hallucination == comparison["rounds"]["sft"]["hallucination_rate"]["value"]
+
+
+def test_metrics_hold_means_alone(comparison):
+    assert means(comparison)["r1"]["generative_accuracy"] == 0.5
+    assert list(means(comparison)) == ["open_loop", "sft", "r1"]
+
+
 def test_picture_is_the_same_bytes_each_time(comparison, tmp_path):
     plot_rounds(comparison, tmp_path / "a.png")
     plot_rounds(json.loads(json.dumps(comparison)), tmp_path / "b.png")
@@ -71,9 +109,12 @@ def test_stage_writes_its_files_and_outlives_a_dead_tracking_server(tmp_path, mo
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://someone:secret@127.0.0.1:9")
     for name in settings.evaluations:
         write_rows(tmp_path / f"data/evaluations/{name}.parquet", evaluated([0.25, 0.5, math.pi / 4]), EvaluationRow)
+    for name in settings.rounds:
+        write_rows(tmp_path / f"data/rounds/{name}/scores.parquet", [scored("a", 1.0)], ScoreRow)
     report = compare_rounds.run(settings)
     assert sorted(path.name for path in (tmp_path / "reports").iterdir()) == [
-        "comparison.json", "report.html", "results.md", "rounds.csv", "rounds.png",
+        "comparison.json", "metrics.json", "report.html", "results.md", "reward_hallucination.csv", "rewards.csv",
+        "rounds.csv", "rounds.png",
     ]  # fmt: skip
     written = json.loads((tmp_path / "reports/comparison.json").read_text())
     assert list(written["rounds"]) == list(settings.evaluations), "the order of the evaluations survives the file"

@@ -1,0 +1,174 @@
+"""`sae-explainer`: ask, list, compose, check. Every mistake is one line on stderr and exit status 2.
+
+Commands import what they need when they run, so that `--help` is there at once.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer.exceptions import TyperException
+
+from saeexplainer.errors import UserError
+
+REPORT = Path("reports/report.html")
+CHAMPION = "champion"
+
+app = typer.Typer(
+    name="sae-explainer",
+    help="Explain SAE features, list them, compose settings, and check this machine. Run it where params.yaml lies.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+
+@app.command(short_help="Say what a feature encodes.")
+def explain(
+    feature: Annotated[
+        list[str],
+        typer.Option(metavar="INDEX|ID", help="Index in the explained SAE, or subject/sae/index. May be repeated."),
+    ],
+    explainer: Annotated[
+        str,
+        typer.Option(metavar="NAME|FOLDER", help="champion, one of data/explainers such as r1, or a model's folder."),
+    ] = CHAMPION,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a feature encodes, and what texts written from that are expected to earn.
+
+    Example: sae-explainer explain --feature 123 --explainer r2
+    """
+    from saeexplainer.records import FeatureRow
+    from saeexplainer.storage import read_rows
+    from tasks import explain as local
+    from tasks import params, progress
+
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its remarks on settings are no answer
+    progress.install("explain")
+    rows, settings = read_rows(local.FEATURES, FeatureRow), params.load()
+    wanted = [local.find(one, rows, settings) for one in feature]
+    if explainer == CHAMPION:
+        from tasks import registry
+
+        answers = registry.explain(wanted, explainer)
+    else:
+        answers = local.explain(wanted, explainer)
+    records = [{name: getattr(row, name) for name in local.Explained.__annotations__} for row in answers]
+    if as_json:
+        print(json.dumps(records, indent=2))
+        return
+    for record in records:
+        print(f"{record['feature_id']}: {record['explanation'] or '(nothing)'}")
+        print(f"    expected reward {record['expected_reward']:.3f}, by {explainer}")
+
+
+@app.command(short_help="List the live features.")
+def features(
+    split: Annotated[str | None, typer.Option(metavar="SPLIT", help="Only this: sft, dpo, valid or test.")] = None,
+    search: Annotated[
+        str, typer.Option(metavar="TEXT", help="Only features whose id, tokens or explanations hold this text.")
+    ] = "",
+    sort: Annotated[str, typer.Option(metavar="KEY", help="index, or density or maximum (largest first).")] = "index",
+    limit: Annotated[int, typer.Option(min=0, metavar="N", help="How many at most; 0 is all.")] = 20,
+    sae: Annotated[str | None, typer.Option(metavar="NAME", help="The SAE; else the one that is explained.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the live features: what they fire on, and what the labels and each round say of them.
+
+    Example: sae-explainer features --search question --sort density --limit 5
+    """
+    from dataclasses import asdict
+
+    from tasks import feature_list, params
+
+    names = [spec.name for spec in params.load().prepare_sae.saes]
+    _choose("--sort", sort, feature_list.SORTS)
+    _choose("--sae", sae or names[0], names)
+    _choose("--split", split or "test", ("sft", "dpo", "valid", "test", "twin"))
+    found = feature_list.listed(sae or names[0], split, search, sort)
+    shown = found[:limit] if limit else found
+    if as_json:
+        print(json.dumps([asdict(feature) for feature in shown], indent=2))
+        return
+    print("\n".join(feature_list.table(shown)))
+    print(f"{len(shown)} of {len(found)} features" + (", --limit 0 shows all" if len(shown) < len(found) else ""))
+
+
+def _choose(option: str, value: str, known: list[str] | tuple[str, ...]) -> None:
+    if value not in known:
+        raise UserError(f"{option} {value}: unknown; choose from {', '.join(known)}")
+
+
+@app.command(short_help="Write params.yaml from conf/.", context_settings={"ignore_unknown_options": True})
+def compose(
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Hydra overrides, such as experiment=pydoc or train_sft.epochs=3.")
+    ] = None,
+    output: Annotated[Path, typer.Option(metavar="FILE")] = Path("params.yaml"),
+) -> None:
+    """Write params.yaml from conf/; the same as python -m tasks.compose.
+
+    Example: sae-explainer compose experiment=nano seed=3
+    """
+    from tasks import compose as composing
+
+    raise typer.Exit(composing.main([*(overrides or []), "--output", str(output)]))
+
+
+@app.command(short_help="Show the report page.")
+def report(
+    browser: Annotated[bool, typer.Option(help="Open it in the browser; without a terminal it is only named.")] = True,
+) -> None:
+    """Show the report page. Builds nothing: dvc repro does."""
+    import webbrowser
+
+    if not REPORT.is_file():
+        raise UserError(f"{REPORT}: not there yet; run `dvc repro` to make it")
+    print(REPORT.resolve())
+    if browser and sys.stdout.isatty():
+        webbrowser.open(REPORT.resolve().as_uri())
+
+
+@app.command(short_help="Check this machine.")
+def doctor(as_json: AsJson = False) -> None:
+    """Check the machine, the packages, the locks, the disk and the settings, and say what to do.
+
+    Each line is ok, warn or fail; the exit status is 1 if one is fail.
+    """
+    from dataclasses import asdict
+
+    from tasks.doctor import findings
+
+    found = []
+    for finding in findings():
+        found.append(finding)
+        if not as_json:
+            print(finding.line, flush=True)
+    if as_json:
+        print(json.dumps([asdict(finding) for finding in found], indent=2))
+    raise typer.Exit(int(any(finding.level == "fail" for finding in found)))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; the exit status."""
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        return app(args=given or ["--help"], prog_name="sae-explainer", standalone_mode=False) or 0
+    except UserError as error:
+        message = str(error)
+    except TyperException as error:
+        message = f"{error.format_message().rstrip('.')}; see `sae-explainer --help`"
+    except (KeyboardInterrupt, typer.Abort):
+        print("interrupted", file=sys.stderr)
+        return 130
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,245 @@
+"""What may keep the pipeline from running here, each with what to do about it: `sae-explainer doctor`.
+
+A check never changes anything, and a check that cannot tell says so instead of failing.
+"""
+
+import fcntl
+import importlib.util
+import json
+import os
+import re
+import shutil
+import socket
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+LOCK_FILE, DVC_TMP = Path("requirements.lock"), Path(".dvc/tmp")
+STORE = Path("mlruns/mlflow.db")
+PYTHON = ((3, 11), (3, 14))  # as pyproject.toml's requires-python: from, and below
+GIB = 2**30
+LITTLE_DISK, LITTLE_MEMORY = 2.0, 2.0  # GiB: a set-up takes 2.4 GB, the default run stays under 2 GiB of memory
+PORTS = {4200: "Prefect", 5000: "MLflow"}
+SHOWN = 3  # names in a line, before "and N more"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    level: str  # ok, warn (works, but look) or fail (will not work)
+    what: str
+    advice: str = ""  # empty if all is well
+
+    @property
+    def line(self) -> str:
+        return f"{self.level:<5} {self.what}" + (f"; {self.advice}" if self.advice else "")
+
+
+def findings() -> Iterator[Finding]:
+    """Every check, quick ones first."""
+    yield _python()
+    yield _packages()
+    yield _git()
+    yield from _machine()
+    yield from _ports()
+    yield _browser()
+    yield _settings()
+    yield _store()
+    yield from _locks()
+    yield _stages()
+
+
+def _python() -> Finding:
+    version = sys.version_info[:3]
+    shown = f"Python {'.'.join(map(str, version))}"
+    if PYTHON[0] <= version[:2] < PYTHON[1]:
+        return Finding("ok", shown)
+    return Finding("fail", shown, "3.11 to 3.13 is needed: make setup PYTHON=/path/to/python3.11")
+
+
+def _packages() -> Finding:
+    """The installed versions against requirements.lock; a local part such as +cpu does not count."""
+    if not LOCK_FILE.is_file():
+        return Finding("fail", f"{LOCK_FILE}: not here", "run this in the repository's root")
+    pins = re.findall(r"^([A-Za-z0-9._-]+)==([^\s;#]+)", LOCK_FILE.read_text(encoding="utf-8"), re.MULTILINE)
+    missing, other = [], []
+    for name, wanted in pins:
+        try:
+            found = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            missing.append(f"{name} {wanted}")
+            continue
+        if found.partition("+")[0] != wanted.partition("+")[0]:
+            other.append(f"{name} {found} instead of {wanted}")
+    if missing:
+        return Finding("fail", f"packages: {_some(missing)} missing", "run `make setup`")
+    if other:
+        return Finding("warn", f"packages: {_some(other)}", "run `make setup` for what was tested")
+    return Finding("ok", f"packages: all {len(pins)} of {LOCK_FILE}")
+
+
+def _some(names: list[str]) -> str:
+    rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + rest
+
+
+def _git() -> Finding:
+    if shutil.which("git") is None:
+        return Finding("warn", "git: not found", "install it: `dvc exp` and the runs' commit tags need it")
+    inside = subprocess.run(["git", "rev-parse", "--git-dir"], capture_output=True, text=True, check=False)
+    if inside.returncode:
+        return Finding("warn", "git: no repository here", "`dvc exp` needs one: git init, or clone instead of copying")
+    return Finding("ok", "git: a repository")
+
+
+def _machine() -> Iterator[Finding]:
+    import psutil
+
+    disk, memory = shutil.disk_usage(".").free / GIB, psutil.virtual_memory().available / GIB
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if disk < LITTLE_DISK:
+        yield Finding("fail", f"disk: {disk:.1f} GiB free", f"make room for {LITTLE_DISK:.0f} GiB; `dvc gc -w` helps")
+    else:
+        yield Finding("ok", f"disk: {disk:.0f} GiB free")
+    if memory < LITTLE_MEMORY:
+        yield Finding("warn", f"memory: {memory:.1f} GiB available", "close something, or lower the batch sizes")
+    else:
+        yield Finding("ok", f"memory: {memory:.0f} GiB available")
+    advice = "a run takes twice as long as on two" if cores == 1 else ""
+    yield Finding("warn" if cores == 1 else "ok", f"cores: {cores}", advice)
+
+
+def _ports() -> Iterator[Finding]:
+    for port, owner in PORTS.items():
+        with closing(socket.socket()) as probe:
+            probe.settimeout(1)
+            taken = probe.connect_ex(("127.0.0.1", port)) == 0
+        if taken:
+            yield Finding("warn", f"port {port}: taken", f"fine if it is {owner}; else stop it or give {owner} another")
+        else:
+            yield Finding("ok", f"port {port}: free for {owner}")
+
+
+def _browser() -> Finding:
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found:
+        return Finding("ok", f"browser for the tests: {found}")
+    return Finding("warn", "browser for the tests: no chromium", "they are skipped; apt-get install chromium")
+
+
+def _settings() -> Finding:
+    """params.yaml loads, and is what conf/ composes to for the experiment that it names."""
+    from omegaconf import OmegaConf
+
+    from saeexplainer.errors import UserError
+    from tasks import compose
+    from tasks import params as parameters
+
+    try:
+        loaded = parameters.load()
+        experiment = loaded.compare_rounds.experiment
+        overrides = [f"experiment={experiment}"] if (compose.CONF / f"experiment/{experiment}.yaml").is_file() else []
+        composed = parameters.build(OmegaConf.create(compose.composed(overrides)), "conf")
+    except UserError as error:
+        return Finding("fail", " ".join(str(error).split()))
+    here, there = ({key: value for key, _, value in parameters.leaves(one)} for one in (loaded, composed))
+    differing = [f"{key} {here.get(key, 'left out')}" for key in here | there if here.get(key) != there.get(key)]
+    if not differing:
+        return Finding("ok", f"params.yaml: {experiment} as conf/ composes it")
+    advice = "meant, if you overrode them; after an edit in conf/ compose again: python -m tasks.compose"
+    return Finding("warn", f"params.yaml: {experiment}, but for {_some(differing)}", advice)
+
+
+def _store() -> Finding:
+    """mlruns/mlflow.db has the schema of the installed MLflow."""
+    if os.environ.get("MLFLOW_TRACKING_URI"):
+        return Finding("ok", "MLflow: the store that MLFLOW_TRACKING_URI names")
+    if not STORE.is_file():
+        return Finding("ok", f"MLflow: no {STORE} yet")
+    try:
+        with closing(sqlite3.connect(f"file:{STORE}?mode=ro", uri=True)) as connection:
+            (found,) = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+    except (sqlite3.Error, TypeError) as error:
+        advice = f"move it away and run `python -m tasks.tracking rebuild` ({error})"
+        return Finding("fail", f"MLflow: {STORE} is no store of MLflow's", advice)
+    known = _revisions()
+    if found == known[0]:
+        return Finding("ok", f"MLflow: {STORE} has this version's schema")
+    if found in known:
+        return Finding("warn", f"MLflow: {STORE} is of an older MLflow", f"run `mlflow db upgrade sqlite:///{STORE}`")
+    advice = "run `make setup`, or move it away and run `python -m tasks.tracking rebuild`"
+    return Finding("fail", f"MLflow: {STORE} is of another MLflow, schema {found}", advice)
+
+
+def _revisions() -> list[str]:
+    """The schema's revisions that the installed MLflow knows, newest first."""
+    import logging
+
+    from alembic.script import ScriptDirectory
+
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    places = importlib.util.find_spec("mlflow").submodule_search_locations
+    migrations = ScriptDirectory(str(Path(next(iter(places))) / "store/db_migrations"))
+    return [script.revision for script in migrations.walk_revisions()]
+
+
+def _locks() -> Iterator[Finding]:
+    """DVC's locks: who holds them, and what a killed one left."""
+    if _is_held(DVC_TMP / "lock"):
+        holder = (DVC_TMP / "lock").read_text(encoding="utf-8", errors="replace").strip() or "unknown"
+        yield Finding("warn", f"DVC: at work here (process {holder})", "let it finish, or stop it, before another starts")
+    gone, alive = _holders(DVC_TMP / "rwlock")
+    if alive:
+        yield Finding("warn", f"DVC: files are held by {_some(alive)}", "let it finish, or stop it")
+    if gone:
+        yield Finding("warn", f"DVC: files were held by {_some(gone)}, which is gone", "the next run clears that")
+    if not (gone or alive):
+        yield Finding("ok", "DVC: no file is held")
+
+
+def _is_held(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
+def _holders(path: Path) -> tuple[list[str], list[str]]:
+    """(dead, live) processes that .dvc/tmp/rwlock names."""
+    import psutil
+
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return [], []
+    entries = [entry for readers in held.get("read", {}).values() for entry in readers]
+    entries += list(held.get("write", {}).values())
+    commands = {entry["pid"]: entry["cmd"].rpartition("/")[2] for entry in entries}  # `dvc repro`, without its folder
+    shown = {pid: f"process {pid} ({command})" for pid, command in commands.items()}
+    dead = [text for pid, text in shown.items() if not psutil.pid_exists(pid)]
+    return dead, [text for pid, text in shown.items() if psutil.pid_exists(pid)]
+
+
+def _stages() -> Finding:
+    """What `dvc repro` would run, as DVC sees it."""
+    if not Path(".dvc").is_dir() or not Path("dvc.yaml").is_file():
+        return Finding("fail", "DVC: no workspace here", "run this in the repository's root")
+    command = [sys.executable, "-m", "dvc", "status", "--json"]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    if process.returncode:
+        said = [line.removeprefix("ERROR: ") for line in process.stderr.splitlines() if line.startswith("ERROR")]
+        return Finding("fail", f"DVC: {said[0] if said else 'dvc status fails'}", "`dvc status` says the rest")
+    stale = list(json.loads(process.stdout))
+    if stale:
+        return Finding("warn", f"stages: {len(stale)} are not up to date ({_some(stale)})", "run `dvc repro`")
+    return Finding("ok", "stages: all up to date")

@@ -1,0 +1,119 @@
+"""Ask a local explainer about features: its greedy explanation, and the reward that texts written from it earn.
+
+What the rounds do for training features, for whatever live feature someone asks about; nothing is stored. The reward is
+that of the rounds (params' score_explanations), earned by fresh texts: an estimate of what the explanation is worth.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from saeexplainer.config import Params
+from saeexplainer.errors import UserError
+from saeexplainer.records import FeatureRow
+from saeexplainer.storage import read_rows, read_tensors
+from tasks import params as parameters
+
+ACTIVATIONS, EXPLAINERS = Path("data/activations"), Path("data/explainers")
+SAES, SUBJECT = Path("data/saes"), Path("data/subject")
+FEATURES = ACTIVATIONS / "features.parquet"
+
+
+@dataclass(frozen=True)
+class Explained:
+    """One feature and what an explainer says of it; `tasks.registry` answers with the same fields."""
+
+    feature_id: str
+    explanation: str  # may be empty: the explainer said nothing
+    expected_reward: float  # `rewards.reward` of texts written from it
+
+
+def known_explainers() -> list[str]:
+    """Names of the explainers that lie in data/explainers."""
+    return sorted(path.parent.name for path in EXPLAINERS.glob("*/config.json") if not path.parent.name.startswith("."))
+
+
+def find(wanted: str, features: Sequence[FeatureRow], params: Params) -> str:
+    """The id of the feature that someone asked for: an index of the explained SAE, or the full subject/sae/index.
+
+    Raises UserError if it is out of range, or not among the features that the explainers know.
+    """
+    explained = params.prepare_sae.saes[0]
+    last = explained.d_sae - 1
+    if wanted.isdecimal():
+        if int(wanted) > last:
+            raise UserError(f"feature {wanted}: out of range; the SAE {explained.name} has features 0 to {last}")
+        found = [row for row in features if row.sae == explained.name and row.index == int(wanted)]
+    else:
+        found = [row for row in features if row.feature_id == wanted]
+    if not found:
+        what = "not live: it fires too seldom or too often" if wanted.isdecimal() else "no such id"
+        example = features[0].feature_id if features else "subject/sae/index"
+        raise UserError(
+            f"feature {wanted}: {what}; give an index of the SAE {explained.name}, 0 to {last}, or an id such as "
+            f"{example}: `sae-explainer features` lists the live ones"
+        )
+    return found[0].feature_id
+
+
+def explain(feature_ids: Sequence[str], model: str) -> list[Explained]:
+    """Explain live features by the explainer of that name or folder, in the order asked. Raises UserError."""
+    folder = _folder(model)
+    params = parameters.load()
+    features = read_rows(FEATURES, FeatureRow)
+    number = {row.feature_id: at for at, row in enumerate(features)}
+    asked = [features[number[feature_id]] for feature_id in feature_ids]
+    explanations = _explanations(folder, [number[feature_id] for feature_id in feature_ids], params)
+    rewards = _rewards(asked, explanations, params)
+    return [
+        Explained(row.feature_id, explanation, reward)
+        for row, explanation, reward in zip(asked, explanations, rewards, strict=True)
+    ]
+
+
+def _folder(model: str) -> Path:
+    known = known_explainers()
+    if not known:
+        raise UserError(f"{EXPLAINERS}: no explainer yet; run `dvc repro` to train them, or `dvc pull` to fetch them")
+    if model in known:
+        return EXPLAINERS / model
+    if not (Path(model) / "config.json").is_file():
+        raise UserError(f"explainer {model!r}: unknown; choose champion, {', '.join(known)}, or give a model's folder")
+    return Path(model)
+
+
+def _explanations(folder: Path, numbers: list[int], params: Params) -> list[str]:
+    from saeexplainer import explainer, models
+
+    model, tokenizer = models.load_model(folder), models.load_tokenizer(folder)
+    direction = params.train_sft.direction
+    tensors = read_tensors(ACTIVATIONS / "directions.safetensors")
+    explainer.attach(model, tokenizer, explainer.direction_rows(tensors, direction), params.train_sft)
+    prompts = explainer.Prompts(model.config.vocab_size, len(explainer.PARTS[direction]))
+    config = params.generate_explanations
+    return explainer.explain(
+        model, tokenizer, prompts, numbers, temperature=0.0, max_new_tokens=config.max_new_tokens,
+        batch_size=config.batch_size, progress="explanations",
+    )  # fmt: skip
+
+
+def _rewards(asked: list[FeatureRow], explanations: list[str], params: Params) -> list[float]:
+    """Write, read and reward, as score_explanations does."""
+    from saeexplainer import models, rewards, sae, writer
+    from saeexplainer.seeds import seed_torch
+
+    seed_torch(params.seed, "explain")
+    config = params.score_explanations
+    model, tokenizer = models.load_model(SUBJECT), models.load_tokenizer(SUBJECT)
+    saes = {name: sae.load(SAES / name, model.config.hidden_size) for name in sorted({row.sae for row in asked})}
+    texts = writer.write_texts(model, tokenizer, explanations, config.writer)
+    read = writer.read_texts(
+        (text for written in texts.values() for text in written), model, tokenizer, saes,
+        params.prepare_sae.hook_block, params.prepare_subject.context_length,
+    )  # fmt: skip
+    earned = []
+    for row, explanation in zip(asked, explanations, strict=True):
+        written = texts.get(explanation, [])
+        maxima = read.of(row.sae, written)[:, row.index] / row.maximum if written else []
+        earned.append(rewards.reward([float(value) for value in maxima], config.reward))
+    return earned

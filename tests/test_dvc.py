@@ -1,0 +1,183 @@
+"""DVC as its users use it: experiments composed by Hydra, metrics and plots side by side, data shared by a remote."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from altair import Chart, LayerChart
+from altair.vegalite import SCHEMA_VERSION
+from tiny import ROOT
+
+from tasks import compose
+
+PATIENCE = 1800  # seconds that one command may take on a busy machine
+SMALL = ["experiment=nano", "seed=3", "~rounds.r2", "~evaluations.r2"]  # one round is enough to share
+RERUN = ["compare_rounds.resamples=50", *SMALL]  # which only the last stage reads
+
+
+def run(folder: Path, *command: str, fails: bool = False) -> str:
+    """What a command says that must succeed, or must fail."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    store = {"MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'own.db'}"}
+    process = subprocess.run(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=PATIENCE, check=False,
+        env=os.environ | store | {"PATH": path, "OMP_NUM_THREADS": "1", "DVC_NO_ANALYTICS": "1"},
+    )  # fmt: skip
+    assert bool(process.returncode) == fails, process.stdout
+    return process.stdout
+
+
+def git(folder: Path, *arguments: str) -> str:
+    return run(folder, "git", "-c", "user.name=someone", "-c", "user.email=someone@example.org", *arguments)
+
+
+def dvc(folder: Path, *arguments: str) -> str:
+    return run(folder, sys.executable, "-m", "dvc", *arguments)
+
+
+def sets(overrides: list[str]) -> list[str]:
+    return [part for override in overrides for part in ("-S", override)]
+
+
+def started(said: str) -> list[str]:
+    return re.findall(r"Running stage '(.+)'", said)
+
+
+def copied(folder: Path) -> Path:
+    """A repository of its own with the tracked files, but for results."""
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    for name in filter(None, tracked.split("\0")):
+        if not name.startswith(("reports/", "tests/", "docs/")) and name != "dvc.lock" and (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    git(folder, "init", "--quiet", "--initial-branch", "work")
+    for name, value in (("user.name", "someone"), ("user.email", "someone@example.org")):
+        git(folder, "config", name, value)
+    with (folder / ".git/info/exclude").open("a") as file:
+        file.write("own.db\n")
+    committed(folder, "start")
+    return folder
+
+
+def committed(folder: Path, message: str) -> None:
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message", message)
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository whose first commit has no results, and whose second has those of an experiment at nano size."""
+    folder = copied(tmp_path_factory.mktemp("work"))
+    before = (folder / "params.yaml").read_bytes()
+    said = dvc(folder, "exp", "run", "--name", "small", *sets(SMALL))
+    assert "compare_rounds" in started(said) and "Ran experiment(s): small" in said
+    assert (folder / "params.yaml").read_bytes() != before
+    committed(folder, "small")
+    return folder
+
+
+def test_dvc_composes_what_the_compose_task_composes(workspace: Path) -> None:
+    assert (workspace / "params.yaml").read_text(encoding="utf-8") == compose.composed(SMALL)
+    assert yaml.safe_load((workspace / "params.yaml").read_text())["seed"] == 3
+    # Nothing is left to do, and nothing to commit: neither tool rewrites what the other wrote.
+    run(workspace, sys.executable, "-m", "tasks.compose", *SMALL)
+    assert started(dvc(workspace, "exp", "run", *sets(SMALL))) == []
+    assert git(workspace, "status", "--porcelain") == ""
+
+
+def test_repro_takes_params_yaml_as_it_is(workspace: Path) -> None:
+    text = (workspace / "params.yaml").read_text(encoding="utf-8")
+    edited = text.replace("\nseed: 3\n", "\nseed: 4\n")
+    assert edited != text
+    (workspace / "params.yaml").write_text(edited, encoding="utf-8")
+    assert started(dvc(workspace, "repro", "--dry"))[0] == "prepare_subject"
+    assert (workspace / "params.yaml").read_text(encoding="utf-8") == edited
+    git(workspace, "checkout", "--quiet", "params.yaml")
+    assert started(dvc(workspace, "repro", "--dry")) == []
+
+
+def test_a_queued_experiment_runs_beside_the_workspace(workspace: Path) -> None:
+    dvc(workspace, "exp", "run", "--queue", "--name", "rerun", *sets(RERUN))
+    assert "Queued" in dvc(workspace, "queue", "status")
+    said = dvc(workspace, "exp", "run", "--run-all")
+    assert started(said) == ["compare_rounds"]
+    assert git(workspace, "status", "--porcelain") == ""
+    experiments = json.loads(dvc(workspace, "exp", "show", "--json"))[1]["experiments"]
+    revision = next(entry["revs"][0] for entry in experiments if entry["name"] == "rerun")
+    assert revision["data"]["params"]["params.yaml"]["data"]["compare_rounds"]["resamples"] == 50
+    metrics = revision["data"]["metrics"]["reports/metrics.json"]["data"]
+    assert set(metrics) == {"open_loop", "sft", "r1"} and 0 <= metrics["r1"]["generative_accuracy"] <= 1
+    changed = json.loads(dvc(workspace, "params", "diff", "--json", "HEAD", "rerun"))
+    assert list(changed["params.yaml"]) == ["compare_rounds.resamples"]
+
+
+def test_metrics_diff_is_a_line_a_metric(workspace: Path) -> None:
+    (workspace / "reports/metrics.json").write_text('{"r1": {"generative_accuracy": 1.0}}')
+    changed = json.loads(dvc(workspace, "metrics", "diff", "--json", "HEAD"))["reports/metrics.json"]
+    git(workspace, "checkout", "--quiet", "reports/metrics.json")
+    assert changed["r1.generative_accuracy"]["new"] == 1.0 and set(changed["r1.generative_accuracy"]) >= {"old", "new"}
+    assert all(name.count(".") == 1 for name in changed)  # evaluation.metric, no interval's ends
+
+
+PLOTS = {
+    "reports/rounds.csv", "reports/rewards.csv", "reports/reward_hallucination.csv",
+    "reports/training/sft.csv", "reports/training/r1.csv",
+}  # fmt: skip
+
+
+def test_every_plot_is_a_valid_picture_of_both_revisions(workspace: Path) -> None:
+    """Valid by Vega-Lite's own schema, which refuses what a browser would draw as an empty frame."""
+    dvc(workspace, "exp", "run", "--name", "other", *sets(["compare_rounds.resamples=60", *SMALL]))
+    git(workspace, "checkout", "--quiet", ".")
+    drawn = json.loads(dvc(workspace, "plots", "diff", "--json", "HEAD", "other"))["data"]
+    assert set(drawn) == PLOTS
+    for name, (plot,) in drawn.items():
+        content = plot["content"] if isinstance(plot["content"], dict) else json.loads(plot["content"])
+        assert "<DVC_METRIC" not in json.dumps(content)
+        assert {row["rev"] for row in content["data"]["values"]} == {"HEAD", "other"}, name
+        fields = set(content["data"]["values"][0]) | {step["as"] for step in content["transform"] if "as" in step}
+        assert set(re.findall(r'"field": "([^"]+)"', json.dumps(content))) <= fields, name
+        schema = content | {"$schema": f"https://vega.github.io/schema/vega-lite/{SCHEMA_VERSION}.json"}
+        (LayerChart if "layer" in content else Chart).from_dict(schema, validate=True)
+    dvc(workspace, "plots", "show")
+    assert "vegaEmbed" in (workspace / "dvc_plots/index.html").read_text()
+
+
+def test_the_distribution_of_rewards_is_whole(workspace: Path) -> None:
+    lines = (workspace / "reports/rewards.csv").read_text().splitlines()
+    assert lines[0] == "round,candidates,reward,reward_to,share"
+    for which in ("all", "best"):
+        shares = [float(line.split(",")[4]) for line in lines[1:] if line.startswith(f"r1,{which},")]
+        assert sum(shares) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("override", ["train_sft.epoch=1", "sise=nano", "experiment=nope"])
+def test_a_misspelled_set_changes_nothing_and_names_it(workspace: Path, override: str) -> None:
+    said = run(workspace, sys.executable, "-m", "dvc", "exp", "run", "-S", override, fails=True)
+    first = next(line for line in said.splitlines() if line.startswith("ERROR"))
+    assert override.split("=")[0] in first or override.split("=")[1] in first, said
+    assert "Traceback" not in said and git(workspace, "status", "--porcelain") == ""
+
+
+def test_pushed_data_are_all_that_a_clone_needs(workspace: Path, tmp_path: Path) -> None:
+    """What is committed and what is pushed make the whole: nothing runs in the clone, and it can explain."""
+    dvc(workspace, "remote", "add", "--local", "--force", "--default", "storage", str(tmp_path / "storage"))
+    dvc(workspace, "push", "--quiet")
+    clone = tmp_path / "clone"
+    run(tmp_path, "git", "clone", "--quiet", str(workspace), str(clone))
+    assert not (clone / "data").exists()
+    dvc(clone, "remote", "add", "--local", "--default", "storage", str(tmp_path / "storage"))
+    dvc(clone, "pull", "--quiet")
+    assert started(dvc(clone, "repro")) == []
+    assert git(clone, "status", "--porcelain") == "" and dvc(clone, "status", "--json").strip().endswith("{}")
+    said = json.loads(run(clone, sys.executable, "-m", "tasks.command_line", "features", "--split", "test", "--json"))
+    feature = next(row for row in said if row["explanations"]["r1"])
+    command = ["explain", "--feature", str(feature["index"]), "--explainer", "r1", "--json"]
+    (answer,) = json.loads(run(clone, sys.executable, "-m", "tasks.command_line", *command))
+    assert answer["explanation"] == feature["explanations"]["r1"]
