@@ -83,18 +83,11 @@ def _folder(model: str) -> Path:
 
 
 def _explanations(folder: Path, numbers: list[int], params: Params) -> list[str]:
-    from saeexplainer import explainer, models
+    from saeexplainer.explainer import Explainer
 
-    model, tokenizer = models.load_model(folder), models.load_tokenizer(folder)
-    direction = params.train_sft.direction
     tensors = read_tensors(ACTIVATIONS / "directions.safetensors")
-    explainer.attach(model, tokenizer, explainer.direction_rows(tensors, direction), params.train_sft)
-    prompts = explainer.Prompts(model.config.vocab_size, len(explainer.PARTS[direction]))
-    config = params.generate_explanations
-    return explainer.explain(
-        model, tokenizer, prompts, numbers, temperature=0.0, max_new_tokens=config.max_new_tokens,
-        batch_size=config.batch_size, progress="explanations",
-    )  # fmt: skip
+    explainer = Explainer(folder, tensors, params.train_sft, params.generate_explanations)
+    return explainer.explain(numbers, temperature=0.0, progress="explanations")
 
 
 def _rewards(asked: list[FeatureRow], explanations: list[str], params: Params) -> list[float]:
