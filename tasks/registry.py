@@ -169,7 +169,7 @@ def _add_version(client: "MlflowClient", name: str, item: str, result: _Result) 
     except MlflowException:
         client.create_registered_model(name, description="Feature ids or vectors in, explanations out; docs/MLFLOW.md")
     return client.create_model_version(
-        name, f"models:/{model.model_id}", run, tags, model_id=model.model_id, description=f"round {item}"
+        name, model.artifact_location, run, tags, model_id=model.model_id, description=f"round {item}"
     )
 
 
@@ -283,8 +283,6 @@ def champion_version(client: "MlflowClient", name: str) -> "ModelVersion | None"
 def stored(client: "MlflowClient", version: "ModelVersion") -> Iterator[Path]:
     """The served folder of a version, fetched if it lies elsewhere. Raises UserError if its artifacts are gone."""
     address = client.get_model_version_download_uri(version.name, version.version)
-    if address.startswith("models:/"):
-        address = client.get_logged_model(address.removeprefix("models:/")).artifact_location
     with _fetched(f"{address.rstrip('/')}/artifacts/served") as folder:
         if folder is None or missing_files(folder):
             raise UserError(

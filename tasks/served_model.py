@@ -23,8 +23,9 @@ class ServedModel(PythonModel):
         """Load the folder that was stored with the version."""
         self.explainer = ServedExplainer(Path(context.artifacts["served"]))
 
-    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """feature_id, explanation and expected_reward of each row. Raises UserError if a row names nothing known."""
+    # No type hints: MLflow would take them for a signature, and the signature is stored with the version.
+    def predict(self, context, model_input, params=None):
+        """A table of feature_id, explanation and expected_reward. Raises UserError if a row names nothing known."""
         answers = self._answers(pd.DataFrame(model_input))
         return pd.DataFrame(answers, columns=["feature_id", "explanation", "expected_reward"])
 

@@ -2,8 +2,8 @@
 
     python -m tasks.tracking rebuild        log the result that lies in reports/, unless it is there already
 
-Metrics, parameters, tags and datasets come from reports/, params.yaml and dvc.lock alone; the sample explanations and
-the registered explainers (`tasks.registry`) need data/ and are left out, with a line that says so, where it is not there.
+Metrics, parameters, tags and datasets come from reports/, params.yaml and dvc.lock alone. The sample explanations and
+the registered explainers (`tasks.registry`) need data/: where it is not there they are left out, and a line says so.
 
 An experiment of MLflow is an experiment of conf/. A pipeline run is a parent run with one child an evaluation; children
 carry the same metric names, so that the compare view lines the rounds up, and the parent carries them again with
@@ -30,6 +30,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,12 +146,15 @@ def _log_datasets(client: "MlflowClient", run: str, name: str) -> None:
 
 def _remote_place(md5: str) -> dict[str, str]:
     """Where `dvc push` puts an output: {"remote": address} if this repository has a default remote."""
-    config = configparser.ConfigParser()
+    config = configparser.ConfigParser(interpolation=None)
     config.read([Path(".dvc/config"), Path(".dvc/config.local")], encoding="utf-8")
     section = f"'remote \"{config.get('core', 'remote', fallback='')}\"'"
-    address = config.get(section, "url", fallback="").rstrip("/")
-    place = f"{_without_credentials(address)}/files/md5/{md5[:2]}/{md5[2:]}"
-    return {"remote": place} if address else {}
+    url = _without_credentials(config.get(section, "url", fallback="").rstrip("/"))
+    if not url:
+        return {}
+    if "://" not in url:  # a folder, relative to the file that names it
+        url = os.path.normpath(Path(".dvc") / url)
+    return {"remote": f"{url}/files/md5/{md5[:2]}/{md5[2:]}"}
 
 
 def _log_data_docs(client: "MlflowClient", run: str, docs: Path) -> None:
@@ -353,6 +357,7 @@ def open_client() -> "MlflowClient":
     # By default a dead server is asked for several minutes before the first error.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     logging.getLogger("alembic").setLevel(logging.WARNING)  # it reports every migration of a new store
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # and this every retry; the last error says it
     from mlflow import MlflowClient
@@ -389,6 +394,7 @@ def _check_version(uri: str) -> None:
     )
 
 
+@cache
 def _schema_versions() -> tuple[set[str], str]:
     """Every version of the schema that the installed MLflow knows, and its own."""
     import mlflow
