@@ -10,25 +10,26 @@ import sqlite3
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from test_comparison import evaluated
 from test_tracking import empty_store  # noqa: F401  a fixture
-from tiny import ROOT, WIDTH, tiny_model, tiny_tokenizer
+from tiny import ROOT, WIDTH, settings, tiny_model, tiny_tokenizer
 
 from saeexplainer.comparison import summarise
 from saeexplainer.config import Architecture
 from saeexplainer.errors import UserError
 from saeexplainer.records import EvaluationRow, FeatureRow
-from saeexplainer.serving import Calibration, ServedExplainer, calibrate, evaluation_of
+from saeexplainer.serving import Calibration, ServedExplainer, calibrate, evaluation_of, write_served
 from saeexplainer.storage import read_json, write_rows, write_tensors
-from tasks import compare_rounds, params, registry, tracking
+from tasks import compare_rounds, registry, tracking
 
+SETTINGS = settings()
 NAME = "sae-explainer-sandbox"
 INDICES = (0, 1, 2, 5, 7, 9, 11, 12)  # latents of the explained SAE that are live
 VALUES = {"open_loop": 0.2, "sft": 0.2, "r1": 0.5, "r2": 0.6}  # generative accuracy, about
@@ -49,7 +50,8 @@ def write_result(levels=None):
     for name, table in tables.items():
         write_rows(Path(f"data/evaluations/{name}.parquet"), table, EvaluationRow)
     comparison = summarise(tables, 50, 0)
-    compare_rounds.write(comparison)
+    Path("reports").mkdir(exist_ok=True)
+    Path("reports/comparison.json").write_text(json.dumps(comparison))
     return comparison
 
 
@@ -93,8 +95,8 @@ def workspace(empty_store, explainers, tmp_path, monkeypatch):  # noqa: F811
 def record(levels=None):
     """Log and register a result as compare_rounds does; the lines of the registry."""
     comparison = write_result(levels)
-    tracking.log(params.load(), comparison)
-    return registry.register(params.load(), comparison)
+    tracking.log(SETTINGS, comparison)
+    return registry.register(SETTINGS, comparison)
 
 
 def champion():
@@ -144,6 +146,8 @@ def test_each_round_is_a_version_and_the_best_one_the_champion(workspace):
     lines = record()
     assert lines[0] == f"registry: {NAME} version 1 (r1), version 2 (r2)"
     assert lines[1] == "registry: champion is now r2: r2 - sft: +40.0 points (+40.0 to +40.0)"
+    # MLflow's own default would be a store in the working folder.
+    assert {path.name for path in Path().iterdir()} == {"data", "mlruns", "params.yaml", "reports"}
     version = champion()
     run = tracking.open_client().get_run(version.run_id)
     assert (version.tags["round"], version.tags["generative_accuracy"]) == ("r2", "0.6350")
@@ -226,13 +230,11 @@ def test_an_unknown_feature_names_the_known_ones(served, asked, said):
 
 @pytest.fixture(scope="module")
 def served(explainers, tmp_path_factory):
-    from saeexplainer.serving import write_served
-
-    folder, settings = tmp_path_factory.mktemp("served"), params.load(ROOT / "params.yaml")
+    folder = tmp_path_factory.mktemp("served")
     features = [FeatureRow(f"sandbox/main/{index}", "main", index, "test", 1.0, 0.01) for index in INDICES]
     tensors = {"mean_activation": torch.ones(len(features), WIDTH)}
     write_served(
-        folder, explainers / "r1", features, tensors, settings.train_sft, settings.generate_explanations, rows(0.5)
+        folder, explainers / "r1", features, tensors, SETTINGS.train_sft, SETTINGS.generate_explanations, rows(0.5)
     )
     return ServedExplainer(folder)
 
@@ -262,8 +264,8 @@ def test_without_data_the_registry_says_so_and_nothing_fails(workspace, capsys):
 def test_data_of_another_result_is_not_registered(workspace):
     comparison = write_result()
     write_rows(Path("data/evaluations/r2.parquet"), rows(0.9), EvaluationRow)
-    tracking.log(params.load(), comparison)
-    assert "data/evaluations/r2.parquet: is of another result" in registry.register(params.load(), comparison)[0]
+    tracking.log(SETTINGS, comparison)
+    assert "data/evaluations/r2.parquet: is of another result" in registry.register(SETTINGS, comparison)[0]
 
 
 def test_an_interruption_before_the_decision_is_made_up_for(workspace, monkeypatch):
@@ -317,7 +319,7 @@ def test_a_store_of_another_version_is_left_alone(workspace, capsys, statement, 
         assert error.startswith("error: mlruns/mlflow.db: ") and said in error and error.count("\n") == 1
     with pytest.raises(UserError, match=said):
         registry.explain(["1"])
-    lines = compare_rounds._tracked(params.load(), read_json(Path("reports/comparison.json")))
+    lines = compare_rounds._tracked(SETTINGS, read_json(Path("reports/comparison.json")))
     assert lines[0].startswith("warning: MLflow at sqlite:///mlruns/mlflow.db did not take the result (mlruns/mlflow.")
     assert tracking.STORE.read_bytes() == before
 
@@ -366,7 +368,8 @@ def environment():
     """What a process elsewhere gets: this interpreter's tools, no path to the repository."""
     own = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MLFLOW_TRACKING_URI")}
-    return kept | own | {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1"}
+    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1"}
+    return kept | own | quiet | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # seven helpers that nothing here needs
 
 
 LOADED = """
@@ -375,7 +378,8 @@ import mlflow.pyfunc, pandas
 model = mlflow.pyfunc.load_model(sys.argv[1])
 given = pandas.DataFrame({"feature_id": ["5", "sandbox/main/7"]})
 numbers = pandas.DataFrame({"index": [5, 7]})
-answers = [model.predict(table).to_dict("records") for table in (given, numbers)]
+vectors = pandas.DataFrame({"mean_activation": json.loads(sys.argv[2])})
+answers = [model.predict(table).to_dict("records") for table in (given, numbers, vectors)]
 import saeexplainer
 print(json.dumps([saeexplainer.__file__, answers]))
 """
@@ -386,13 +390,15 @@ def test_a_real_server_keeps_the_runs_and_its_champion_answers(
 ):  # fmt: skip
     home, elsewhere = tmp_path_factory.mktemp("server"), tmp_path_factory.mktemp("elsewhere")
     shutil.copy(empty_store, home / "own.db")
-    make_workspace(tmp_path, explainers, monkeypatch)
+    tensors = make_workspace(tmp_path, explainers, monkeypatch)
+    vectors = [tensors["mean_activation"][1 + INDICES.index(index)].tolist() for index in (5, 7)]
     store = ("--backend-store-uri", f"sqlite:///{home / 'own.db'}", "--artifacts-destination", str(home / "artifacts"))
-    server = Served(home, "server", "--workers", "1", *store, port=free_port(), health="/health", environment=environment)
+    command = ("server", "--workers", "1", *store)
+    server = Served(home, *command, port=free_port(), health="/health", environment=environment)
     try:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)
         comparison = write_result()
-        lines = compare_rounds._tracked(params.load(), comparison)
+        lines = compare_rounds._tracked(SETTINGS, comparison)
         assert [line.split(" ")[0] for line in lines] == ["MLflow:", "registry:", "registry:"], lines
         check_runs(server.address, comparison)
         asked = registry.explain(["5", "7"])
@@ -400,8 +406,8 @@ def test_a_real_server_keeps_the_runs_and_its_champion_answers(
         assert not Path("mlruns").exists()
         wanted = [vars(answer) for answer in asked]
         there = environment | {"MLFLOW_TRACKING_URI": server.address}
-        check_loaded(elsewhere, there, wanted)
-        check_served(elsewhere, there, wanted)
+        check_loaded(elsewhere, there, wanted, vectors)
+        check_served(elsewhere, there, wanted, vectors)
     finally:
         server.stop()
 
@@ -423,26 +429,35 @@ def check_runs(address, comparison):
     assert "explanations.json" in {file.path for file in client.list_artifacts(parent.info.run_id)}
 
 
-def check_loaded(folder, environment, wanted):
+def check_loaded(folder, environment, wanted, vectors):
     process = subprocess.run(
-        [sys.executable, "-c", LOADED, f"models:/{NAME}@champion"],
+        [sys.executable, "-c", LOADED, f"models:/{NAME}@champion", json.dumps(vectors)],
         cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
-    library, answers = json.loads(process.stdout.splitlines()[-1])
-    assert answers == [wanted] * 2
+    library, found = json.loads(process.stdout.splitlines()[-1])
+    nameless = [answer | {"feature_id": ""} for answer in wanted]
+    assert found == [wanted, wanted, nameless]
     assert not Path(library).is_relative_to(ROOT), "the code that was stored with the version answers"
 
 
-def check_served(folder, environment, wanted):
+def check_served(folder, environment, wanted, vectors):
     command = ("models", "serve", "--model-uri", f"models:/{NAME}@champion", "--env-manager", "local")
     server = Served(folder, *command, port=free_port(), health="/ping", environment=environment)
     try:
-        body = json.dumps({"dataframe_records": [{"feature_id": "5"}, {"feature_id": "7"}]}).encode()
-        request = urllib.request.Request(
-            f"{server.address}/invocations", body, {"Content-Type": "application/json"}
-        )
-        answers = json.loads(urllib.request.urlopen(request, timeout=120).read())["predictions"]
-        assert answers == wanted
+        assert answers(server, [{"feature_id": "5"}, {"feature_id": "sandbox/main/7"}]) == wanted
+        raw = answers(server, [{"mean_activation": vector} for vector in vectors])
+        assert [answer["explanation"] for answer in raw] == [answer["explanation"] for answer in wanted]
+        with pytest.raises(urllib.error.HTTPError) as failed:
+            answers(server, [{"feature_id": "12345"}])
+        assert failed.value.code == 400
+        assert "feature 12345: out of range; sandbox/main has features 0 to 12" in failed.value.read().decode()
     finally:
         server.stop()
+
+
+def answers(server, records):
+    """What the server says to `curl -d '{"dataframe_records": [...]}'`."""
+    body = json.dumps({"dataframe_records": records}).encode()
+    request = urllib.request.Request(f"{server.address}/invocations", body, {"Content-Type": "application/json"})
+    return json.loads(urllib.request.urlopen(request, timeout=120).read())["predictions"]

@@ -121,8 +121,8 @@ def test_rewards_and_seconds_are_metrics(project):
 
 def test_inputs_are_datasets_by_dvcs_hash(project, tmp_path):
     (tmp_path / ".dvc").mkdir()
-    config = "[core]\n    remote = away\n['remote \"away\"']\n    url = s3://bucket/store\n"  # as `dvc remote add` writes it
-    (tmp_path / ".dvc/config").write_text(config)
+    # As `dvc remote add --default` writes it.
+    (tmp_path / ".dvc/config").write_text("[core]\n    remote = far\n['remote \"far\"']\n    url = s3://bucket/store\n")
     settings = params.load()
     tracking.log(settings, project)
     _, _, children = stored(settings.compare_rounds.experiment)
@@ -142,9 +142,11 @@ def test_data_docs_and_sample_explanations_are_artifacts(project):
     client, _, children = stored(settings.compare_rounds.experiment)
     docs = client.list_artifacts(children["r1"].info.run_id, "data_docs")
     assert [file.path for file in docs] == ["data_docs/index.html"]
-    table = client.load_table(children["r1"].info.experiment_id, "explanations.json", [parent])
-    assert table["feature_id"].tolist() == ["sandbox/main/0", "sandbox/main/1"]
-    assert table["r2 accuracy"].tolist() == [1.0, 0.5] and table["sft"].tolist() == ["the word dog"] * 2
+    table = json.loads(Path(client.download_artifacts(parent, "explanations.json")).read_text())
+    assert table["columns"][:3] == ["feature_id", "open_loop", "open_loop accuracy"] and len(table["columns"]) == 9
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    assert [row["feature_id"] for row in rows] == ["sandbox/main/0", "sandbox/main/1"]
+    assert [(row["r2"], row["r2 accuracy"]) for row in rows] == [("the word dog", 1.0), ("the word dog", 0.5)]
 
 
 def test_a_flow_run_of_prefect_is_a_tag(project, monkeypatch):
