@@ -90,22 +90,20 @@ def register(params: Params, comparison: dict) -> list[str]:
     left out with a line. Raises UserError for a store of another version, and whatever a server or the network raises.
     """
     client, key = tracking.open_client(), tracking.pipeline_key(comparison)
-    name = model_name(params.compare_rounds.experiment)
-    versions = _versions(client, name, key)
-    try:
-        evaluated = {item: tracking.evaluation_rows(item, comparison) for item in served_rounds(params, comparison)}
-        result = _Result(params, comparison, key, evaluated)
-        for item in [item for item in evaluated if item not in versions]:
-            versions[item] = _add_version(client, name, item, result)
-    except UserError as error:
-        return [f"registry: nothing registered ({error})"]
-    if not versions:
+    name, items = model_name(params.compare_rounds.experiment), served_rounds(params, comparison)
+    if not items:
         return ["registry: nothing registered (no round of this result is evaluated under its own name)"]
+    versions, lines = _versions(client, name, key), []
+    if not all(item in versions and "decision" in versions[item].tags for item in items):
+        try:
+            result = _Result(params, comparison, key, items)
+            for item in [item for item in items if item not in versions]:
+                versions[item] = _add_version(client, name, item, result)
+            lines = [f"registry: {_decide(client, name, versions, result)}"]
+        except UserError as error:
+            return [f"registry: {'not everything' if versions else 'nothing'} registered ({error})"]
     shown = ", ".join(f"version {found.version} ({item})" for item, found in versions.items())
-    lines = [f"registry: {name} {shown}"]
-    if any("decision" not in found.tags for found in versions.values()):
-        lines.append(f"registry: {_decide(client, name, versions, result)}")
-    return lines
+    return [f"registry: {name} {shown}", *lines]
 
 
 def served_rounds(params: Params, comparison: dict) -> list[str]:
@@ -119,14 +117,16 @@ def served_rounds(params: Params, comparison: dict) -> list[str]:
 
 
 class _Result:
-    """One result with what its versions share, read once. Raises UserError if data/activations is incomplete."""
+    """One result with what its versions share, read once. Raises UserError if data/ lacks it or holds another."""
 
-    def __init__(
-        self, params: Params, comparison: dict, key: str, evaluated: Mapping[str, Sequence[EvaluationRow]]
-    ) -> None:
-        self.params, self.comparison, self.key, self.evaluated = params, comparison, key, evaluated
+    def __init__(self, params: Params, comparison: dict, key: str, items: Sequence[str]) -> None:
+        self.params, self.comparison, self.key = params, comparison, key
+        self.evaluated = {item: tracking.evaluation_rows(item, comparison) for item in items}
         rows = read_rows(ACTIVATIONS / "features.parquet", FeatureRow)
         explained = [at for at, row in enumerate(rows) if row.sae == comparison["sae"]]
+        known = {rows[at].feature_id for at in explained}
+        if not all(row.feature_id in known for evaluated in self.evaluated.values() for row in evaluated):
+            raise UserError(f"{ACTIVATIONS}: does not hold the features that were evaluated; run `dvc repro`")
         tensors = read_tensors(ACTIVATIONS / "directions.safetensors")
         names = {"decoder", *PARTS[params.train_sft.direction]}
         self.features = [rows[at] for at in explained]

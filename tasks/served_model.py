@@ -23,10 +23,10 @@ class ServedModel(PythonModel):
         """Load the folder that was stored with the version."""
         self.explainer = ServedExplainer(Path(context.artifacts["served"]))
 
-    # No type hints: MLflow would take them for a signature, and the signature is stored with the version.
-    def predict(self, context, model_input, params=None):
+    # This hint of all MLflow takes without a warning and without making a signature of it.
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """A table of feature_id, explanation and expected_reward. Raises UserError if a row names nothing known."""
-        answers = self._answers(pd.DataFrame(model_input))
+        answers = self._answers(model_input)
         return pd.DataFrame(answers, columns=["feature_id", "explanation", "expected_reward"])
 
     def _answers(self, table: pd.DataFrame) -> list[Explained]:

@@ -164,6 +164,9 @@ def test_the_same_result_registers_once(workspace):
     record()
     lines = record()
     assert lines == [f"registry: {NAME} version 1 (r1), version 2 (r2)"]
+    comparison = read_json(Path("reports/comparison.json"))
+    shutil.rmtree("data")
+    assert registry.register(SETTINGS, comparison) == lines
     assert len(tracking.open_client().search_model_versions(f"name = '{NAME}'")) == 2
 
 
