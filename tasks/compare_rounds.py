@@ -41,7 +41,7 @@ def run(params: Params) -> Report:
     write_csv(REPORTS / "rewards.csv", report.reward_rows(scores), report.RewardRow)
     write_csv(REPORTS / "reward_hallucination.csv", against, report.RewardHallucinationRow)
     write_page(params, comparison)
-    return Report(metrics=_metrics(comparison), lines=[*_lines(comparison), _tracked(params, comparison)])
+    return Report(metrics=_metrics(comparison), lines=[*_lines(comparison), *_tracked(params, comparison)])
 
 
 def write(comparison: dict, folder: Path = REPORTS) -> None:
@@ -83,18 +83,20 @@ def write_csv(path: Path, rows: Sequence[Any], record: type) -> None:
         writer.writerows(asdict(row) for row in rows)
 
 
-def _tracked(params: Params, comparison: dict) -> str:
-    """Log to MLflow; what happened, in one line."""
-    from tasks import tracking
+def _tracked(params: Params, comparison: dict) -> list[str]:
+    """Log to MLflow and register the explainers; what happened, in lines."""
+    from tasks import registry, tracking
 
+    lines = []
     try:
-        logged = tracking.log(params, comparison)
+        lines += tracking.log(params, comparison).lines
+        lines += registry.register(params, comparison)
     except Exception as error:  # whatever a server, a driver or a network can raise: the result is already on disk
-        return (
+        lines.append(
             f"warning: MLflow at {tracking.shown_uri()} did not take the result ({tracking.one_line(error)}); "
             "nothing is lost, run `python -m tasks.tracking rebuild` when it answers"
         )
-    return f"MLflow: {'logged' if logged.created else 'already holds'} run {logged.run_id} in {tracking.shown_uri()}"
+    return lines
 
 
 def _metrics(comparison: dict) -> dict[str, float]:

@@ -2,6 +2,9 @@
 
     python -m tasks.tracking rebuild        log the result that lies in reports/, unless it is there already
 
+Metrics, parameters, tags and datasets come from reports/, params.yaml and dvc.lock alone. The sample explanations and
+the registered explainers (`tasks.registry`) need data/: where it is not there they are left out, and a line says so.
+
 An experiment of MLflow is an experiment of conf/. A pipeline run is a parent run with one child an evaluation; children
 carry the same metric names, so that the compare view lines the rounds up, and the parent carries them again with
 step = place in the chain of training (0 is what the first round started from). Logging is idempotent: a result is known
@@ -11,24 +14,31 @@ Without MLFLOW_TRACKING_URI the store is mlruns/mlflow.db with artifacts under m
 """
 
 import argparse
+import configparser
+import contextlib
 import csv
 import hashlib
 import json
 import logging
 import os
 import re
+import shutil
+import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saeexplainer.comparison import chain_of
 from saeexplainer.config import Params
 from saeexplainer.errors import UserError
-from saeexplainer.storage import read_json
+from saeexplainer.records import EvaluationRow
+from saeexplainer.storage import read_json, read_rows
 from tasks import params as parameters
 
 if TYPE_CHECKING:
@@ -36,8 +46,10 @@ if TYPE_CHECKING:
 
 STORE = Path("mlruns/mlflow.db")
 ARTIFACTS = Path("mlruns/artifacts")
-REPORTS = Path("reports")
-LOGGED_FILES = ("results.md", "rounds.png", "comparison.json", "rounds.csv")
+REPORTS, EVALUATIONS = Path("reports"), Path("data/evaluations")
+LOGGED_FILES = ("results.md", "rounds.png", "comparison.json", "rounds.csv", "report.html")
+SAMPLES, SAMPLES_FILE = 100, "explanations.json"  # features in the table of sample explanations
+REBUILD = "run `python -m tasks.tracking rebuild`"
 PARAMS_FILE, LOCK_FILE = Path("params.yaml"), Path("dvc.lock")
 # Limits of one request, and of one value, in mlflow.utils.validation.
 METRICS_A_BATCH, OTHERS_A_BATCH, PARAM_LENGTH = 1000, 100, 6000
@@ -49,6 +61,13 @@ class Logged:
 
     run_id: str  # of the parent run
     created: bool  # False if it was there already
+    skipped: list[str]  # what could not be logged, one line each
+
+    @property
+    def lines(self) -> list[str]:
+        """What a person should see."""
+        done = "logged" if self.created else "already holds"
+        return [f"MLflow: {done} run {self.run_id} in {shown_uri()}", *self.skipped]
 
 
 @dataclass(frozen=True)
@@ -64,36 +83,38 @@ def log(params: Params, comparison: dict) -> Logged:
     """Log one result as parent and children, unless the store holds it.
 
     A parent counts once it is finished, which is the last thing written; runs that an interruption left half written
-    are removed first. Raises whatever the store or the network raises, UserError for a broken training curve.
+    are removed first. Raises UserError for a store of another version or a broken file, and whatever else the store or
+    the network raises.
     """
-    client = _client()
+    client = open_client()
     key = pipeline_key(comparison)
-    experiment = _experiment(client, params.compare_rounds.experiment)
+    experiment = experiment_id(client, params.compare_rounds.experiment)
     runs = client.search_runs([experiment], f"tags.pipeline_key = '{key}'", max_results=1000)
     parents = [run for run in runs if run.data.tags["level"] == "pipeline" and run.info.status == "FINISHED"]
     if parents:
-        return Logged(parents[0].info.run_id, created=False)
+        return Logged(parents[0].info.run_id, created=False, skipped=[])
     for run in runs:
         client.delete_run(run.info.run_id)
-    tags = {"pipeline_key": key, **provenance()}
+    tags = {"pipeline_key": key, **provenance(), **_prefect_tags()}
+    measured = _measured(comparison)
     parent = client.create_run(
         experiment, run_name=f"seed {comparison['seed']}, {key[:8]}", tags={**tags, "level": "pipeline"}
     ).info.run_id
-    for name in comparison["rounds"]:
-        _log_child(client, experiment, parent, name, params, comparison, tags)
-    _write(client, parent, [*_chain_points(comparison), *_difference_points(comparison)], flattened(asdict(params)))
+    for name, step in _places(comparison).items():
+        _log_child(client, experiment, parent, name, params, [*_points(measured[name], step)], tags)
+    points = [*_chain_points(comparison, measured), *_difference_points(comparison), *_seconds(None)]
+    _write(client, parent, points, flattened(asdict(params)))
     for path in (REPORTS / name for name in LOGGED_FILES):
         if path.is_file():
             client.log_artifact(parent, str(path))
+    skipped = _log_samples(client, parent, comparison)
     client.set_terminated(parent)
-    return Logged(parent, created=True)
+    return Logged(parent, created=True, skipped=skipped)
 
 
 def _log_child(
-    client: "MlflowClient", experiment: str, parent: str, name: str, params: Params, comparison: dict, tags: dict
+    client: "MlflowClient", experiment: str, parent: str, name: str, params: Params, points: list[Point], tags: dict
 ) -> None:
-    chain = chain_of(comparison)
-    place = chain.index(name) if name in chain else 0
     own_tags = {"level": "evaluation", "evaluation": name, "mlflow.parentRunId": parent}
     run = client.create_run(experiment, run_name=name, tags={**tags, **own_tags}).info.run_id
     settings = {"seed": params.seed}
@@ -101,8 +122,109 @@ def _log_child(
         settings |= asdict(params.evaluations[name])
     if name in params.rounds:
         settings |= asdict(params.rounds[name])
-    _write(client, run, [*_points(comparison["rounds"][name], place), *_curve(name)], flattened(settings))
+    _write(client, run, [*points, *_curve(name), *_seconds(name)], flattened(settings))
+    _log_datasets(client, run, name)
+    _log_data_docs(client, run, REPORTS / "data_docs" / name)
     client.set_terminated(run)
+
+
+def _log_datasets(client: "MlflowClient", run: str, name: str) -> None:
+    """The round's preference set and the evaluation's table, by name, DVC's hash and place: no data is copied."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    hashes, inputs = dvc_hashes(), []
+    places = {f"data/rounds/{name}/validated.parquet": "training", f"{EVALUATIONS}/{name}.parquet": "evaluation"}
+    for path, context in places.items():
+        if path in hashes:
+            source = json.dumps({"uri": path, **_remote_place(hashes[path])})
+            # MLflow has room for 36 characters, which is a hash of DVC's with its ".dir".
+            dataset = Dataset(path.removeprefix("data/"), hashes[path][:36], "local", source)
+            inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", context)]))
+    if inputs:
+        client.log_inputs(run, inputs)
+
+
+def _remote_place(md5: str) -> dict[str, str]:
+    """Where `dvc push` puts an output: {"remote": address} if this repository has a default remote."""
+    config = configparser.ConfigParser(interpolation=None)
+    config.read([Path(".dvc/config"), Path(".dvc/config.local")], encoding="utf-8")
+    section = f"'remote \"{config.get('core', 'remote', fallback='')}\"'"
+    url = _without_credentials(config.get(section, "url", fallback="").rstrip("/"))
+    if not url:
+        return {}
+    if "://" not in url:  # a folder, relative to the file that names it
+        url = os.path.normpath(Path(".dvc") / url)
+    return {"remote": f"{url}/files/md5/{md5[:2]}/{md5[2:]}"}
+
+
+def _log_data_docs(client: "MlflowClient", run: str, docs: Path) -> None:
+    """The Data Docs of the round's preference set, without Great Expectations' animated tutorials (3 MB a round)."""
+    if not docs.is_dir():
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        shutil.copytree(docs, Path(scratch, "data_docs"), ignore=shutil.ignore_patterns("*.gif"))
+        client.log_artifacts(run, scratch)
+
+
+def _log_samples(client: "MlflowClient", run: str, comparison: dict) -> list[str]:
+    """A table of what every evaluation says of the same features; a line if data/ does not hold this result's."""
+    try:
+        rows = {name: evaluation_rows(name, comparison) for name in comparison["rounds"]}
+    except UserError as error:
+        return [f"MLflow: sample explanations left out ({error})"]
+    tables = {name: {row.feature_id: row for row in found} for name, found in rows.items()}
+    ids = sorted(next(iter(tables.values())))
+    chosen = ids[:: -(-len(ids) // SAMPLES)]
+    columns: dict[str, list] = {"feature_id": chosen}
+    for name, table in tables.items():
+        columns[name] = [table[feature].explanation for feature in chosen]
+        columns[f"{name} accuracy"] = [table[feature].generative_accuracy for feature in chosen]
+    client.log_table(run, columns, SAMPLES_FILE)
+    return []
+
+
+def evaluation_rows(name: str, comparison: dict) -> list[EvaluationRow]:
+    """The rows behind one evaluation of a comparison. Raises UserError if data/ has none or another result's."""
+    path = EVALUATIONS / f"{name}.parquet"
+    rows = read_rows(path, EvaluationRow)
+    found = comparison["rounds"][name]["generative_accuracy"]
+    mean = sum(row.generative_accuracy for row in rows) / max(len(rows), 1)
+    if len(rows) != found["n"] or abs(mean - found["value"]) > 1e-9:
+        raise UserError(f"{path}: is of another result than reports/comparison.json; run `dvc repro`")
+    return rows
+
+
+def _measured(comparison: dict) -> dict[str, dict]:
+    """The comparison's metrics of each evaluation, and the reward where reports/reward_hallucination.csv has it."""
+    path = REPORTS / "reward_hallucination.csv"
+    rewards: dict[str, dict] = {}
+    if path.is_file():
+        with path.open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                try:
+                    ends = {"value": "reward", "low": "reward_low", "high": "reward_high"}
+                    rewards[row["round"]] = {"reward": {end: float(row[column]) for end, column in ends.items()}}
+                except (KeyError, TypeError, ValueError):
+                    raise UserError(f"{path}: not round,reward,reward_low,reward_high; run `dvc repro`") from None
+    return {name: metrics | rewards.get(name, {}) for name, metrics in comparison["rounds"].items()}
+
+
+def _seconds(item: str | None) -> Iterator[Point]:
+    """Seconds of the last run of each stage: a round's or an evaluation's own, or all of them.
+
+    Without those of compare_rounds, which is still running when it logs.
+    """
+    path = REPORTS / "timings.json"
+    for name, seconds in (read_json(path) if path.is_file() else {}).items():
+        stage, _, of = name.partition("@")
+        if stage != "compare_rounds" and item in (None, of):
+            yield Point(f"seconds/{stage}" if item else f"seconds/{name.replace('@', '/')}", float(seconds), 0)
+
+
+def _places(comparison: dict) -> dict[str, int]:
+    """Each evaluation's step: its place in the chain of training, 0 for what is not in it."""
+    chain = chain_of(comparison)
+    return {name: chain.index(name) if name in chain else 0 for name in comparison["rounds"]}
 
 
 def _points(metrics: dict, step: int, prefix: str = "") -> Iterator[Point]:
@@ -112,9 +234,9 @@ def _points(metrics: dict, step: int, prefix: str = "") -> Iterator[Point]:
         yield Point(f"{prefix}{metric}_high", interval["high"], step)
 
 
-def _chain_points(comparison: dict) -> Iterator[Point]:
+def _chain_points(comparison: dict, measured: dict[str, dict]) -> Iterator[Point]:
     for step, name in enumerate(chain_of(comparison)):
-        yield from _points(comparison["rounds"][name], step)
+        yield from _points(measured[name], step)
 
 
 def _difference_points(comparison: dict) -> Iterator[Point]:
@@ -173,15 +295,28 @@ def provenance() -> dict[str, str]:
     While `dvc repro` runs, dvc.lock holds the stages that are done, which is all that came before the comparison.
     """
     tags = {"git_commit": _git_commit(), "params_sha256": _sha256(PARAMS_FILE), "dvc_lock_sha256": _sha256(LOCK_FILE)}
-    return tags | _data_hashes()
+    return tags | {f"data_md5.{path}": md5 for path, md5 in dvc_hashes().items()}
 
 
-def _data_hashes() -> dict[str, str]:
+def dvc_hashes() -> dict[str, str]:
+    """DVC's hash of every output in dvc.lock, by path."""
     import yaml
 
     lock = yaml.safe_load(_content(LOCK_FILE)) or {}
     outputs = [output for stage in lock.get("stages", {}).values() for output in stage.get("outs", [])]
-    return {f"data_md5.{output['path']}": output["md5"] for output in outputs if "md5" in output}
+    return {output["path"]: output["md5"] for output in outputs if "md5" in output}
+
+
+def _prefect_tags() -> dict[str, str]:
+    """The flow run, where Prefect started this process or the one that did."""
+    flow_run = os.environ.get("PREFECT__FLOW_RUN_ID")
+    if not flow_run:
+        return {}
+    tags = {"prefect_flow_run": flow_run}
+    pages = os.environ.get("PREFECT_UI_URL") or os.environ.get("PREFECT_API_URL", "").rstrip("/").removesuffix("/api")
+    if pages:
+        tags["prefect_flow_run_url"] = f"{_without_credentials(pages.rstrip('/'))}/runs/flow-run/{flow_run}"
+    return tags
 
 
 def _git_commit() -> str:
@@ -200,7 +335,8 @@ def _content(path: Path) -> bytes:
     return path.read_bytes() if path.is_file() else b""
 
 
-def _uri() -> str:
+def address() -> str:
+    """The tracking address that MLflow is given."""
     # Absolute, because MLflow keeps one store an address for the whole process, whatever the working folder is by then.
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{STORE.resolve()}"
 
@@ -214,22 +350,69 @@ def _without_credentials(text: str) -> str:
     return re.sub(r"://[^/@\s]*@", "://", text)
 
 
-def _client() -> "MlflowClient":
+def open_client() -> "MlflowClient":
+    """A client of the store. Raises UserError if the store is a SQLite file that this MLflow must not write to."""
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     # By default a dead server is asked for several minutes before the first error.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     logging.getLogger("alembic").setLevel(logging.WARNING)  # it reports every migration of a new store
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # and this every retry; the last error says it
     from mlflow import MlflowClient
 
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         STORE.parent.mkdir(parents=True, exist_ok=True)
-    return MlflowClient(tracking_uri=_uri())
+    _check_version(address())
+    return MlflowClient(tracking_uri=address())
 
 
-def _experiment(client: "MlflowClient", name: str) -> str:
+def _check_version(uri: str) -> None:
+    """Raise UserError if a SQLite store has another schema: MLflow would migrate some in place, without a copy."""
+    file = Path(uri.removeprefix("sqlite:///").partition("?")[0])
+    if not uri.startswith("sqlite:///") or not file.is_file():
+        return
+    try:
+        with contextlib.closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            asked = "SELECT version_num FROM alembic_version"
+            found = [version for (version,) in connection.execute(asked)] if "alembic_version" in tables else []
+    except sqlite3.DatabaseError as error:
+        raise UserError(f"{_shown(file)}: not a database ({error}); move it away, then {REBUILD}") from None
+    known, head = _schema_versions()
+    if not tables or found == [head]:
+        return
+    if set(found) <= known:
+        raise UserError(
+            f"{_shown(file)}: from an older MLflow; copy the file, then run `mlflow db upgrade "
+            f"sqlite:///{_shown(file)}` (nothing was changed)"
+        )
+    raise UserError(
+        f"{_shown(file)}: from a newer MLflow (schema {', '.join(found)}); install that one, or move the file away and "
+        f"{REBUILD} (nothing was changed)"
+    )
+
+
+@cache
+def _schema_versions() -> tuple[set[str], str]:
+    """Every version of the schema that the installed MLflow knows, and its own."""
+    import mlflow
+    from alembic.script import ScriptDirectory
+
+    scripts = ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
+    return {script.revision for script in scripts.walk_revisions()}, scripts.get_current_head()
+
+
+def _shown(file: Path) -> str:
+    """The path as a person would write it."""
+    try:
+        return str(file.relative_to(Path.cwd()))
+    except ValueError:
+        return str(file)
+
+
+def experiment_id(client: "MlflowClient", name: str) -> str:
     """The experiment's id; made if need be, brought back if someone deleted it."""
     found = client.get_experiment_by_name(name)
     if found is None:
@@ -248,19 +431,22 @@ def one_line(error: BaseException) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """`rebuild`: log what lies in reports/; the exit status."""
+    """`rebuild`: log and register what lies in reports/ and data/; the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tasks.tracking", description="Fill MLflow from reports/.")
     parser.add_argument("command", choices=["rebuild"], help="log reports/comparison.json unless it is logged")
     parser.parse_args(arguments)
+    from tasks import registry
+
     try:
-        logged = log(parameters.load(), read_json(REPORTS / "comparison.json"))
+        params, comparison = parameters.load(), read_json(REPORTS / "comparison.json")
+        print(*log(params, comparison).lines, sep="\n")
+        print(*registry.register(params, comparison), sep="\n")
     except UserError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except Exception as error:  # whatever a server, a driver or a network can raise
         print(f"error: MLflow at {shown_uri()} did not take the result ({one_line(error)})", file=sys.stderr)
         return 2
-    print(f"MLflow: {'logged' if logged.created else 'already holds'} run {logged.run_id} in {shown_uri()}")
     return 0
 
 

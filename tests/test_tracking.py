@@ -10,6 +10,8 @@ from test_comparison import evaluated
 
 from saeexplainer.comparison import summarise
 from saeexplainer.errors import UserError
+from saeexplainer.records import EvaluationRow
+from saeexplainer.storage import write_rows
 from tasks import compare_rounds, params, tracking
 
 REPOSITORY = Path(__file__).parents[1]
@@ -18,7 +20,20 @@ stages:
   train_sft:
     outs:
     - {path: data/explainers/sft, md5: 0123456789abcdef.dir, size: 3}
+  validate_preferences@r1:
+    outs:
+    - {path: data/rounds/r1/validated.parquet, md5: 00112233445566778899aabbccddeeff, size: 3}
+  evaluate@r1:
+    outs:
+    - {path: data/evaluations/r1.parquet, md5: ffeeddccbbaa99887766554433221100, size: 3}
 """
+REWARDS = """round,reward,reward_low,reward_high,hallucination,hallucination_low,hallucination_high
+sft,0.3,0.2,0.4,0.5,0.4,0.6
+r1,0.6,0.5,0.7,0.4,0.3,0.5
+open_loop,0.2,0.1,0.3,0.6,0.5,0.7
+r2,0.7,0.6,0.8,0.4,0.3,0.5
+"""
+VALUES = {"open_loop": [0.5, 0.25], "sft": [0.25, 0.25], "r1": [0.5, 0.5], "r2": [1.0, 0.5]}
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +42,7 @@ def empty_store(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("store"))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        tracking._client().search_experiments()
+        tracking.open_client().search_experiments()
         return tracking.STORE.resolve()
 
 
@@ -40,9 +55,20 @@ def project(empty_store, tmp_path, monkeypatch):
     shutil.copy(empty_store, tmp_path / tracking.STORE)
     (tmp_path / "params.yaml").write_text((REPOSITORY / "params.yaml").read_text())
     (tmp_path / "dvc.lock").write_text(LOCK)
-    rows = {"open_loop": [0.5, 0.25], "sft": [0.25, 0.25], "r1": [0.5, 0.5], "r2": [1.0, 0.5]}
-    comparison = summarise({name: evaluated(values) for name, values in rows.items()}, 50, 0)
+    monkeypatch.delenv("PREFECT__FLOW_RUN_ID", raising=False)
+    tables = {name: evaluated(values) for name, values in VALUES.items()}
+    for name, rows in tables.items():
+        write_rows(tmp_path / f"data/evaluations/{name}.parquet", rows, EvaluationRow)
+    comparison = summarise(tables, 50, 0)
     compare_rounds.write(comparison)
+    (tmp_path / "reports/reward_hallucination.csv").write_text(REWARDS)
+    (tmp_path / "reports/report.html").write_text("<p>report</p>")
+    seconds = {"prepare_subject": 9.5, "train_dpo@r1": 4.0, "evaluate@r1": 2.0, "compare_rounds": 1.0}
+    (tmp_path / "reports/timings.json").write_text(json.dumps(seconds))
+    docs = tmp_path / "reports/data_docs/r1"
+    docs.mkdir(parents=True)
+    (docs / "index.html").write_text("<p>docs</p>")
+    (docs / "tutorial.gif").write_bytes(b"GIF89a")
     curve = tmp_path / "reports/training/r1.csv"
     curve.parent.mkdir()
     curve.write_text("step,epoch,metric,value\n10,0.5,loss,0.7\n20,1.0,loss,0.4\n20,1.0,eval_rewards/accuracies,0.9\n")
@@ -51,7 +77,7 @@ def project(empty_store, tmp_path, monkeypatch):
 
 def stored(experiment):
     """(parents, {name: child}) of an experiment, as MLflow has them."""
-    client = tracking._client()
+    client = tracking.open_client()
     runs = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
     parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     return client, parents, {run.info.run_name: run for run in runs if run not in parents}
@@ -61,7 +87,7 @@ def test_one_parent_and_one_child_an_evaluation(project):
     settings = params.load()
     logged = tracking.log(settings, project)
     client, (parent,), children = stored(settings.compare_rounds.experiment)
-    assert logged == tracking.Logged(parent.info.run_id, created=True)
+    assert logged == tracking.Logged(parent.info.run_id, created=True, skipped=[])
     assert list(project["rounds"]) == ["open_loop", "sft", "r1", "r2"] and set(children) == set(project["rounds"])
     assert {child.data.tags["mlflow.parentRunId"] for child in children.values()} == {parent.info.run_id}
 
@@ -75,8 +101,63 @@ def test_one_parent_and_one_child_an_evaluation(project):
     assert parent.data.metrics["r2-sft/generative_accuracy"] == 0.5
     assert parent.data.params["train_dpo.batch_size"] == str(settings.train_dpo.batch_size)
     assert children["r2"].data.params["start"] == settings.rounds["r2"].start
-    assert {file.path for file in client.list_artifacts(parent.info.run_id)} == set(tracking.LOGGED_FILES)
+    found = {file.path for file in client.list_artifacts(parent.info.run_id)}
+    assert found == {*tracking.LOGGED_FILES, "explanations.json"}
     assert {path.name for path in Path("mlruns").iterdir()} == {"mlflow.db", "artifacts"}
+
+
+def test_rewards_and_seconds_are_metrics(project):
+    settings = params.load()
+    tracking.log(settings, project)
+    client, (parent,), children = stored(settings.compare_rounds.experiment)
+    assert children["r1"].data.metrics["reward"] == 0.6 and children["open_loop"].data.metrics["reward_high"] == 0.3
+    history = client.get_metric_history(parent.info.run_id, "reward")
+    assert sorted((point.step, point.value) for point in history) == [(0, 0.3), (1, 0.6), (2, 0.7)]
+    seconds = {name: value for name, value in parent.data.metrics.items() if name.startswith("seconds/")}
+    assert seconds == {"seconds/prepare_subject": 9.5, "seconds/train_dpo/r1": 4.0, "seconds/evaluate/r1": 2.0}
+    assert children["r1"].data.metrics["seconds/train_dpo"] == 4.0
+    assert not any(name.startswith("seconds/") for name in children["r2"].data.metrics)
+
+
+def test_inputs_are_datasets_by_dvcs_hash(project, tmp_path):
+    (tmp_path / ".dvc").mkdir()
+    # As `dvc remote add --default` writes it.
+    (tmp_path / ".dvc/config").write_text("[core]\n    remote = far\n['remote \"far\"']\n    url = s3://bucket/store\n")
+    settings = params.load()
+    tracking.log(settings, project)
+    _, _, children = stored(settings.compare_rounds.experiment)
+    inputs = {given.tags[0].value: given.dataset for given in children["r1"].inputs.dataset_inputs}
+    assert set(inputs) == {"training", "evaluation"} and not children["r2"].inputs.dataset_inputs
+    assert inputs["training"].name == "rounds/r1/validated.parquet"
+    assert inputs["training"].digest == "00112233445566778899aabbccddeeff"
+    assert json.loads(inputs["training"].source) == {
+        "uri": "data/rounds/r1/validated.parquet",
+        "remote": "s3://bucket/store/files/md5/00/112233445566778899aabbccddeeff",
+    }
+
+
+def test_data_docs_and_sample_explanations_are_artifacts(project):
+    settings = params.load()
+    parent = tracking.log(settings, project).run_id
+    client, _, children = stored(settings.compare_rounds.experiment)
+    docs = client.list_artifacts(children["r1"].info.run_id, "data_docs")
+    assert [file.path for file in docs] == ["data_docs/index.html"]
+    table = json.loads(Path(client.download_artifacts(parent, "explanations.json")).read_text())
+    assert table["columns"][:3] == ["feature_id", "open_loop", "open_loop accuracy"] and len(table["columns"]) == 9
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    assert [row["feature_id"] for row in rows] == ["sandbox/main/0", "sandbox/main/1"]
+    assert [(row["r2"], row["r2 accuracy"]) for row in rows] == [("the word dog", 1.0), ("the word dog", 0.5)]
+
+
+def test_a_flow_run_of_prefect_is_a_tag(project, monkeypatch):
+    settings = params.load()
+    monkeypatch.setenv("PREFECT__FLOW_RUN_ID", "0123")
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:4200/api")
+    monkeypatch.delenv("PREFECT_UI_URL", raising=False)
+    tracking.log(settings, project)
+    _, (parent,), _ = stored(settings.compare_rounds.experiment)
+    assert parent.data.tags["prefect_flow_run"] == "0123"
+    assert parent.data.tags["prefect_flow_run_url"] == "http://127.0.0.1:4200/runs/flow-run/0123"
 
 
 def test_tags_say_what_it_came_from(project):
@@ -121,26 +202,42 @@ def test_what_an_interruption_left_is_replaced(project, monkeypatch):
     assert [parent.info.status for parent in parents] == ["FINISHED"] and len(children) == 4
 
 
-def test_rebuild_fills_an_empty_store_with_the_same_metrics(project, capsys):
+def test_rebuild_on_an_empty_mlruns_gives_the_same_metrics_from_the_reports_alone(
+    project, empty_store, tmp_path, tmp_path_factory, monkeypatch, capsys
+):
     settings = params.load()
     tracking.log(settings, project)
 
-    def metrics():
-        _, parents, children = stored(settings.compare_rounds.experiment)
-        return [run.data.metrics for run in parents], {name: run.data.metrics for name, run in children.items()}
+    def runs():
+        """Every point of every metric of every run, its parameters, tags but MLflow's own, and datasets, by name."""
+        client, parents, children = stored(settings.compare_rounds.experiment)
+        return {
+            run.info.run_name: (
+                {
+                    name: sorted((at.step, at.value) for at in client.get_metric_history(run.info.run_id, name))
+                    for name in run.data.metrics
+                },
+                run.data.params,
+                {name: value for name, value in run.data.tags.items() if not name.startswith("mlflow.")},
+                [given.dataset for given in run.inputs.dataset_inputs],
+            )
+            for run in [*parents, *children.values()]
+        }
 
-    before = metrics()
-    client = tracking._client()
-    for run in client.search_runs([client.get_experiment_by_name(settings.compare_rounds.experiment).experiment_id]):
-        client.delete_run(run.info.run_id)
-    assert metrics() == ([], {})
+    before = runs()
+    assert len(before) == 5 and sum(len(metrics) for metrics, *_ in before.values()) > 100
+    clone = tmp_path_factory.mktemp("clone")
+    shutil.copytree(tmp_path, clone, ignore=shutil.ignore_patterns("data", "mlruns"), dirs_exist_ok=True)
+    (clone / "mlruns").mkdir()
+    shutil.copy(empty_store, clone / tracking.STORE)
+    monkeypatch.chdir(clone)
     assert tracking.main(["rebuild"]) == 0
-    assert metrics() == before
+    assert runs() == before
     assert tracking.main(["rebuild"]) == 0
-    assert [line.split(" run ")[0] for line in capsys.readouterr().out.splitlines()] == [
-        "MLflow: logged",
-        "MLflow: already holds",
-    ]
+    out = [line.split(" run ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert out[0] == "MLflow: logged" and out[3] == "MLflow: already holds"
+    assert out[1].startswith("MLflow: sample explanations left out (data/evaluations/open_loop.parquet: no such table")
+    assert out[2].startswith("registry: nothing registered (data/")
 
 
 def test_rebuild_without_a_result_is_one_line(project, capsys):

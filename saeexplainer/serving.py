@@ -1,0 +1,197 @@
+"""An explainer that stands alone: one folder with all that it needs, feature ids or raw vectors in, explanations out.
+
+The folder holds `explainer/` (transformers), `features.parquet` and `directions.safetensors` (the explained SAE's
+features and what the explainer reads of them), `settings.json`, `calibration.json` and `evaluation.parquet` (the rows
+on which it was measured). Whoever registers it decides where it lies; nothing here knows about that.
+
+The expected reward is the explainer's own confidence put on the scale of generative accuracy: an isotonic fit of
+accuracy on the mean log-probability of the explanation, over the features of its evaluation. It is no measurement of
+this explanation: nobody wrote a text.
+"""
+
+import math
+import shutil
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saeexplainer.config import Direction, GenerateExplanations, TrainSft
+from saeexplainer.errors import UserError
+from saeexplainer.explainer import PARTS, Explainer, Prompts, attach, direction_rows
+from saeexplainer.models import load_model, load_tokenizer
+from saeexplainer.records import EvaluationRow, FeatureRow
+from saeexplainer.storage import read_json, read_rows, read_tensors, write_json, write_rows, write_tensors
+
+EXPLAINER, FEATURES, DIRECTIONS = "explainer", "features.parquet", "directions.safetensors"
+SETTINGS, CALIBRATION, EVALUATION = "settings.json", "calibration.json", "evaluation.parquet"
+FILES = (f"{EXPLAINER}/config.json", FEATURES, DIRECTIONS, SETTINGS, CALIBRATION, EVALUATION)
+
+
+@dataclass(frozen=True)
+class Explained:
+    """One answer."""
+
+    feature_id: str  # subject/sae/index; empty where a raw vector was asked about
+    explanation: str
+    expected_reward: float  # generative accuracy, 0 to 1, to be expected at this confidence
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Knots of a rising line from mean log-probability to expected generative accuracy."""
+
+    log_probabilities: list[float]  # rising
+    accuracies: list[float]  # never falling
+
+    def expected(self, log_probability: float) -> float:
+        """Between knots by interpolation, beyond them as at the last; 0 for NaN, an explanation that is missing."""
+        if math.isnan(log_probability):
+            return 0.0
+        return float(np.interp(log_probability, self.log_probabilities, self.accuracies))
+
+
+def calibrate(rows: Sequence[EvaluationRow]) -> Calibration:
+    """The isotonic fit over the explanations that are there; without one, every expectation is 0."""
+    from scipy.optimize import isotonic_regression
+
+    known = [row for row in rows if not math.isnan(row.log_probability)]
+    if not known:
+        return Calibration([0.0], [0.0])
+    x, where, count = np.unique([row.log_probability for row in known], return_inverse=True, return_counts=True)
+    mean = np.bincount(where, weights=[row.generative_accuracy for row in known]) / count
+    y = isotonic_regression(mean, weights=count).x
+    # Only the ends of a level stretch bend the line.
+    bends = [at for at in range(len(y)) if at in (0, len(y) - 1) or not y[at - 1] == y[at] == y[at + 1]]
+    return Calibration([float(x[at]) for at in bends], [float(y[at]) for at in bends])
+
+
+def write_served(
+    folder: Path, explainer: Path, features: Sequence[FeatureRow], tensors: Mapping[str, Tensor], injection: TrainSft,
+    generation: GenerateExplanations, evaluated: Sequence[EvaluationRow],
+) -> None:  # fmt: skip
+    """Gather a folder that `ServedExplainer` reads. `tensors` have a row for each of `features`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(explainer, folder / EXPLAINER)
+    write_rows(folder / FEATURES, features, FeatureRow)
+    write_tensors(folder / DIRECTIONS, {name: tensors[name] for name in PARTS[injection.direction]})
+    write_json(folder / SETTINGS, {"injection": asdict(injection), "generation": asdict(generation)})
+    write_json(folder / CALIBRATION, asdict(calibrate(evaluated)))
+    write_rows(folder / EVALUATION, evaluated, EvaluationRow)
+
+
+def missing_files(folder: Path) -> list[str]:
+    """Names of what a served explainer's folder should hold and does not."""
+    return [name for name in FILES if not (folder / name).is_file()]
+
+
+class _Loaded(Explainer):
+    """An explainer that is loaded once and reads another table of vectors at every request."""
+
+    def __init__(self, folder: Path, injection: TrainSft, generation: GenerateExplanations) -> None:
+        self.model, self.tokenizer = load_model(folder), load_tokenizer(folder)
+        self.injection, self.generation = injection, generation
+        self.prompts = Prompts(self.model.config.vocab_size, len(PARTS[injection.direction]))
+
+    @contextmanager
+    def reading(self, tensors: Mapping[str, Float[Tensor, "features d_model"]]) -> Iterator[None]:
+        """Inside, feature number n is row n of `tensors`."""
+        directions = direction_rows(dict(tensors), self.injection.direction)
+        tokens = attach(self.model, self.tokenizer, directions, self.injection)
+        try:
+            yield
+        finally:
+            tokens.remove()
+
+
+class ServedExplainer:
+    """The folder, loaded. Requests from several threads take turns: the hooks hold one request's vectors."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises UserError if something is missing or was written by another version of this library."""
+        if missing := missing_files(folder):
+            raise UserError(f"{folder}: {missing[0]} is missing; register the explainer again")
+        settings = read_json(folder / SETTINGS)
+        try:
+            direction = Direction(settings["injection"]["direction"])
+            injection = TrainSft(**settings["injection"] | {"direction": direction})
+            generation = GenerateExplanations(**settings["generation"])
+            self.calibration = Calibration(**read_json(folder / CALIBRATION))
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{folder / SETTINGS}: from another version of this library ({error})") from None
+        self.parts = PARTS[direction]
+        self.features = read_rows(folder / FEATURES, FeatureRow)
+        self._row_of = {row.feature_id: at for at, row in enumerate(self.features)}
+        self._tensors = read_tensors(folder / DIRECTIONS)
+        self._explainer = _Loaded(folder / EXPLAINER, injection, generation)
+        self._turn = threading.Lock()
+
+    @property
+    def width(self) -> int:
+        """Numbers in a raw vector."""
+        return self._explainer.model.config.hidden_size
+
+    def explain(self, asked: Sequence[str | int]) -> list[Explained]:
+        """An answer for each id (subject/sae/index) or number of a latent. Raises UserError if there is no such one."""
+        rows = [self._row(feature) for feature in asked]
+        tensors = {name: self._tensors[name][rows] for name in self.parts}
+        return self._answer(tensors, [self.features[row].feature_id for row in rows])
+
+    def explain_vectors(self, vectors: Mapping[str, Sequence[Sequence[float]]]) -> list[Explained]:
+        """An answer for each raw vector; `vectors` has equally many of each of `parts`. Raises UserError if not."""
+        lengths = {len(vectors.get(name, ())) for name in self.parts}
+        if set(vectors) != set(self.parts) or len(lengths) != 1:
+            found = ", ".join(f"{len(rows)} {name}" for name, rows in vectors.items()) or "none"
+            raise UserError(f"vectors: got {found}; this explainer reads equally many of {' and '.join(self.parts)}")
+        tensors = {name: self._checked(name, vectors[name]) for name in self.parts}
+        return self._answer(tensors, [""] * lengths.pop())
+
+    def _checked(self, name: str, rows: Sequence[Sequence[float]]) -> Float[Tensor, "features d_model"]:
+        for at, row in enumerate(rows):
+            if len(row) != self.width:
+                raise UserError(f"{name}[{at}]: holds {len(row)} numbers; this explainer reads {self.width}")
+            if not all(math.isfinite(value) for value in row) or not any(row):
+                raise UserError(f"{name}[{at}]: must be finite numbers, not all of them 0")
+        return torch.tensor([list(row) for row in rows], dtype=torch.float32).reshape(len(rows), self.width)
+
+    def _answer(self, tensors: Mapping[str, Tensor], feature_ids: Sequence[str]) -> list[Explained]:
+        numbers = range(len(feature_ids))
+        if not numbers:
+            return []
+        with self._turn, self._explainer.reading(tensors):
+            explanations = self._explainer.explain(numbers, temperature=0.0)
+            sure = self._explainer.log_probabilities(numbers, explanations)
+        return [
+            Explained(feature_id, explanation, self.calibration.expected(log_probability))
+            for feature_id, explanation, log_probability in zip(feature_ids, explanations, sure, strict=True)
+        ]
+
+    def _row(self, asked: str | int) -> int:
+        owner = self.features[0].feature_id.rpartition("/")[0]
+        text = str(asked).strip()
+        number = text.removeprefix(f"{owner}/")
+        row = self._row_of.get(f"{owner}/{number}")
+        if row is None:
+            raise UserError(_unknown(text, number, owner, sorted(feature.index for feature in self.features)))
+        return row
+
+
+def _unknown(text: str, number: str, owner: str, known: Sequence[int]) -> str:
+    """Why there is no such feature, and which there are."""
+    if not number.lstrip("-").isdecimal():
+        return f"feature {text!r}: this explainer knows {owner}/{known[0]} to {owner}/{known[-1]}; name one of them"
+    if not known[0] <= int(number) <= known[-1]:
+        return f"feature {text}: out of range; {owner} has features {known[0]} to {known[-1]}"
+    nearest = min(known, key=lambda index: abs(index - int(number)))
+    return f"feature {text}: {owner} does not explain it, it fires too rarely or too often; the nearest is {nearest}"
+
+
+def evaluation_of(folder: Path) -> list[EvaluationRow]:
+    """The rows on which a served explainer was measured."""
+    return read_rows(folder / EVALUATION, EvaluationRow)
