@@ -89,7 +89,7 @@ def register(params: Params, comparison: dict) -> list[str]:
     Tracking comes first: a version points to its round's run. What data/ does not hold (or holds of another result) is
     left out with a line. Raises UserError for a store of another version, and whatever a server or the network raises.
     """
-    client, key = tracking.open_client(), tracking.pipeline_key(comparison)
+    client, key = tracking.open_client(), tracking.pipeline_key(params, comparison)
     name, items = model_name(params.compare_rounds.experiment), served_rounds(params, comparison)
     if not items:
         return ["registry: nothing registered (no round of this result is evaluated under its own name)"]

@@ -8,7 +8,7 @@ the registered explainers (`tasks.registry`) need data/: where it is not there t
 An experiment of MLflow is an experiment of conf/. A pipeline run is a parent run with one child an evaluation; children
 carry the same metric names, so that the compare view lines the rounds up, and the parent carries them again with
 step = place in the chain of training (0 is what the first round started from). Logging is idempotent: a result is known
-by `pipeline_key`, the hash of comparison.json and params.yaml, because DVC may skip a stage whose result it has.
+by `pipeline_key`, the hash of the figures and the settings, because DVC may skip a stage whose result it has.
 
 Without MLFLOW_TRACKING_URI the store is mlruns/mlflow.db with artifacts under mlruns/artifacts.
 """
@@ -87,7 +87,7 @@ def log(params: Params, comparison: dict) -> Logged:
     the network raises.
     """
     client = open_client()
-    key = pipeline_key(comparison)
+    key = pipeline_key(params, comparison)
     experiment = experiment_id(client, params.compare_rounds.experiment)
     runs = client.search_runs([experiment], f"tags.pipeline_key = '{key}'", max_results=1000)
     parents = [run for run in runs if run.data.tags["level"] == "pipeline" and run.info.status == "FINISHED"]
@@ -283,10 +283,9 @@ def flattened(value: Any, name: str = "") -> dict[str, str]:
     return {key: text for child_name, child in items for key, text in flattened(child, child_name).items()}
 
 
-def pipeline_key(comparison: dict) -> str:
+def pipeline_key(params: Params, comparison: dict) -> str:
     """What makes two results the same: the numbers and the settings."""
-    canonical = json.dumps(comparison, sort_keys=True).encode()
-    return hashlib.sha256(canonical + _content(PARAMS_FILE)).hexdigest()
+    return hashlib.sha256(json.dumps([asdict(params), comparison], sort_keys=True).encode()).hexdigest()
 
 
 def provenance() -> dict[str, str]:
