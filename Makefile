@@ -7,7 +7,7 @@ export DVC_NO_ANALYTICS := 1
 STAMP := .venv/.ready-$(shell cksum requirements.lock | cut -d ' ' -f 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test setup compose flow study clean
+.PHONY: help run test setup compose flow ui study clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ compose: setup  ## write params.yaml from conf/, e.g. make compose WITH="experim
 
 flow: setup  ## as run, through Prefect
 	@python -m flows.pipeline $(WITH)
+
+ui: setup  ## the control room: Prefect, its deployments and MLflow as pages; ctrl-c stops all
+	@python -m flows.ui $(WITH)
 
 study: setup  ## the experiments behind the README's figures
 	@python -m tasks.study $(WITH)
