@@ -41,19 +41,15 @@ from tasks.repro import WorkspaceBusy
 
 EVALUATION = ("evaluate", "compare_rounds")  # the stages that train nothing
 SAID = (StageFailed, WorkspaceBusy, ControlError, ServerError)  # whose message is one line for the user
+WAIT_MINUTES = 120  # for another run in the workspace
 SHOWN_CHANGES = 8  # of the parameters, in a state's message; the log has them all
 STATES = {"unchanged": "Unchanged", "restored": "Restored", "ran": "Completed"}
 
 Experiment = StrEnum(  # of conf/experiment, so that Prefect's form lists them
     "Experiment", {path.stem: path.stem for path in sorted((control.REPOSITORY / "conf/experiment").glob("*.yaml"))}
 )
-Until = Annotated[
-    str | None, Field(description="Last stage, such as train_dpo@r1, or train_dpo for that of every round; none is all")
-]
-Force = Annotated[bool, Field(description="Run the stages even if nothing changed")]
-Wait = Annotated[
-    float, Field(ge=0, description="Minutes to wait while another run works in this workspace; 0 fails at once")
-]
+Rounds = Annotated[int | None, Field(ge=1)]
+Minutes = Annotated[float, Field(ge=0)]
 
 
 @dataclass
@@ -73,20 +69,23 @@ _ledger: ContextVar[Ledger | None] = ContextVar("ledger", default=None)
 
 @flow(name="pipeline")
 def pipeline(
-    experiment: Annotated[
-        Experiment | None, Field(description="Compose params.yaml from this one; none leaves params.yaml as it is")
-    ] = None,
-    overrides: Annotated[
-        list[str], Field(description="Hydra overrides to compose with, such as train_dpo.epochs=3 or seed=1")
-    ] = [],  # noqa: B006, Prefect's form shows the default; nobody writes to it
-    rounds: Annotated[
-        int | None, Field(ge=1, description="How many of the first preference rounds; none is all of params.yaml")
-    ] = None,
-    until: Until = None,
-    force: Force = False,
-    wait_minutes: Wait = 120,
+    experiment: Experiment | None = None,
+    overrides: list[str] = [],  # noqa: B006, Prefect's form shows the default; nobody writes to it
+    rounds: Rounds = None,
+    until: str | None = None,
+    force: bool = False,
+    wait_minutes: Minutes = WAIT_MINUTES,
 ) -> State:
-    """Bring every stage up to date, in order. Raises StageFailed, WorkspaceBusy or ControlError."""
+    """Bring every stage up to date, in order. Raises StageFailed, WorkspaceBusy or ControlError.
+
+    Args:
+        experiment: Compose params.yaml from this file of conf/experiment; none leaves params.yaml as it is
+        overrides: Hydra overrides to compose params.yaml with, such as train_dpo.epochs=3 or seed=1
+        rounds: How many of the first preference rounds; none is all that params.yaml has
+        until: Last stage, such as train_dpo@r1, or train_dpo for that of every round; none is all
+        force: Run the stages even if nothing changed
+        wait_minutes: How long to wait while another run works in this workspace; 0 fails at once
+    """
 
     def work() -> None:
         if experiment is not None or overrides:
@@ -102,12 +101,16 @@ def pipeline(
 
 @flow(name="preference_round", flow_run_name="preference_round[{name}]")
 def preference_round(
-    name: Annotated[str, Field(description="A round of params.yaml, such as r1")],
-    stages: Annotated[list[str] | None, Field(description="Only these of its stages, as DVC names them")] = None,
-    force: Force = False,
-    wait_minutes: Wait = 120,
+    name: str, stages: list[str] | None = None, force: bool = False, wait_minutes: Minutes = WAIT_MINUTES
 ) -> State:
-    """Candidates, scores, pairs, their validation, and training of one round."""
+    """Candidates, scores, pairs, their validation, and training of one round.
+
+    Args:
+        name: A round of params.yaml, such as r1
+        stages: Only these of its stages, as DVC names them; none is all
+        force: Run the stages even if nothing changed
+        wait_minutes: How long to wait while another run works in this workspace; 0 fails at once
+    """
 
     def work() -> None:
         steps = [step for step in plan() if step.round == name and (stages is None or step.stage in stages)]
@@ -120,8 +123,13 @@ def preference_round(
 
 
 @flow(name="evaluation")
-def evaluation(force: Force = False, wait_minutes: Wait = 120) -> State:
-    """Evaluate and compare the explainers that there are; train nothing."""
+def evaluation(force: bool = False, wait_minutes: Minutes = WAIT_MINUTES) -> State:
+    """Evaluate and compare the explainers that there are; train nothing.
+
+    Args:
+        force: Run the stages even if nothing changed
+        wait_minutes: How long to wait while another run works in this workspace; 0 fails at once
+    """
     return _told(
         lambda: _bring_all([step for step in plan() if step.stage.partition("@")[0] in EVALUATION], force), wait_minutes
     )
@@ -177,8 +185,7 @@ def _demand(state: State) -> None:
 
 
 def _may_pass(task: Task[Any, Any], run: TaskRun, state: State) -> bool:
-    error = state.result(raise_on_failure=False)
-    return isinstance(error, StageFailed) and error.may_pass
+    return isinstance(state.data, StageFailed) and state.data.may_pass
 
 
 @task(cache_policy=NO_CACHE, retry_condition_fn=_may_pass)
