@@ -80,7 +80,7 @@ def is_unchanged(stage: str) -> bool:
     False as well where DVC cannot say; its command then tells why.
     """
     try:
-        with Repo() as repo:
+        with Repo() as repo, repo.lock:
             return not repo.stage.get_target(stage).changed()
     except (DvcException, OSError):
         return False
