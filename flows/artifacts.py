@@ -12,7 +12,11 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from prefect.artifacts import Artifact, create_link_artifact, create_markdown_artifact, create_table_artifact
+from prefect import get_client, get_run_logger
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, FlowRunFilter, TaskRunFilter
+from prefect.client.schemas.objects import Artifact
+from prefect.client.schemas.sorting import ArtifactSort
 
 MLFLOW_RUN = "mlflow-run"  # key of the artifact that remembers it for the runs in which compare_rounds is unchanged
 LOGGED = re.compile(r"MLflow: .*\brun ([0-9a-f]{32}) in (\S.*)")  # what compare_rounds prints
@@ -34,6 +38,13 @@ class Row:
 
 def publish(rows: Iterable[Row], lines: Iterable[str]) -> None:
     """Leave the artifacts of a flow run; `lines` are what its stages printed."""
+    try:
+        _publish(rows, lines)
+    except Exception as error:  # whatever a server or a network can raise: the results are already on disk
+        get_run_logger().warning(f"the artifacts of this run are not complete: {' '.join(str(error).split())}")
+
+
+def _publish(rows: Iterable[Row], lines: Iterable[str]) -> None:
     create_table_artifact([asdict(row) for row in rows], key="stages", description="Stages of this run, in order")
     if RESULTS.is_file():
         text = RESULTS.read_text(encoding="utf-8")
@@ -41,6 +52,20 @@ def publish(rows: Iterable[Row], lines: Iterable[str]) -> None:
     _publish_mlflow_run(lines)
     for key, text, path in _pages():
         create_link_artifact(_address(path), link_text=text, key=key, description=str(path))
+
+
+def latest(key: str) -> Artifact | None:
+    """The newest artifact of a key on the server; `Artifact.get` of Prefect 3.8 sends what its own server refuses."""
+    with get_client(sync_client=True) as client:
+        found = client.read_artifacts(
+            artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=[key])),
+            flow_run_filter=FlowRunFilter(),
+            task_run_filter=TaskRunFilter(),
+            sort=ArtifactSort.CREATED_DESC,
+            limit=1,
+            offset=0,
+        )
+    return found[0] if found else None
 
 
 def _pages() -> list[tuple[str, str, Path]]:
@@ -63,7 +88,7 @@ def _publish_mlflow_run(lines: Iterable[str]) -> None:
     if hits:
         link, text = _mlflow_address(hits[-1][1], hits[-1][2]), f"MLflow run {hits[-1][1]} in {hits[-1][2]}"
     else:
-        last = Artifact.get(MLFLOW_RUN)  # compare_rounds did not run: what it logged the last time is still the result
+        last = latest(MLFLOW_RUN)  # compare_rounds did not run: what it logged the last time is still the result
         if last is None or here not in (last.description or ""):
             return
         found = re.fullmatch(r"\[(.*)\]\((.*)\)", str(last.data))

@@ -78,7 +78,7 @@ def run(ports: Ports, tell: Callable[[str], None]) -> None:
         _wait(programs, lambda: is_well(f"{urls['prefect']}/api", 1))
         deployments = ("flows.deployments",)
         programs.append(stack.enter_context(_program("the deployments", deployments, home, environment)))
-        _wait(programs, lambda: _answers(urls["mlflow"]) and _is_serving(programs[-1]))
+        _wait(programs, lambda: _is_serving(programs[-1]) and _answers(urls["mlflow"]))
         tell(f"Prefect    {urls['prefect']}\nMLflow     {urls['mlflow']}\nreports    {urls['reports']}/reports/")
         tell(f"deployments are served: {urls['prefect']}/deployments    ctrl-c stops everything")
         _wait(programs, lambda: False, seconds=float("inf"))

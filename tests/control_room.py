@@ -13,6 +13,7 @@ from uuid import UUID
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, TaskRunFilter
 from prefect.client.schemas.objects import FlowRun, TaskRun
+from prefect.client.schemas.sorting import FlowRunSort, TaskRunSort
 from toy import environment, wait_for
 
 PATIENCE = 300  # seconds that a program or a run may take on a busy machine
@@ -73,10 +74,10 @@ class Api:
         return {run.name: run for run in self._tasks(identity)}
 
     def _tasks(self, identity: UUID) -> list[TaskRun]:
-        below = self.client.read_flow_runs(flow_run_filter=FlowRunFilter(parent_flow_run_id={"any_": [identity]}))
+        children = FlowRunFilter(parent_flow_run_id={"any_": [identity]})
+        below = self.client.read_flow_runs(flow_run_filter=children, sort=FlowRunSort.ID_DESC, limit=50)
         runs = [identity, *(run.id for run in below)]
-        found = self.client.read_task_runs(
-            task_run_filter=TaskRunFilter(flow_run_id={"any_": runs}), limit=200
-        )
+        wanted = TaskRunFilter(flow_run_id={"any_": runs})
+        found = self.client.read_task_runs(task_run_filter=wanted, sort=TaskRunSort.ID_DESC, limit=200)
         stages = [run for run in found if not run.state.state_details.child_flow_run_id]
         return sorted(stages, key=lambda run: run.start_time or run.created)

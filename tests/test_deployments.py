@@ -77,7 +77,8 @@ def test_a_triggered_run_names_and_versions_its_stages(room: Room) -> None:
     assert {name: task.task_version for name, task in tasks.items()} == {"compose_params": None} | versions
     assert "seed: 0 -> 3" in tasks["compose_params"].state.message
     assert all(version and version in tasks[name].state.message for name, version in versions.items())
-    logged = room.api.client.read_logs(LogFilter(task_run_id={"any_": [tasks["again[r1]"].id]}))
+    log = LogFilter(task_run_id={"any_": [tasks["again[r1]"].id]})
+    logged = room.api.client.read_logs(log, limit=200, offset=0)
     assert "Running stage 'again@r1':" in [line.message for line in logged]
     run = room.api.ended(room.api.trigger("pipeline/on-demand"))
     assert {task.state.name for task in room.api.tasks(run.id).values()} == {"Unchanged"}

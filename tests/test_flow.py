@@ -12,11 +12,11 @@ import networkx
 import pytest
 import toy as toys
 from dvc.repo import Repo
-from prefect.artifacts import Artifact
 from prefect.testing.utilities import prefect_test_harness
 from toy import ENDLESS, FAILING, ROOT, is_gone, pids
 
 from flows import pipeline
+from flows.artifacts import latest
 from flows.check import check
 from flows.plan import StageFailed, Step, is_unchanged, plan
 from tasks import repro
@@ -164,17 +164,17 @@ def test_the_artifacts_tell_stages_rounds_and_results(toy: Path, prefect: None) 
     run = "0123456789abcdef" * 2
     (toy / "step.py").write_text(toys.STEP + f"print('MLflow: logged run {run} in sqlite:///mlruns/mlflow.db')\n")
     pipeline.pipeline()
-    rows = json.loads(str(Artifact.get("stages").data))
+    rows = json.loads(str(latest("stages").data))
     assert [(row["stage"], row["state"]) for row in rows] == [
         ("first", "Completed"), ("again[r1]", "Completed"), ("last", "Completed"),
     ]  # fmt: skip
     assert [row["version"] for row in rows] == [repro.version(stage) for stage in ("first", "again@r1", "last")]
-    assert Artifact.get("rounds").data == "| `r1` | 1 |"
-    assert (toy / "reports/report.html").as_uri() in Artifact.get("report").data
-    assert (toy / "reports/data_docs/r1/index.html").as_uri() in Artifact.get("data-docs-r1").data
-    first = Artifact.get("mlflow-run")
+    assert latest("rounds").data == "| `r1` | 1 |"
+    assert (toy / "reports/report.html").as_uri() in latest("report").data
+    assert (toy / "reports/data_docs/r1/index.html").as_uri() in latest("data-docs-r1").data
+    first = latest("mlflow-run")
     pipeline.pipeline()  # says nothing about MLflow, and its result is still that run's
-    last = Artifact.get("mlflow-run")
+    last = latest("mlflow-run")
     assert run in first.data and last.data == first.data and last.flow_run_id != first.flow_run_id
 
 
@@ -200,7 +200,7 @@ def test_the_check_fails_when_something_is_stale(toy: Path, prefect: None) -> No
     (toy / "source.txt").write_text("2")
     with pytest.raises(StageFailed, match="^stale: first; run the pipeline"):
         check()
-    assert json.loads(str(Artifact.get("stale").data)) == [{"stage": "first", "changed": "source.txt modified"}]
+    assert json.loads(str(latest("stale").data)) == [{"stage": "first", "changed": "source.txt modified"}]
 
 
 RUN_ONE_STAGE = """

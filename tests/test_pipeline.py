@@ -13,13 +13,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import yaml
 from control_room import Api, free_port, program
 from tiny import ROOT
+from toy import wait_for
 
+from flows.server import is_well
 from saeexplainer.models import load_model
 from saeexplainer.records import EvaluationRow, ExplanationRow, FeatureRow, PreferencePair
 from saeexplainer.storage import read_rows
@@ -215,10 +218,10 @@ def test_a_served_deployment_completes_and_its_second_run_finds_everything_uncha
     more = environment(workspace) | {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
     more = {name: value for name, value in more.items() if name not in ("PREFECT_HOME", "PYTHONPATH")}
     server = ("prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port))
-    with (
-        program(folder, *server, says="Check out the dashboard", **more),
-        program(folder, "flows.deployments", says="being served", **more),
-    ):
+    with ExitStack() as stack:
+        stack.enter_context(program(folder, *server, says="Check out the dashboard", **more))
+        wait_for(lambda: is_well(more["PREFECT_API_URL"]), 300)
+        stack.enter_context(program(folder, "flows.deployments", says="being served", **more))
         api = Api(more["PREFECT_API_URL"])
         first = api.ended(api.trigger("pipeline/on-demand", experiment="nano"))
         assert first.state.name == "Completed", first.state.message
