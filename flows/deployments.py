@@ -4,6 +4,8 @@ A Prefect server must run (PREFECT_API_URL; `make ui` starts one and this). A ru
 folder, started by the schedule, the page or the API; what is cancelled there ends with everything that it started.
 """
 
+import asyncio
+import signal
 import sys
 from typing import Any
 
@@ -26,14 +28,38 @@ def main() -> int:
 
 
 def _serve(deployed: list[Deployed]) -> int:
-    from prefect import serve
-
     try:
-        serve(*(_deployment(entry) for entry in deployed), query_seconds=POLL_SECONDS)
+        found = [_deployment(entry) for entry in deployed]
     except ControlError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    asyncio.run(_run(found))
     return 0
+
+
+async def _run(found: list[Any]) -> None:
+    from prefect.runner import Runner
+
+    class Server(Runner):
+        """Cancels its runs when it is told to stop; that of Prefect 3.8 never awaits this and leaves them behind."""
+
+        stop_task: asyncio.Task[None] | None = None
+
+        def handle_sigterm(self, *_: object) -> None:
+            if self.stop_task is None:
+                self.stop_task = loop.create_task(self.astop())
+                loop.call_soon_threadsafe(lambda: None)  # wakes the loop up
+
+    loop = asyncio.get_running_loop()
+    server = Server(pause_on_shutdown=True, query_seconds=POLL_SECONDS)
+    for deployment in found:
+        await server.aadd_deployment(deployment)
+    signal.signal(signal.SIGINT, server.handle_sigterm)
+    names = ", ".join(f"{deployment.flow_name}/{deployment.name}" for deployment in found)
+    print(f"deployments are being served: {names}", flush=True)
+    await server.start()
+    if server.stop_task is not None:
+        await server.stop_task
 
 
 def _deployment(entry: Deployed) -> Any:

@@ -159,7 +159,7 @@ def _answers(url: str) -> bool:
 
 
 def _is_serving(program: Program) -> bool:
-    """Whether the deployments are registered: Prefect then prints their table."""
+    """Whether the deployments are registered."""
     return "being served" in program.log.read_text(encoding="utf-8", errors="replace")
 
 

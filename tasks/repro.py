@@ -210,7 +210,7 @@ def environment() -> dict[str, str]:
 
 
 def stop(process: subprocess.Popen[str]) -> None:
-    """End what still runs of a session and of its leader's descendants: ask, wait, kill.
+    """End what still runs of a session and of its members' descendants: ask, wait, kill.
 
     The leader may be gone before what it started, and what it started may have left its session.
     """
@@ -235,9 +235,9 @@ def stop(process: subprocess.Popen[str]) -> None:
 
 def _tree(process: subprocess.Popen[str]) -> set[psutil.Process]:
     found = {member for member in psutil.process_iter() if _session(member.pid) == process.pid}
-    if process.poll() is None:  # else its number may be another's
+    for member in list(found):
         with suppress(psutil.NoSuchProcess):
-            found.update(psutil.Process(process.pid).children(recursive=True))
+            found.update(member.children(recursive=True))
     return {member for member in found if _runs(member)}
 
 
