@@ -195,6 +195,8 @@ def started(*command: str, folder: Path = Path(), seconds: float | None = None) 
     finally:
         if timer:
             timer.cancel()
+        if timer and child.expired:
+            timer.join()  # it may still be stopping others
         stop(child.process)
         if child.process.stdout:
             child.process.stdout.close()
