@@ -96,7 +96,7 @@ def test_a_failing_stage_shows_its_one_line(room: Room) -> None:
     assert {name: task.state.name for name, task in tasks.items()} == {"first": "Unchanged", "again[r1]": "Failed"}
     assert tasks["again[r1]"].state.message == reason and tasks["again[r1]"].run_count == 1
     run = room.api.ended(room.api.trigger("check/hourly"))
-    assert run.state.message == "stale: again@r1; run the pipeline, or `dvc repro`" and run.state.is_failed()
+    assert run.state.is_failed() and run.state.message.startswith("stale: again@r1")
 
 
 def test_cancelling_ends_the_tree_and_the_next_run_completes(room: Room) -> None:
