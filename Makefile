@@ -7,7 +7,7 @@ export DVC_NO_ANALYTICS := 1
 STAMP := .venv/.ready-$(shell cksum requirements.lock | cut -d ' ' -f 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test setup compose flow docs study clean
+.PHONY: help run test setup compose flow ui docs study clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ flow: setup  ## as run, through Prefect
 
 docs: setup  ## open what Great Expectations found in the preference sets
 	@python -m tasks.data_docs
+
+ui: setup  ## the control room: Prefect, its deployments and MLflow as pages; ctrl-c stops all
+	@python -m flows.ui $(WITH)
 
 study: setup  ## the experiments behind the README's figures
 	@python -m tasks.study $(WITH)

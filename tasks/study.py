@@ -13,9 +13,7 @@ if nothing could start; 130 or 143 when interrupted or terminated, the running s
 """
 
 import argparse
-import fcntl
 import hashlib
-import os
 import re
 import shutil
 import signal
@@ -23,8 +21,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -37,6 +35,7 @@ from saeexplainer.errors import UserError
 from saeexplainer.records import EvaluationRow
 from saeexplainer.storage import read_json, read_rows, replacing, write_json
 from tasks import params as parameters
+from tasks import repro
 
 CONF = Path("conf/study.yaml")
 STUDY = Path(".study")
@@ -44,12 +43,6 @@ CACHE = "cache"  # DVC's, shared by all variants; no variant may be called that
 DOCS = Path("docs")
 DONE = "done.json"  # in a variant's folder: what was asked for when it last came to its end
 OWN = ("data", "reports", "mlruns", "params.yaml", "dvc.lock", DONE, STUDY.name)  # never copied into a variant's folder
-GRACE_SECONDS = 10  # between asking a stage to stop and killing it
-EVENTS = {  # DVC's words about a stage, in the order in which they can come
-    "unchanged": re.compile(r"Stage '(.+)' didn't change, skipping"),
-    "restored": re.compile(r"Stage '(.+)' is cached - skipping run"),
-    "ran": re.compile(r"Running stage '(.+)':"),
-}
 
 
 @dataclass(frozen=True)
@@ -139,12 +132,11 @@ def run(specs: Sequence[VariantSpec]) -> list[str]:
 
     with ExitStack() as held:
         files = repository_files()
-        locks = {}
         for spec in specs:
             try:
-                locks[spec.name] = held.enter_context(_held(spec.folder))
+                held.enter_context(repro.holding(f"study variant {spec.name}", spec.folder))
                 prepare(spec, files)
-            except VariantFailed as error:
+            except (VariantFailed, repro.WorkspaceBusy) as error:
                 fail(spec.name, str(error))
         for spec in specs:
             if spec.name in failed:
@@ -153,26 +145,10 @@ def run(specs: Sequence[VariantSpec]) -> list[str]:
                 fail(spec.name, f"it comes from {spec.source}, which failed")
                 continue
             try:
-                bring_up_to_date(spec, locks[spec.name])
+                bring_up_to_date(spec)
             except VariantFailed as error:
                 fail(spec.name, str(error))
     return list(failed)
-
-
-@contextmanager
-def _held(folder: Path) -> Iterator[int]:
-    """Nobody else works in the folder meanwhile; yields the lock's descriptor. Raises VariantFailed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise VariantFailed(f"another study is at work in {folder}; let it finish or stop it") from None
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def repository_files() -> list[Path]:
@@ -201,31 +177,34 @@ def prepare(spec: VariantSpec, files: Sequence[Path]) -> None:
         encoding="utf-8",
     )
     command = [sys.executable, "-m", "tasks.compose", *spec.overrides]
-    composed = subprocess.run(command, cwd=folder, env=_environment(), capture_output=True, text=True)
+    composed = subprocess.run(command, cwd=folder, env=repro.environment(), capture_output=True, text=True)
     if composed.returncode:
-        raise VariantFailed(_reason(composed.stderr.splitlines(), composed.returncode, "tasks.compose"))
+        raise VariantFailed(f"{repro.reason(composed.stderr.splitlines(), composed.returncode)} (tasks.compose)")
 
 
-def bring_up_to_date(spec: VariantSpec, lock: int) -> None:
+def bring_up_to_date(spec: VariantSpec) -> None:
     """`dvc repro` in the variant's folder, a line for every stage that ran. Raises VariantFailed."""
     start = time.perf_counter()
     (spec.folder / DONE).unlink(missing_ok=True)
     counts: Counter[str] = Counter()
-    lines: list[str] = []
+    command = ("dvc", "repro", *([spec.until] if spec.until else []))
     path = STUDY / f"{spec.name}.log"
-    with _StageLine(spec.name) as stage, path.open("a", encoding="utf-8") as log, _repro(spec, lock) as process:
-        for line in process.stdout or ():
-            log.write(line)
-            log.flush()
-            lines = [*lines[-199:], line.rstrip()]
-            for event, pattern in EVENTS.items():
+    with (
+        _StageLine(spec.name) as stage,
+        path.open("a", encoding="utf-8") as log,
+        repro.started(*command, folder=spec.folder) as child,
+    ):
+        for line in child:
+            print(line, file=log, flush=True)
+            for event, pattern in repro.EVENTS.items():
                 if found := pattern.match(line):
                     counts[event] += 1
                     stage.ends()
                     if event == "ran":
                         stage.starts(found[1])
-    if process.returncode:
-        raise VariantFailed(_reason(lines, process.returncode, f"see {path}", stage.name))
+    if child.status:
+        said = repro.reason(child.said, child.status)
+        raise VariantFailed(f"{stage.name}: {said} (see {path})" if stage.name else f"{said} (see {path})")
     write_json(spec.folder / DONE, spec.wish | {"params": _text(spec.folder / "params.yaml")})
     told = ", ".join(f"{counts[event]} {event}" for event in ("ran", "restored", "unchanged"))
     print(f"{spec.name}: complete, {time.perf_counter() - start:.1f} s ({told})", flush=True)
@@ -253,60 +232,6 @@ class _StageLine:
         if self.start is not None:
             print("stopped" if stopped else f"{time.perf_counter() - self.start:.1f} s", flush=True)
         self.start = None
-
-
-@contextmanager
-def _repro(spec: VariantSpec, lock: int) -> Iterator[subprocess.Popen[str]]:
-    """`dvc repro` as the leader of its own process group, which does not outlive the block."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dvc", "repro", *([spec.until] if spec.until else [])],
-        cwd=spec.folder,
-        env=_environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-        pass_fds=[lock],  # if this process is killed outright, the folder stays locked until DVC is gone too
-    )
-    try:
-        yield process
-        process.wait()
-    finally:
-        _stop(process)
-
-
-def _stop(process: subprocess.Popen[str]) -> None:
-    """End a group that still runs; DVC may be gone before the stage that it started."""
-    if process.poll() is not None:
-        return
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        deadline = time.monotonic() + GRACE_SECONDS
-        try:
-            os.killpg(process.pid, number)
-            while time.monotonic() < deadline:
-                process.poll()
-                os.killpg(process.pid, 0)  # raises once nobody is left
-                time.sleep(0.05)
-        except ProcessLookupError:
-            return
-
-
-def _environment() -> dict[str, str]:
-    return os.environ | {
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),  # dvc.yaml's `python`
-        "PYTHONUNBUFFERED": "1",
-        "DVC_NO_ANALYTICS": "1",
-    }
-
-
-def _reason(lines: Sequence[str], status: int, hint: str, stage: str = "") -> str:
-    """Why it failed, in one line: the stage's own words, else DVC's."""
-    own = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    dvc = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
-    said = (own or dvc or [f"exit status {status}"])[-1]
-    return f"{stage}: {said} ({hint})" if stage else f"{said} ({hint})"
 
 
 def collect(spec: VariantSpec, specs: Sequence[VariantSpec]) -> study_report.Variant:

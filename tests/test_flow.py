@@ -1,33 +1,26 @@
 """The flow and DVC tell one story: the order, what is unchanged, why a stage failed, what dies with a cancelled run."""
 
-import os
+import json
+import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import networkx
 import pytest
+import toy as toys
 from dvc.repo import Repo
 from prefect.testing.utilities import prefect_test_harness
+from toy import ENDLESS, FAILING, ROOT, is_gone, pids
 
 from flows import pipeline
-from flows.pipeline import StageFailed, Step, plan, reason
-
-ROOT = Path(__file__).resolve().parent.parent
-TOY = """
-stages:
-  first: {cmd: "echo one > first.txt", deps: [source.txt], outs: [first.txt]}
-  again:
-    foreach: ${rounds}
-    do: {cmd: "python step.py ${key}", deps: [first.txt, step.py], outs: ["${key}.txt"]}
-  last: {cmd: "cat r1.txt > last.txt", deps: [r1.txt], outs: [last.txt]}
-"""
-STEP = "import sys\nopen(sys.argv[1] + '.txt', 'w').write('round')\n"
-FAILING = "import sys\nprint('error: params.yaml: rounds.r1: is wrong; change it', file=sys.stderr)\nsys.exit(2)\n"
-ENDLESS = "import os, time\nopen('pid', 'w').write(str(os.getpid()))\ntime.sleep(300)\n"
+from flows.artifacts import latest
+from flows.check import check
+from flows.plan import StageFailed, Step, is_unchanged, plan
+from tasks import repro
+from tasks.repro import WorkspaceBusy
 
 
 @pytest.fixture
@@ -35,15 +28,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A DVC workspace of three stages, the second once for each round."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
-    for name, text in {
-        "dvc.yaml": TOY,
-        "params.yaml": "rounds: {r1: {}}\n",
-        "source.txt": "1",
-        "step.py": STEP,
-    }.items():
-        (tmp_path / name).write_text(text)
-    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"], check=True)
-    return tmp_path
+    return toys.make(tmp_path)
 
 
 @pytest.fixture(scope="session")
@@ -94,23 +79,6 @@ def test_a_folder_without_a_pipeline_is_one_line(tmp_path: Path, monkeypatch: py
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("lines", "said"),
-    [
-        (["error: a: is 1", "ERROR: failed to reproduce 'x'"], "a: is 1"),
-        (
-            ["ERROR: Unable to acquire lock. Most likely another DVC process is running"],
-            "another DVC command is at work",
-        ),
-        (["ERROR: failed to reproduce 'x': '/x' is busy, it is being blocked by:"], "another DVC command is at work"),
-        (["ERROR: no such thing"], "no such thing"),
-        ([], "exit status 3"),
-    ],
-)
-def test_the_reason_is_the_stages_own_line(lines: list[str], said: str) -> None:
-    assert reason(lines, 3).startswith(said) or said in reason(lines, 3)
-
-
 def test_runs_then_is_unchanged_then_fails_with_the_stages_reason(
     toy: Path, prefect: None, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -127,6 +95,114 @@ def test_runs_then_is_unchanged_then_fails_with_the_stages_reason(
     assert states_of(caplog) == {"first": "Unchanged", "again[r1]": "Failed"}
 
 
+def test_rounds_leave_later_ones_and_what_needs_them_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    kept, everything = {step.stage for step in plan(rounds=1)}, {step.stage for step in plan()}
+    later = {stage for stage in everything if stage.endswith("@r2")}
+    assert everything - kept == later | {"compare_rounds"}
+    with pytest.raises(StageFailed, match=re.escape("rounds: is 3; params.yaml has 2 (r1, r2)")):
+        plan(rounds=3)
+
+
+def test_what_dvc_would_skip_is_unchanged(toy: Path) -> None:
+    assert not is_unchanged("first")
+    subprocess.run([sys.executable, "-m", "dvc", "repro", "--quiet"], check=True)
+    assert is_unchanged("first") and is_unchanged("again@r1")
+    (toy / "source.txt").write_text("2")
+    assert not is_unchanged("first") and is_unchanged("again@r1")
+    (toy / "last.txt").unlink()
+    assert not is_unchanged("last")
+
+
+def test_parameters_are_composed_first_and_a_wrong_override_is_one_line(
+    toy: Path, prefect: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="prefect.task_runs")
+    pipeline.pipeline(overrides=["seed=1"], until="first")
+    assert states_of(caplog) == {"compose_params": "Completed", "first": "Completed"}
+    assert (toy / "params.yaml").read_text().startswith("seed: 1\n")
+    message = pipeline.pipeline(overrides=["seed=1"], until="first", return_state=True).message
+    assert states_of(caplog) == {"compose_params": "Unchanged", "first": "Unchanged"}
+    assert message == "1 stages: 1 unchanged"
+    with pytest.raises(StageFailed, match="^conf: rounds: is 'wrong'; correct the override; params.yaml is untouched$"):
+        pipeline.pipeline(overrides=["rounds=wrong"])
+    with pytest.raises(StageFailed, match="^overrides: '--output=x' is no Hydra override"):
+        pipeline.pipeline(overrides=["--output=x"])
+    assert (toy / "params.yaml").read_text().startswith("seed: 1\n")
+
+
+def test_a_stage_over_its_limit_is_ended_with_all_it_started(
+    toy: Path, prefect: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="prefect.task_runs")
+    (toy / "step.py").write_text(ENDLESS)
+    control = (toy / "conf/control.yaml").read_text()
+    (toy / "conf/control.yaml").write_text(control.replace("{default: 30}", "{default: 30, again: 0.15}"))
+    with pytest.raises(StageFailed, match="^again@r1: stopped at its limit of 0.15 minutes; raise limits.again in conf"):
+        pipeline.pipeline()
+    assert states_of(caplog) == {"first": "Completed", "again[r1]": "TimedOut"}
+    assert all(is_gone(pid) for pid in pids(toy))
+
+
+def test_what_may_pass_is_tried_again_and_what_cannot_is_not(toy: Path, prefect: None) -> None:
+    (toy / "step.py").write_text("import os, signal\nopen('tries', 'a').write('x')\nos.kill(os.getpid(), signal.SIGKILL)\n")
+    with pytest.raises(StageFailed, match="exited with -9"):
+        pipeline.pipeline()
+    assert (toy / "tries").read_text() == "xx", "killed by the system: once more"
+    (toy / "step.py").write_text(FAILING + "\n")
+    (toy / "step.py").write_text("open('tries', 'a').write('y')\n" + FAILING)
+    with pytest.raises(StageFailed):
+        pipeline.pipeline()
+    assert (toy / "tries").read_text() == "xxy", "wrong settings stay wrong"
+
+
+def test_the_artifacts_tell_stages_rounds_and_results(toy: Path, prefect: None) -> None:
+    pages = {"reports/results.md": "| `r1` | 1 |", "reports/report.html": "", "reports/data_docs/r1/index.html": ""}
+    for name, text in pages.items():
+        (toy / name).parent.mkdir(parents=True, exist_ok=True)
+        (toy / name).write_text(text)
+    run = "0123456789abcdef" * 2
+    (toy / "step.py").write_text(toys.STEP + f"print('MLflow: logged run {run} in sqlite:///mlruns/mlflow.db')\n")
+    pipeline.pipeline()
+    rows = json.loads(str(latest("stages").data))
+    assert [(row["stage"], row["state"]) for row in rows] == [
+        ("first", "Completed"), ("again[r1]", "Completed"), ("last", "Completed"),
+    ]  # fmt: skip
+    assert [row["version"] for row in rows] == [repro.version(stage) for stage in ("first", "again@r1", "last")]
+    assert latest("rounds").data == "| `r1` | 1 |"
+    assert (toy / "reports/report.html").as_uri() in latest("report").data
+    assert (toy / "reports/data_docs/r1/index.html").as_uri() in latest("data-docs-r1").data
+    first = latest("mlflow-run")
+    pipeline.pipeline()  # says nothing about MLflow, and its result is still that run's
+    last = latest("mlflow-run")
+    assert run in first.data and last.data == first.data and last.flow_run_id != first.flow_run_id
+
+
+def test_a_second_writer_is_told_who_the_first_is_or_waits(toy: Path, prefect: None) -> None:
+    code = "from tasks import repro\nwith repro.holding('somebody'):\n    print(flush=True)\n    input()\n"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], env=toys.environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        other.stdout.readline()
+        said = re.escape(f"{toy}: somebody (process {other.pid} on ")
+        with pytest.raises(WorkspaceBusy, match=f"^{said}.* is at work here; let it finish or stop it"):
+            pipeline.pipeline(wait_minutes=0)
+        assert check(return_state=True).name == "Skipped"
+        assert not (toy / "first.txt").exists()
+        other.stdin.close()
+        pipeline.pipeline(wait_minutes=1)
+    assert (toy / "last.txt").exists()
+
+
+def test_the_check_fails_when_something_is_stale(toy: Path, prefect: None) -> None:
+    subprocess.run([sys.executable, "-m", "dvc", "repro", "--quiet"], check=True)
+    assert check(return_state=True).message == "nothing is stale"
+    (toy / "source.txt").write_text("2")
+    with pytest.raises(StageFailed, match="^stale: first; run the pipeline"):
+        check()
+    assert json.loads(str(latest("stale").data)) == [{"stage": "first", "changed": "source.txt modified"}]
+
+
 RUN_ONE_STAGE = """
 import logging, signal
 from flows import pipeline
@@ -140,12 +216,8 @@ def test_a_terminated_run_takes_its_stage_along(toy: Path) -> None:
     (toy / "first.txt").write_text("one")
     (toy / "step.py").write_text(ENDLESS)
     command = [sys.executable, "-c", RUN_ONE_STAGE]
-    process = subprocess.Popen(command, cwd=toy, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while not (toy / "pid").exists() or not (toy / "pid").read_text():
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.1)
+    process = subprocess.Popen(command, cwd=toy, env=toys.environment(), stderr=subprocess.DEVNULL)
+    started = pids(toy)
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 143
-    with pytest.raises(ProcessLookupError):
-        os.kill(int((toy / "pid").read_text()), 0)
+    assert all(is_gone(pid) for pid in started)

@@ -13,15 +13,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import yaml
+from control_room import Api, free_port, program
 from tiny import ROOT
+from toy import wait_for
 
+from flows.server import is_well
 from saeexplainer.models import load_model
 from saeexplainer.records import EvaluationRow, ExplanationRow, FeatureRow, PreferencePair
 from saeexplainer.storage import read_rows
+from tasks.repro import version
 
 PATIENCE = 1800  # seconds that one command may take on a busy machine
 ROUND = (
@@ -202,3 +207,33 @@ def test_real_text_and_the_other_architecture_go_the_same_way(beside):
     labels = read_rows(folder / "data/labels.parquet", ExplanationRow)
     said = [row.explanation for row in labels if row.explanation]
     assert len(labels) == sum(row.split != "twin" for row in rows) and len(said) > len(labels) / 2
+
+
+def test_a_served_deployment_completes_and_its_second_run_finds_everything_unchanged(workspace, tmp_path):
+    """On a real server. The results come out of DVC's cache: the tests above have seen the stages run."""
+    folder = tmp_path / "served"
+    left_out = shutil.ignore_patterns("data", "reports", "own.db")
+    shutil.copytree(workspace, folder, ignore=lambda at, names: left_out(at, names) if Path(at) == workspace else set())
+    port = free_port()
+    more = environment(workspace) | {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
+    more = {name: value for name, value in more.items() if name not in ("PREFECT_HOME", "PYTHONPATH")}
+    server = ("prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port))
+    with ExitStack() as stack:
+        stack.enter_context(program(folder, *server, says="Check out the dashboard", **more))
+        wait_for(lambda: is_well(more["PREFECT_API_URL"]), 300)
+        stack.enter_context(program(folder, "flows.deployments", says="being served", **more))
+        api = Api(more["PREFECT_API_URL"])
+        first = api.ended(api.trigger("pipeline/on-demand", experiment="nano"))
+        assert first.state.name == "Completed", first.state.message
+        tasks = api.tasks(first.id)
+        assert tasks.pop("compose_params").state.is_completed()  # it takes the third round out again
+        stages = {name.replace("[", "@").rstrip("]"): task for name, task in tasks.items()}
+        assert set(stages) == set(locked(folder)) - {name for name in locked(folder) if name.endswith("@r3")}
+        assert all(task.task_version and task.task_version == version(name, folder) for name, task in stages.items())
+        assert {task.state.name for task in stages.values()} == {"Restored"}
+        second = api.ended(api.trigger("pipeline/on-demand"))
+        assert {task.state.name for task in api.tasks(second.id).values()} == {"Unchanged"}
+        assert {name: task.task_version for name, task in api.tasks(second.id).items()} == {
+            name: task.task_version for name, task in tasks.items()
+        }
+        assert (second.end_time - second.created).total_seconds() < 20

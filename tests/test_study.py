@@ -136,7 +136,7 @@ def test_a_terminated_study_takes_its_stage_along_and_goes_on_from_there(toy: Pa
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
     busy = started(toy, "--only", "slow")
-    assert "slow: failed: another study is at work in .study/slow" in busy.communicate(timeout=120)[1]
+    assert "slow: failed: .study/slow: study variant slow (process " in busy.communicate(timeout=120)[1]
     process.send_signal(signal.SIGTERM)
     assert process.communicate(timeout=120)[0].endswith("slow: second stopped\n") and process.returncode == 143
     with pytest.raises(ProcessLookupError):

@@ -1,0 +1,104 @@
+"""Serve the deployments of conf/control.yaml until told to stop: `python -m flows.deployments`.
+
+A Prefect server must run (PREFECT_API_URL; `make ui` starts one and this). A run is a process of its own in this
+folder, started by the schedule, the page or the API; what is cancelled there ends with everything that it started.
+"""
+
+import asyncio
+import signal
+import sys
+from typing import Any
+
+from flows import control
+from flows.control import ControlError, Deployed
+from flows.server import ServerError, check_server
+
+POLL_SECONDS = 2  # between two questions to the server about what to run
+
+
+def main() -> int:
+    """The command line; the exit status."""
+    try:
+        deployed = control.load().deployments
+        check_server(needed=True)
+    except (ControlError, ServerError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return _serve(deployed)
+
+
+def _serve(deployed: list[Deployed]) -> int:
+    try:
+        found = [_deployment(entry) for entry in deployed]
+    except ControlError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    asyncio.run(_run(found))
+    return 0
+
+
+async def _run(found: list[Any]) -> None:
+    from prefect.runner import Runner
+
+    class Server(Runner):
+        """Cancels its runs when it is told to stop; that of Prefect 3.8 never awaits this and leaves them behind."""
+
+        stop_task: asyncio.Task[None] | None = None
+
+        def handle_sigterm(self, *_: object) -> None:
+            if self.stop_task is None:
+                self.stop_task = loop.create_task(self.astop())
+                loop.call_soon_threadsafe(lambda: None)  # wakes the loop up
+
+    loop = asyncio.get_running_loop()
+    server = Server(pause_on_shutdown=True, query_seconds=POLL_SECONDS)
+    for deployment in found:
+        await server.aadd_deployment(deployment)
+    signal.signal(signal.SIGINT, server.handle_sigterm)
+    names = ", ".join(f"{deployment.flow_name}/{deployment.name}" for deployment in found)
+    print(f"deployments are being served: {names}", flush=True)
+    await server.start()
+    if server.stop_task is not None:
+        await server.stop_task
+
+
+def _deployment(entry: Deployed) -> Any:
+    """Prefect's deployment of an entry. Raises ControlError on parameters that the flow does not take."""
+    from prefect.deployments.runner import EntrypointType
+    from prefect.exceptions import ParameterTypeError
+
+    flow = _flows()[entry.flow]
+    place = f"{control.CONTROL}: deployments.{entry.name}.parameters"
+    known = list(flow.parameters.properties)
+    for key in entry.parameters:
+        if key not in known:
+            raise ControlError(f"{place}.{key}: unknown; {entry.flow} takes {', '.join(known) or 'none'}")
+    try:
+        flow.validate_parameters(entry.parameters)
+    except ParameterTypeError as error:
+        raise ControlError(f"{place}: {' '.join(str(error).split())}") from None
+    return flow.to_deployment(
+        entry.name,
+        schedule=_schedule(entry),
+        parameters=entry.parameters,
+        paused=False,  # serving pauses it when it stops, so that missed runs do not pile up
+        description=flow.description,
+        entrypoint_type=EntrypointType.MODULE_PATH,
+    )
+
+
+def _schedule(entry: Deployed) -> Any:
+    from prefect.schedules import Cron
+
+    return Cron(entry.cron, timezone=entry.timezone) if entry.cron is not None else None
+
+
+def _flows() -> dict[str, Any]:
+    from flows.check import check
+    from flows.pipeline import evaluation, pipeline
+
+    return {"pipeline": pipeline, "check": check, "evaluation": evaluation}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
