@@ -15,7 +15,8 @@ help:  ## list the targets
 run: setup  ## set up, bring every result up to date, and show it
 	@dvc repro
 	@printf '\n'; cat reports/results.md
-	@printf '\nThe picture: reports/rounds.png. All figures: reports/comparison.json. Curves: dvc plots show.\n'
+	@printf '\nEvery feature: reports/report.html. The picture: reports/rounds.png. All figures: reports/comparison.json.\n'
+	@printf 'Prefect, MLflow and the reports as pages: make ui\n'
 
 test: setup  ## run the tests
 	@python -m pytest
