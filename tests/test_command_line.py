@@ -49,7 +49,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     context = ContextRow(ids[1], 0, "the dog runs", ["the", "dog", "runs"], [0.0, 1.0, 0.0], 1, [])
     write_rows(folder / "data/activations/contexts.parquet", [context], ContextRow)
     write_rows(folder / "data/labels.parquet", [ExplanationRow(ids[0], "sft", "a question")], ExplanationRow)
-    evaluated = EvaluationRow(ids[1], "The Word dog", [], [], 0.0, 1.0, 0.0, 0.0, float("nan"), float("nan"))
+    unknown = float("nan")
+    evaluated = EvaluationRow(
+        ids[1], "The Word dog", -0.5, [], [], [], [], 0.0, 1.0, 0.0, 0.0, unknown, unknown
+    )  # fmt: skip
     write_rows(folder / "data/evaluations/r1.parquet", [evaluated], EvaluationRow)
     directions = torch.randn(len(rows), WIDTH, generator=torch.Generator().manual_seed(0))
     write_tensors(folder / "data/activations/directions.safetensors", {"mean_activation": directions})
