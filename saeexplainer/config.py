@@ -32,6 +32,13 @@ class Direction(StrEnum):
     decoder_and_mean_activation = "decoder_and_mean_activation"  # two tokens
 
 
+class LabelChoice(StrEnum):
+    """Which of the readings that fit its contexts the labeller names."""
+
+    any = "any"  # one at random
+    rarest = "rarest"  # the one that the fewest contexts of other features share: a careful labeller's
+
+
 class PairingRule(StrEnum):
     """How candidates become (chosen, rejected)."""
 
@@ -101,6 +108,8 @@ class LabelFeatures:
     """The open-loop labeller: names what a few top contexts have in common."""
 
     contexts: int  # how many top contexts it sees of each feature
+    choice: LabelChoice
+    wrong_share: float  # share of features that get the label of another one, to show what labels are worth
     modifier_share: float  # share of labels that name a second concept, where the contexts share one
 
 

@@ -139,7 +139,7 @@ def _known(a: Mapping[str, float], b: Mapping[str, float]) -> tuple[dict[str, fl
 
 
 def _label_quality(variants: Sequence[Variant], resamples: int) -> list[dict[str, Any]]:
-    """A row for each variant of the group and for those they come from, from the fewest contexts to the most."""
+    """A row for each variant of the group and for those they come from, from the poorest labels to the best."""
     group = _of(variants, LABELS)
     sources = {variant.source for variant in group}
     rows = []
@@ -151,7 +151,7 @@ def _label_quality(variants: Sequence[Variant], resamples: int) -> list[dict[str
         gain = _difference([variant], "r2", "sft", ACCURACY, resamples)
         row = {"variant": variant.name, "status": variant.status, "contexts": variant.contexts}
         rows.append(row | means | {"gain": gain})
-    return sorted(rows, key=lambda row: (row["contexts"] is None, row["contexts"] or 0))
+    return sorted(rows, key=lambda row: row["open_loop"]["value"] if row["open_loop"] else math.inf)
 
 
 def _targets(study: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -282,7 +282,7 @@ def page(study: dict[str, Any]) -> str:
         "Rewards are permuted among the candidates of each feature before the pairs are built; all else is the same.",
         _control_table(study),
         "## The gain and the quality of the labels",
-        "The labeller sees fewer or more contexts of each feature; open_loop is what its labels are worth themselves.",
+        "From poor labels to clean ones (conf/study.yaml says what each labeller does); open_loop is what they are worth.",
         "![gain over the generative accuracy of the labels](study_labels.png)",
         _labels_table(study),
         *_others(study),
@@ -417,21 +417,21 @@ def plot_seeds(study: dict[str, Any], path: Path) -> None:
 
 
 def plot_labels(study: dict[str, Any], path: Path) -> None:
-    """Left what labels, sft and r2 are worth by the contexts of a label, right the gain by the labels' worth."""
+    """Left what labels, sft and r2 are worth by labeller, poor labels first, right the gain by the labels' worth."""
     rows = [row for row in study["labels"] if row["open_loop"] and row["gain"]]
     figure, (left, right) = _figure_of(10.0, 3.6, 2)
     series = (("open_loop", BASELINE_GREY), ("sft", COLOURS[1]), ("r2", COLOURS[0]))
     for number, (name, colour) in enumerate(series):
         places = [at + 0.1 * (number - 1) for at in range(len(rows))]
         _intervals(left, places, [row[name] for row in rows], colour, name.replace("_", " "))
-    left.set_xticks(range(len(rows)), [str(row["contexts"]) for row in rows])
-    _dress(left, "generative accuracy, %", "contexts that the labeller sees")
+    left.set_xticks(range(len(rows)), [row["variant"] for row in rows], rotation=25, ha="right")
+    _dress(left, "generative accuracy, %", "")
     _intervals(right, [100 * row["open_loop"]["value"] for row in rows], [row["gain"] for row in rows], COLOURS[0], "")
     for row in rows:
         place = (100 * row["open_loop"]["value"], 100 * row["gain"]["value"])
-        right.annotate(str(row["contexts"]), place, xytext=(6, 4), textcoords="offset points", fontsize=8)
+        right.annotate(row["variant"], place, xytext=(6, 4), textcoords="offset points", fontsize=8)
     right.axhline(0, color="#444444", linewidth=0.8)
-    right.margins(x=0.08)  # room for the numbers beside the points
+    right.margins(x=0.08)  # room for the names beside the points
     _dress(right, "gain of the rounds, percentage points (r2 − sft)", "generative accuracy of the labels, %")
     if rows:
         left.legend(frameon=False, fontsize=8)

@@ -30,12 +30,11 @@ def run(params: Params) -> Report:
     for context in read_rows(ACTIVATIONS / "contexts.parquet", ContextRow):
         contexts[context.feature_id].append(context)
     draw = random.Random(stage_seed(params.seed, "label_features"))
-    labelled = [
-        ExplanationRow(
-            row.feature_id, row.split, labels.label(contexts[row.feature_id], domain, params.label_features, draw)
-        )
-        for row in rows
-    ]
+    config = params.label_features
+    frequency = labels.concept_frequency(context for row in rows for context in contexts[row.feature_id])
+    given = [labels.label(contexts[row.feature_id], domain, config, draw, frequency) for row in rows]
+    given = labels.exchanged(given, config.wrong_share, draw)
+    labelled = [ExplanationRow(row.feature_id, row.split, text) for row, text in zip(rows, given, strict=True)]
     write_rows(LABELS, labelled, ExplanationRow)
     missing = sum(not row.explanation for row in labelled)
     distinct = len({row.explanation for row in labelled})

@@ -31,7 +31,7 @@ ABOVE_ZERO = {
     "injection_scale", "threshold", "twin_cosine", "max_density",
 }  # fmt: skip
 AT_MOST_ONE = {
-    "top_p", "min_density", "max_density", "collision_max_density", "sft_share", "modifier_share",
+    "top_p", "min_density", "max_density", "collision_max_density", "sft_share", "modifier_share", "wrong_share",
     "warmup_modifier_share", "replay_share", "max_dropped_share", "twin_cosine", "threshold", "min_spread", "min_gap",
     "max_quarantined_share", "best_is_zero", "below_floor", "best_is_empty", "no_spread", "no_gap", "max_top_share",
     "min_distinct_share", "max_dropped_drift", "max_vocabulary_drift",

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 from tiny import settings
 
-from saeexplainer.labels import label, shared_concepts
+from saeexplainer.config import LabelChoice
+from saeexplainer.labels import concept_frequency, exchanged, label, shared_concepts
 from saeexplainer.records import ContextRow
 from saeexplainer.sandbox.world import World
 
@@ -22,7 +23,7 @@ def contexts(*concepts: tuple[str, ...]) -> list[ContextRow]:
 
 
 def labels(rows: list[ContextRow], config=CONFIG, draws: int = 60) -> set[str]:
-    return {label(rows, WORLD, config, random.Random(seed)) for seed in range(draws)}
+    return {label(rows, WORLD, config, random.Random(seed), concept_frequency(rows)) for seed in range(draws)}
 
 
 def test_shared_concepts_hold_at_the_peaks_of_the_most_contexts():
@@ -64,3 +65,20 @@ def test_a_label_can_be_read_back():
     for text in labels(rows, replace(CONFIG, modifier_share=1.0)):
         named = WORLD.parse(text)
         assert len(named) == 2 and set(named) <= set(rows[0].concepts)
+
+
+def test_a_careful_labeller_names_the_rarest_reading():
+    rows = contexts(("word:dog", "category:animal", "role:subject"), ("word:dog", "category:animal", "role:object"))
+    others = contexts(("word:cat", "category:animal"))
+    careful = replace(CONFIG, choice=LabelChoice.rarest)
+    frequency = concept_frequency([*rows, *others])
+    assert frequency["category:animal"] == 3 and frequency["word:dog"] == 2
+    assert {label(rows, WORLD, careful, random.Random(seed), frequency) for seed in range(20)} == {"the word dog"}
+
+
+def test_exchanged_labels_are_the_same_labels_elsewhere():
+    given = [f"label {number}" for number in range(40)]
+    found = exchanged(given, 0.5, random.Random(0))
+    assert sorted(found) == sorted(given)
+    assert sum(a != b for a, b in zip(found, given, strict=True)) == 20
+    assert exchanged(given, 0.0, random.Random(0)) == given
