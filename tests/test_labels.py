@@ -55,7 +55,8 @@ def test_a_second_concept_is_named_as_often_as_asked():
     both, alone = "the word dog with the word hammer", "the word dog"
     assert labels(rows, replace(CONFIG, modifier_share=1.0)) == {both}
     assert labels(rows) == {alone}
-    drawn = [label(rows, WORLD, replace(CONFIG, modifier_share=0.4), random.Random(seed)) for seed in range(500)]
+    config, frequency = replace(CONFIG, modifier_share=0.4), concept_frequency(rows)
+    drawn = [label(rows, WORLD, config, random.Random(seed), frequency) for seed in range(500)]
     assert drawn.count(both) / 500 == pytest.approx(0.4, abs=0.07)
     assert set(drawn) == {both, alone}
 

@@ -243,12 +243,13 @@ def test_a_missing_seed_leaves_targets_open_and_stays_in_every_list() -> None:
     assert "### seed1\n\nNo figures: not run." in study_report.page(failing)
 
 
-def test_label_quality_takes_the_source_in_and_goes_by_contexts() -> None:
+def test_label_quality_takes_the_source_in_and_goes_from_poor_to_clean() -> None:
+    poor, clean = {"open_loop": [0.0, 0.0, 0.0, 0.25]}, {"open_loop": [0.75, 0.5, 0.5, 0.5]}
     found = summarise(
         [
             variant("seed0", SEEDS, BETTER, contexts=4),
-            variant("labels20", LABELS, SAME, contexts=20, source="seed0"),
-            variant("labels1", LABELS, BETTER, contexts=1, source="seed0"),
+            variant("labels20", LABELS, SAME | clean, contexts=20, source="seed0"),
+            variant("labels1", LABELS, BETTER | poor, contexts=1, source="seed0"),
             absent("labels6", LABELS, "seed0", "not run"),
         ],
         100,
