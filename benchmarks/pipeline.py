@@ -1,9 +1,14 @@
-"""How long the pipeline takes, cold and with nothing to do, and how much memory: `python benchmarks/pipeline.py [override ...]`.
+"""How long the pipeline takes, cold and with nothing to do, and how much memory one process of it.
 
-Runs in a temporary copy of the repository with an empty DVC cache, so the workspace is left alone. Overrides are those of
-`python -m tasks.compose`, for example `experiment=nano`. Prints one JSON object.
+    python benchmarks/pipeline.py [--folder FOLDER] [override ...]
+
+Runs in a copy of the repository with an empty DVC cache, so the workspace is left alone: a temporary one, or FOLDER (new
+or empty), which stays. Overrides are those of `python -m tasks.compose`, for example `experiment=nano`. Prints one JSON
+object; `dvc_lock_sha256` is the same for two cold runs of one seed on one machine.
 """
 
+import argparse
+import hashlib
 import json
 import os
 import resource
@@ -11,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -30,26 +36,36 @@ def timed(command: list[str], folder: Path, environment: dict[str, str]) -> floa
     return time.perf_counter() - start
 
 
-def main() -> None:
-    """Compose, run cold, run again, print."""
+def measured(folder: Path, overrides: list[str]) -> dict:
+    """Compose, run cold, run again."""
     bin_folder = str(Path(sys.executable).parent)
     environment = os.environ | {"PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1"}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        copy_of_repository(folder)
-        timed([sys.executable, "-m", "tasks.compose", *sys.argv[1:]], folder, environment)
-        cold = timed(["dvc", "repro"], folder, environment)
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-        again = timed(["dvc", "repro"], folder, environment)
-        stages = json.loads((folder / "reports" / "timings.json").read_text(encoding="utf-8"))
-    measured = {
+    copy_of_repository(folder)
+    timed([sys.executable, "-m", "tasks.compose", *overrides], folder, environment)
+    cold = timed(["dvc", "repro"], folder, environment)
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    return {
         "cold_seconds": round(cold, 1),
-        "unchanged_seconds": round(again, 1),
+        "unchanged_seconds": round(timed(["dvc", "repro"], folder, environment), 1),
         "peak_gib_of_one_process": round(peak, 2),
         "cores": os.cpu_count(),
-        "stage_seconds": stages,
+        "dvc_lock_sha256": hashlib.sha256((folder / "dvc.lock").read_bytes()).hexdigest(),
+        "stage_seconds": json.loads((folder / "reports" / "timings.json").read_text(encoding="utf-8")),
     }
-    print(json.dumps(measured, indent=2))
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python benchmarks/pipeline.py")
+    parser.add_argument("--folder", type=Path, help="where to run; left out, a temporary folder")
+    parser.add_argument("overrides", nargs="*", help="as of python -m tasks.compose")
+    options = parser.parse_intermixed_args()
+    with ExitStack() as stack:
+        folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            sys.exit(f"error: --folder {folder}: is not empty; name a new one")
+        print(json.dumps(measured(folder, options.overrides), indent=2))
 
 
 if __name__ == "__main__":
