@@ -1,9 +1,6 @@
 """What a user gets wrong, through the commands a user types: exit status 2, one line on stderr, nothing touched."""
 
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +9,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
-from tiny import ROOT, WIDTH, tiny_model, tiny_tokenizer
+from tiny import WIDTH, tiny_model, tiny_tokenizer
+from typed import typed
 
 from saeexplainer.config import Architecture
 from tasks import compose
@@ -99,7 +97,13 @@ WRONG: dict[str, tuple[str, Callable[[Path], None], str]] = {
     ),
     "a context that no document fits into": (
         "prepare_subject",
-        edit(prepare_subject__context_length=3, prepare_subject__steps=1),
+        edit(
+            prepare_subject__context_length=3,
+            prepare_subject__steps=1,
+            generate_explanations__max_new_tokens=2,
+            score_explanations__writer__max_new_tokens=2,
+            evaluate__writer__max_new_tokens=2,
+        ),
         "prepare_subject.context_length: 3, and no held-out document is that short; raise it",
     ),
     "a round with an unknown start": (
@@ -148,10 +152,7 @@ def test_is_one_line_with_status_2_and_touches_nothing(
     damage(workspace)
     before = snapshot(workspace)
     module, *arguments = command.split()
-    process = subprocess.run(
-        [sys.executable, "-m", f"tasks.{module}", *arguments],
-        cwd=workspace, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-    )  # fmt: skip
+    process = typed(workspace, module, *arguments)
     assert process.returncode == 2, process.stderr
     assert process.stderr.startswith("error: ") and process.stderr.count("\n") == 1, process.stderr
     assert said in process.stderr

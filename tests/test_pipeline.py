@@ -115,9 +115,10 @@ def locked(workspace: Path) -> dict[str, list]:
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory, beside: dict[str, Path]) -> Path:
+def workspace(tmp_path_factory: pytest.TempPathFactory, beside: dict[str, Path], nano_cache: Path) -> Path:
     """A copy whose first run was killed while train_sft wrote, and whose second run completed."""
     folder = copied(tmp_path_factory.mktemp("nano"), "experiment=nano")
+    run(folder, sys.executable, "-m", "dvc", "cache", "dir", "--local", str(nano_cache))
     process = started(folder)
     explainers = folder / "data/explainers"
     while not explainers.exists():  # the stage makes it to write the first explainer into it
