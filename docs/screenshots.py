@@ -79,13 +79,11 @@ def rounds_in_mlflow() -> tuple[str, list[str]]:
     return experiment, [child.info.run_id for child in children]
 
 
-def photograph(browser: Chrome, name: str, url: str, scroll: int = 0) -> None:
+def photograph(browser: Chrome, name: str, url: str) -> None:
     """One picture, in 256 colours."""
     browser.get("about:blank")
     browser.get(url)
     time.sleep(SETTLE_SECONDS)
-    browser.execute_script(f"window.scrollTo(0, {scroll})")
-    time.sleep(0.5)
     image = Image.open(io.BytesIO(browser.get_screenshot_as_png())).convert("RGB")
     image.quantize(256, dither=Image.Dither.NONE).save(TOUR / f"{name}.png", optimize=True)
     print(f"{name}: {url}")
@@ -106,10 +104,10 @@ def main() -> None:
             page = Path("reports/report.html").resolve().as_uri()
             photograph(browser, "prefect_run", f"{urls['prefect']}/runs/flow-run/{run}")
             photograph(browser, "prefect_form", f"{urls['prefect']}/deployments/deployment/{form}/run")
-            photograph(browser, "mlflow_runs", f"{urls['mlflow']}/#/experiments/{experiment}/runs")
+            photograph(browser, "mlflow_runs", f"{urls['mlflow']}/#/experiments/{experiment}/runs?compareRunsMode=CHART")
             photograph(browser, "mlflow_compare", f"{urls['mlflow']}/#/compare-runs?runs={runs}&experiments={experiments}")
             photograph(browser, "mlflow_model", f"{urls['mlflow']}/#/models/sae-explainer-sandbox")
-            photograph(browser, "data_docs", Path("reports/data_docs/r1/index.html").resolve().as_uri())
+            photograph(browser, "data_docs", Path("reports/data_docs/index.html").resolve().as_uri())
             photograph(browser, "report", page)
             photograph(browser, "report_feature", f"{page}#{FEATURE}")
         finally:

@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 # Before anything imports them. Prefect's files go to a folder of this run, not to the workspace or the user's home.
 os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="prefect-")
@@ -13,12 +14,22 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 NANO = ("test_pipeline", "test_sharing")  # in this order: the second takes from the cache what the first trained
 
 
+class _ByFile(LoadFileScheduling):
+    """A file stays in one process, because its fixtures are made once; so do the two that train the nano pipeline."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return "nano" if Path(file).stem in NANO else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log) -> LoadFileScheduling:
+    """xdist's hook."""
+    return _ByFile(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file stays in one process, because its fixtures are made once; the longest ones start first."""
+    """The longest ones start first."""
     items.sort(key=lambda item: (item.path.stem not in NANO, item.path.stem))
-    for item in items:
-        name = "nano" if item.path.stem in NANO else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(name))
 
 
 @pytest.fixture(scope="session")

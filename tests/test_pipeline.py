@@ -231,7 +231,9 @@ def test_a_served_deployment_completes_and_its_second_run_finds_everything_uncha
         stages = {name.replace("[", "@").rstrip("]"): task for name, task in tasks.items()}
         assert set(stages) == set(locked(folder)) - {name for name in locked(folder) if name.endswith("@r3")}
         assert all(task.task_version and task.task_version == version(name, folder) for name, task in stages.items())
-        assert {task.state.name for task in stages.values()} == {"Restored"}
+        states = {name: task.state.name for name, task in stages.items()}
+        assert states.pop("compare_rounds") == "Completed"  # DVC keeps no run of it; it tells MLflow
+        assert set(states.values()) == {"Restored"}
         second = api.ended(api.trigger("pipeline/on-demand"))
         assert {task.state.name for task in api.tasks(second.id).values()} == {"Unchanged"}
         assert {name: task.task_version for name, task in api.tasks(second.id).items()} == {

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PATIENCE = 300  # seconds that one command may take on a busy machine
-PRELOADED = ["sae_lens", "transformers", "saeexplainer.subject", "saeexplainer.sae", "saeexplainer.writer", "tasks.compose"]
+PRELOADED = ["sae_lens", "transformers", "saeexplainer.subject", "saeexplainer.sae", "saeexplainer.writer", "hydra"]
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(PRELOADED)
