@@ -178,9 +178,16 @@ class _ReportsHandler(SimpleHTTPRequestHandler):
         pass
 
 
+class _ReportsServer(ThreadingHTTPServer):
+    def handle_error(self, request, client_address) -> None:
+        """A browser that goes away in the middle of a page is no error."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
+
 @contextmanager
 def _reports(port: int) -> Iterator[None]:
-    server = ThreadingHTTPServer((HOST, port), partial(_ReportsHandler, directory=str(Path.cwd())))
+    server = _ReportsServer((HOST, port), partial(_ReportsHandler, directory=str(Path.cwd())))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield
