@@ -99,7 +99,7 @@ def holder(folder: Path = Path()) -> Holder | None:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return _noted(folder / LOCK)
-    except OSError:
+    except OSError:  # no such file: nobody has ever written here
         pass
     return None
 
