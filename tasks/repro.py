@@ -33,6 +33,7 @@ KEPT_LINES = 200  # of what a command said, for its reason
 MOMENT_SECONDS = 0.2  # for which `holder` may have the lock that it looks at
 TELL_SECONDS = 60  # between two lines about whom a run waits for
 LOCK = Path(".dvc/tmp/writer.lock")  # git ignores it, and so does DVC
+USERS = Path(".dvc/tmp/rwlock")  # which paths DVC's processes read and write now
 EVENTS = {  # DVC's words about a stage, in the order in which they can come
     "unchanged": re.compile(r"Stage '(.+)' didn't change, skipping"),
     "restored": re.compile(r"Stage '(.+)' is cached - skipping run"),
@@ -172,6 +173,7 @@ class Child:
 def started(*command: str, folder: Path = Path(), seconds: float | None = None) -> Iterator[Child]:
     """`python -m <command>` in a session of its own, of which nothing outlives the block, nor `seconds`."""
     lock = _held.get(folder.resolve())
+    mend(folder)
     child = Child(
         subprocess.Popen(
             [sys.executable, "-m", *command],
@@ -202,6 +204,37 @@ def started(*command: str, folder: Path = Path(), seconds: float | None = None) 
             child.process.stdout.close()
 
 
+def mend(folder: Path = Path()) -> bool:
+    """Remove the list of DVC's users if a kill tore it: DVC does not write it in one step. Whether it did.
+
+    Nobody is at work when it is torn and DVC's own guard is free, so that it lists nobody who lives.
+    """
+    path = folder / USERS
+    if not _is_torn(path):
+        return False
+    from dvc.lock import LockError, make_lock
+
+    guard = make_lock(str(path.with_name(f"{path.name}.lock")), tmp_dir=str(path.parent))
+    try:
+        with guard:
+            torn = _is_torn(path)
+            if torn:
+                path.unlink()
+    except LockError:  # somebody is just writing it
+        return False
+    return torn
+
+
+def _is_torn(path: Path) -> bool:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return False
+    except ValueError:
+        return True
+    return False
+
+
 def environment() -> dict[str, str]:
     """This process's, with what `dvc repro` needs."""
     return os.environ | {
@@ -218,7 +251,7 @@ def stop(process: subprocess.Popen[str]) -> None:
     """
     tree = ended = _tree(process)
     for number in (signal.SIGTERM, signal.SIGKILL):
-        for member in tree:
+        for member in sorted(tree, key=_age):  # parents first: DVC must not start to write because its stage ended
             with suppress(psutil.NoSuchProcess):
                 member.send_signal(number)
         deadline = time.monotonic() + GRACE_SECONDS
@@ -248,6 +281,14 @@ def _session(pid: int) -> int | None:
         return os.getsid(pid)
     except OSError:
         return None
+
+
+def _age(member: psutil.Process) -> float:
+    """When it started, seconds of the epoch."""
+    try:
+        return member.create_time()
+    except psutil.NoSuchProcess:
+        return 0.0
 
 
 def _runs(member: psutil.Process) -> bool:

@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
+import toy as toys
+from dvc.lock import make_lock
 from toy import environment, is_gone, pids, wait_for
 
 from tasks import repro
@@ -144,3 +146,15 @@ def test_a_child_is_ended_at_its_limit_and_gives_its_lines_as_they_come(tmp_path
     with started("platform", folder=tmp_path, seconds=60) as child:
         assert len(list(child)) == 1
     assert not child.expired and child.status == 0
+
+
+def test_a_list_of_users_that_a_kill_tore_is_removed_unless_somebody_writes_it(tmp_path: Path) -> None:
+    toy = toys.make(tmp_path)
+    users = toy / repro.USERS
+    users.parent.mkdir(parents=True, exist_ok=True)
+    users.write_text('{"write": {}')
+    with make_lock(str(users.with_name("rwlock.lock")), tmp_dir=str(users.parent)):
+        assert not repro.mend(toy) and users.exists()
+    with started("dvc", "repro", folder=toy) as child:
+        assert any("Running stage 'last'" in line for line in child)
+    assert child.status == 0 and not repro.mend(toy)
