@@ -10,7 +10,7 @@ carry the same metric names, so that the compare view lines the rounds up, and t
 step = place in the chain of training (0 is what the first round started from). Logging is idempotent: a result is known
 by `pipeline_key`, the hash of the figures and the settings, because DVC may skip a stage whose result it has.
 
-Without MLFLOW_TRACKING_URI the store is mlruns/mlflow.db with artifacts under mlruns/artifacts.
+Without MLFLOW_TRACKING_URI the store is the workspace's mlruns/mlflow.db with artifacts under mlruns/artifacts.
 """
 
 import argparse
@@ -44,8 +44,15 @@ from tasks import params as parameters
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-STORE = Path("mlruns/mlflow.db")
-ARTIFACTS = Path("mlruns/artifacts")
+
+def _workspace() -> Path:
+    """Where mlruns/ is: here, but for an experiment of DVC's queue, which runs in a copy that goes away after it."""
+    root = Path(os.environ.get("DVC_ROOT", ""))  # set by DVC for every stage; of a copy, the workspace that queued it
+    return Path() if root.resolve() == Path.cwd() else root
+
+
+STORE = _workspace() / "mlruns/mlflow.db"
+ARTIFACTS = _workspace() / "mlruns/artifacts"
 REPORTS, EVALUATIONS = Path("reports"), Path("data/evaluations")
 LOGGED_FILES = ("results.md", "rounds.png", "comparison.json", "rounds.csv", "report.html")
 SAMPLES, SAMPLES_FILE = 100, "explanations.json"  # features in the table of sample explanations
