@@ -5,11 +5,12 @@ Raises its own errors only where the SAE and the subject do not fit each other.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -97,40 +98,54 @@ def load(folder: Path, d_model: int) -> "SAE":
     return sae.eval()
 
 
+@dataclass
+class _Sums:
+    """What is added up for one SAE, over valid tokens."""
+
+    fired: Bool[Tensor, "d_sae"]
+    error: float = 0.0
+    active: float = 0.0
+    spliced: float = 0.0  # loss times tokens
+
+
 @torch.no_grad()
 def evaluate(
-    sae: "SAE", model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", texts: list[str], block: int,
+    saes: "dict[str, SAE]", model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", texts: list[str], block: int,
     context_length: int,
-) -> SaeReport:  # fmt: skip
-    """Measure the SAE on texts it was not trained on; special tokens are neither counted nor replaced."""
-    error, active, fired, samples = 0.0, 0.0, torch.zeros(sae.cfg.d_sae, dtype=torch.bool), []
-    losses = {"clean": 0.0, "zero": 0.0, "spliced": 0.0}
+) -> dict[str, SaeReport]:  # fmt: skip
+    """Measure each SAE on texts it was not trained on; special tokens are neither counted nor replaced."""
+    sums = {name: _Sums(torch.zeros(sae.cfg.d_sae, dtype=torch.bool)) for name, sae in saes.items()}
+    samples, clean, zero = [], 0.0, 0.0
     for indices in by_length([len(text) for text in texts], 64):
         ids, mask, valid = encode_batch(tokenizer, [texts[index] for index in indices], context_length)
-        residual = read_residual(model, block, ids, mask)
-        codes = sae.encode(residual[valid])
-        rebuilt = sae.decode(codes)
-        error += float((rebuilt - residual[valid]).square().sum())
-        active += float((codes > 0).sum())
-        fired |= (codes > 0).any(dim=0)
-        samples.append(residual[valid])
-        labels = ids.masked_fill(mask == 0, -100)
-        for name, value in (("clean", None), ("zero", torch.zeros_like(rebuilt)), ("spliced", rebuilt)):
-            losses[name] += _loss_with(model, block, ids, mask, labels, valid, value) * len(rebuilt)
+        residual = read_residual(model, block, ids, mask)[valid]
+        samples.append(residual)
+        loss = partial(_loss_with, model, block, ids, mask, valid)
+        clean += loss(None) * len(residual)
+        zero += loss(torch.zeros_like(residual)) * len(residual)
+        for name, sae in saes.items():
+            codes = sae.encode(residual)
+            rebuilt = sae.decode(codes)
+            sums[name].error += float((rebuilt - residual).square().sum())
+            sums[name].active += float((codes > 0).sum())
+            sums[name].fired |= (codes > 0).any(dim=0)
+            sums[name].spliced += loss(rebuilt) * len(residual)
     everything = torch.cat(samples)
     variance = float((everything - everything.mean(dim=0)).square().sum())
-    return SaeReport(
-        fraction_variance_unexplained=error / variance,
-        l0=active / len(everything),
-        dead_features=int((~fired).sum()),
-        cross_entropy_recovered=(losses["zero"] - losses["spliced"]) / (losses["zero"] - losses["clean"]),
-    )
+    return {
+        name: SaeReport(
+            fraction_variance_unexplained=found.error / variance,
+            l0=found.active / len(everything),
+            dead_features=int((~found.fired).sum()),
+            cross_entropy_recovered=(zero - found.spliced) / (zero - clean),
+        )
+        for name, found in sums.items()
+    }
 
 
 def _loss_with(
-    model: "PreTrainedModel", block: int, ids: Tensor, mask: Tensor, labels: Tensor, valid: Tensor,
-    value: Tensor | None,
-) -> float:  # fmt: skip
+    model: "PreTrainedModel", block: int, ids: Tensor, mask: Tensor, valid: Tensor, value: Tensor | None
+) -> float:
     """The model's loss with the residual of valid tokens replaced by `value` (None: untouched)."""
     handles = []
     if value is not None:
@@ -142,7 +157,7 @@ def _loss_with(
 
         handles.append(transformer_blocks(model)[block].register_forward_hook(replace))
     try:
-        return float(model(input_ids=ids, attention_mask=mask, labels=labels).loss)
+        return float(model(input_ids=ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100)).loss)
     finally:
         for handle in handles:
             handle.remove()

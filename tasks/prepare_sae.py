@@ -32,14 +32,13 @@ def run(params: Params) -> Report:
     texts = [document.text for document in domain.documents("sae", config.documents)]
     activations = torch.cat(list(sae.residuals(model, tokenizer, texts, config.hook_block, context)))
     held_out = [document.text for document in domain.documents("held_out_sae", MEASURED_DOCUMENTS)]
-    reports = {}
     with replacing(SAES) as folder:
         folder.mkdir(parents=True)
         for spec in config.saes:
             seed = seed_torch(params.seed + spec.seed, f"prepare_sae/{spec.name}")
             sae.train_and_save(activations, config, spec, seed, folder / spec.name)
-            trained = sae.load(folder / spec.name, model.config.hidden_size)
-            reports[spec.name] = sae.evaluate(trained, model, tokenizer, held_out, config.hook_block, context)
+        saes = {spec.name: sae.load(folder / spec.name, model.config.hidden_size) for spec in config.saes}
+        reports = sae.evaluate(saes, model, tokenizer, held_out, config.hook_block, context)
     write_json(Path("reports/sae.json"), reports)
     main_report = reports[config.saes[0].name]
     lines = [

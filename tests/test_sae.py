@@ -105,7 +105,8 @@ class Mirror:
 
 
 def measured(scale: float, architecture: Architecture = Architecture.llama) -> sae.SaeReport:
-    return sae.evaluate(Mirror(scale), tiny_model(architecture), TOKENIZER, TEXTS, 1, 64)
+    saes = {"other": Mirror(0.3), "measured": Mirror(scale)}
+    return sae.evaluate(saes, tiny_model(architecture), TOKENIZER, TEXTS, 1, 64)["measured"]
 
 
 @pytest.mark.parametrize("architecture", list(Architecture))
