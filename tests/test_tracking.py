@@ -1,7 +1,10 @@
 """MLflow on a SQLite store: runs that line up, logging that can be repeated, a store that can be rebuilt from files."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -255,3 +258,15 @@ def test_a_broken_curve_names_its_line(project):
 def test_settings_are_flattened_by_name_and_place():
     nested = {"a": {"b": 1, "c": [1, 2]}, "d": [{"e": True}], "f": {}}
     assert tracking.flattened(nested) == {"a.b": "1", "a.c": "[1, 2]", "d.0.e": "True", "f": "{}"}
+
+
+def test_an_experiment_of_dvcs_queue_has_the_workspaces_store(tmp_path: Path) -> None:
+    """Its stages run in a copy, with DVC_ROOT the workspace that queued it."""
+    copy, workspace = tmp_path / "copy", tmp_path / "workspace"
+    copy.mkdir()
+    for root, store in ((workspace, workspace / "mlruns/mlflow.db"), (copy, "mlruns/mlflow.db"), ("", "mlruns/mlflow.db")):
+        code = "from tasks import tracking; print(tracking.STORE)"
+        environment = os.environ | {"DVC_ROOT": str(root), "PYTHONPATH": str(REPOSITORY)}
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == str(store)
