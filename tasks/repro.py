@@ -212,17 +212,15 @@ def mend(folder: Path = Path()) -> bool:
     path = folder / USERS
     if not _is_torn(path):
         return False
-    from dvc.lock import LockError, make_lock
-
-    guard = make_lock(str(path.with_name(f"{path.name}.lock")), tmp_dir=str(path.parent))
-    try:
-        with guard:
-            torn = _is_torn(path)
-            if torn:
-                path.unlink()
-    except LockError:  # somebody is just writing it
-        return False
-    return torn
+    with path.with_name(f"{path.name}.lock").open("a") as guard:  # DVC's own: whoever writes the list has it locked
+        try:
+            fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        torn = _is_torn(path)
+        if torn:
+            path.unlink()
+        return torn
 
 
 def _is_torn(path: Path) -> bool:
