@@ -20,6 +20,7 @@ from saeexplainer.feature_tokens import FeatureTokens
 from saeexplainer.models import generate, transformer_blocks
 
 ROWS, SCALE, BLOCK = 6, 1.5, 1
+INJECTION = replace(settings().train_sft, injection_block=BLOCK)
 TOKENIZER = tiny_tokenizer()
 BASE = len(TOKENIZER)
 PLACEHOLDER = TOKENIZER.convert_tokens_to_ids("<feature>")
@@ -205,8 +206,7 @@ def two_tokens(architecture: Architecture) -> Iterator[tuple[PreTrainedModel, Pr
     tensors = {"decoder": DIRECTIONS[:3], "encoder": DIRECTIONS[3:]}
     rows = direction_rows(tensors, Direction.decoder_and_encoder)
     model = tiny_model(architecture)
-    config = settings().train_sft
-    attach(model, TOKENIZER, rows, config)
+    attach(model, TOKENIZER, rows, INJECTION)
     yield model, Prompts(model.config.vocab_size, 2), rows
 
 
@@ -216,11 +216,10 @@ def test_two_tokens_a_feature_carry_decoder_then_encoder(two_tokens, plain):
     marks = TOKENIZER.convert_tokens_to_ids(["<explain>", "<about>"])
     assert ids.tolist() == [[TOKENIZER.bos_token_id, marks[0], BASE + 2, BASE + 3, marks[1]]]
     states = plain(input_ids=ids.where(ids < BASE, PLACEHOLDER), output_hidden_states=True).hidden_states
-    h = states[settings().train_sft.injection_block + 1].detach()[0]
+    h = states[BLOCK + 1].detach()[0]
     expected = h.clone()
     for position, v in ((2, DIRECTIONS[1]), (3, DIRECTIONS[3 + 1])):
-        expected[position] = h[position] + settings().train_sft.injection_scale * h[position].norm() * v / v.norm()
-    assert settings().train_sft.injection_block == BLOCK
+        expected[position] = h[position] + INJECTION.injection_scale * h[position].norm() * v / v.norm()
     torch.testing.assert_close(after_block(model, ids)[0], expected, rtol=1e-5, atol=1e-5)
 
 
