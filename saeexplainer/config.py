@@ -104,6 +104,29 @@ class ExtractActivations:
 
 
 @dataclass(frozen=True)
+class Steer:
+    """Holding a feature up or down to see what it does to the output (METHOD section 2, output accuracy)."""
+
+    divergences: list[float]  # nats of KL(clean, steered) to reach, each once upwards and once downwards
+    prompts: int  # neutral beginnings of documents
+    prompt_tokens: int  # length of each, BOS included
+    max_new_tokens: int  # a continuation
+    temperature: float  # of sampling
+    top_p: float  # nucleus: share of probability that is sampled from
+    batch_size: int  # (feature, target) pairs at once
+
+
+@dataclass(frozen=True)
+class ProbeFeatures:
+    """What explanations of the held-out features are asked, beside what their own texts do."""
+
+    first_rank: int  # of the top contexts asked about; labels and directions see those before it
+    contexts: int  # where the feature fires, for each feature at most
+    silent: int  # where it does not, for each feature at most
+    steer: Steer
+
+
+@dataclass(frozen=True)
 class LabelFeatures:
     """The open-loop labeller: names what a few top contexts have in common."""
 
@@ -264,6 +287,8 @@ class Evaluate:
     writer: Writer  # another prompt and other seeds than in training
     best_of: int  # explanations best_of_n chooses from: the greedy one and samples
     best_of_temperature: float  # of those samples
+    negatives: int  # texts of other explanations that input accuracy compares with
+    judge_batch_size: int  # texts the judge reads at once
     collision_max_density: float  # rivals that fire on a larger share of tokens cannot be singled out by any text
 
 
@@ -284,6 +309,7 @@ class Params:
     prepare_subject: PrepareSubject
     prepare_sae: PrepareSae
     extract_activations: ExtractActivations
+    probe_features: ProbeFeatures
     label_features: LabelFeatures
     train_sft: TrainSft
     generate_explanations: GenerateExplanations

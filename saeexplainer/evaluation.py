@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
+from saeexplainer import metrics
 from saeexplainer.domain import Domain
-from saeexplainer.records import EvaluationRow, FeatureRow
+from saeexplainer.records import EvaluationRow, FeatureRow, ProbeRow
 from saeexplainer.truth import TruthTable, f1, f1_of_all, firing_tokens, tokens_of
 
 
@@ -21,6 +22,17 @@ class Explanation:
 
     text: str  # empty where the source has none
     log_probability: float = math.nan  # as in `EvaluationRow`
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The metrics of one explanation that do not come from its own texts alone; fields as in `EvaluationRow`."""
+
+    input_accuracy: float
+    output_accuracy: float
+    detection_auc: float
+    fuzzing_auc: float
+    predictive_correlation: float
 
 
 FIRING = 0.5  # share of the corpus maximum: METHOD section 2, T_f
@@ -39,6 +51,7 @@ def evaluation_row(
     relative: Float[np.ndarray, "texts d_sae"],
     read: Sequence[tuple[list[str], list[float]]],
     rivals: Bool[np.ndarray, "d_sae"],
+    answers: Answers,
     truth: tuple[float, float],
 ) -> EvaluationRow:
     """All metrics of one explanation. `relative` is each text's maximum over the latent's corpus maximum; `read` has each
@@ -57,6 +70,11 @@ def evaluation_row(
         hallucination=1.0 if missing else float(not (own >= FIRING).any()),
         collision=1.0 if missing else float(collides(relative, feature.index, rivals)),
         mean_activation=0.0 if missing else float(own.mean()),
+        input_accuracy=answers.input_accuracy,
+        output_accuracy=answers.output_accuracy,
+        detection_auc=answers.detection_auc,
+        fuzzing_auc=answers.fuzzing_auc,
+        predictive_correlation=answers.predictive_correlation,
         truth_agreement=truth[0],
         truth_f1=truth[1],
     )
@@ -80,3 +98,53 @@ def truth_scores(
         score = f1(tokens_of(table, named), firing_tokens(table, feature))
         scores.append((float(bool(hits)), score))
     return scores
+
+
+def detection(probes: Sequence[ProbeRow], lifts: Sequence[Sequence[float]]) -> tuple[float, float, float]:
+    """(detection AUC, fuzzing AUC, correlation) from the judge's lift on each token of each probe.
+
+    Detection ranks contexts by their total lift. Fuzzing ranks the tokens of the contexts in which the feature fires; it
+    fires on a token at half its maximum of that context or more. The correlation is over all tokens of all contexts. A
+    missing explanation, whose lifts are empty, is at chance.
+    """
+    if not any(map(len, lifts)):
+        return metrics.CHANCE_AUC, metrics.CHANCE_AUC, 0.0
+    firing = [max(probe.activations) > 0 for probe in probes]
+    tokens, positive = [], []
+    for probe, lift in zip(probes, lifts, strict=True):
+        peak = max(probe.activations)
+        if peak > 0:
+            tokens += lift
+            positive += [value >= FIRING * peak for value in probe.activations]
+    everything = [value for probe in probes for value in probe.activations]
+    return (
+        metrics.auc([sum(lift) for lift in lifts], firing),
+        metrics.auc(tokens, positive),
+        metrics.correlation([value for lift in lifts for value in lift], everything),
+    )
+
+
+def other_explanations(explanations: Sequence[str], count: int, seed: int) -> list[list[int]]:
+    """For each position up to `count` positions whose explanation is another, drawn without replacement."""
+    draw = np.random.default_rng(seed)
+    order = np.arange(len(explanations))
+    named = np.array(explanations, dtype=object)
+    return [
+        draw.permutation(order[(named != explanation) & (named != "")])[:count].tolist() for explanation in explanations
+    ]
+
+
+def bundles_of_three(count: int, seed: int) -> list[tuple[list[int], int]]:
+    """For each of `count` features three features, itself and two others in random order, and its place among them.
+
+    Raises ValueError for fewer than three features.
+    """
+    if count < 3:
+        raise ValueError(f"{count} features: bundles of three need at least 3")
+    draw = np.random.default_rng(seed)
+    found = []
+    for own in range(count):
+        others = draw.choice(np.delete(np.arange(count), own), size=2, replace=False)
+        three = draw.permutation([own, *others]).tolist()
+        found.append((three, three.index(own)))
+    return found

@@ -94,6 +94,26 @@ class DroppedFeature:
 
 
 @dataclass(frozen=True)
+class ProbeRow:
+    """A context that explanations of the feature are asked about; the feature is silent in it or it fires."""
+
+    feature_id: str
+    text: str
+    activations: list[float]  # one a token of the text read by itself, in units of the feature's corpus maximum
+
+
+@dataclass(frozen=True)
+class SteeredRow:
+    """A text that the subject wrote while the feature was held at a value."""
+
+    feature_id: str
+    target: float  # asked KL divergence in nats; its sign is that of the change
+    value: float  # what the feature was held at, in units of its corpus maximum
+    divergence: float  # reached, nats
+    text: str  # without the prompt
+
+
+@dataclass(frozen=True)
 class EvaluationRow:
     """The metrics of one explanation (METHOD section 2); a missing explanation counts as failure."""
 
@@ -108,6 +128,11 @@ class EvaluationRow:
     hallucination: float  # 1.0 if no text reaches half the maximum, else 0.0
     collision: float  # 1.0 if another feature fires harder on the texts, else 0.0
     mean_activation: float  # mean of activations
+    input_accuracy: float  # 1.0 if its texts make the feature fire harder, on average, than those of five others
+    output_accuracy: float  # 1.0 if the judge finds the feature's steered texts by it, among three bundles (chance 1/3)
+    detection_auc: float  # does the judge tell contexts where the feature fires from silent ones (chance 0.5)
+    fuzzing_auc: float  # and the tokens on which it fires, in those contexts (chance 0.5)
+    predictive_correlation: float  # Pearson r of the judge's lift and the feature over the tokens of all contexts
     truth_agreement: float  # 1.0 if it names the concept with the best F1; NaN where no truth is known
     truth_f1: float  # F1 over tokens of the named concepts and the feature; NaN where no truth is known
 

@@ -8,23 +8,26 @@ Writes data/evaluations/<name>.parquet, a row a feature.
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from saeexplainer import evaluation, models, rewards, sae, truth, writer
+from saeexplainer import evaluation, metrics, models, rewards, sae, truth, writer
 from saeexplainer.config import Evaluation, EvaluationKind, Params
 from saeexplainer.domains import open_domain
-from saeexplainer.evaluation import Explanation
+from saeexplainer.evaluation import Answers, Explanation
 from saeexplainer.explainer import Explainer
-from saeexplainer.records import EvaluationRow, ExplanationRow, FeatureRow
-from saeexplainer.seeds import seed_torch
+from saeexplainer.judge import LikelihoodJudge
+from saeexplainer.probes import by_feature
+from saeexplainer.records import EvaluationRow, ExplanationRow, FeatureRow, ProbeRow, SteeredRow
+from saeexplainer.seeds import seed_torch, stage_seed
 from saeexplainer.storage import read_rows, read_tensors, write_rows
 from tasks.stage import Report, main
 
 ACTIVATIONS, SAES, SUBJECT = Path("data/activations"), Path("data/saes"), Path("data/subject")
-EVALUATIONS = Path("data/evaluations")
+EVALUATIONS, PROBES = Path("data/evaluations"), Path("data/probes")
 
 
 class Bench:
@@ -39,6 +42,10 @@ class Bench:
         self.sae_name = self.features[0].sae
         self.saes = {self.sae_name: sae.load(SAES / self.sae_name, self.model.config.hidden_size)}
         self.domain = open_domain(params.prepare_subject.domain, params.seed)
+        self.probes = by_feature(read_rows(PROBES / "contexts.parquet", ProbeRow))
+        self.steered: dict[str, list[str]] = {}
+        for row in read_rows(PROBES / "steered.parquet", SteeredRow):
+            self.steered.setdefault(row.feature_id, []).append(row.text)
 
     def read(self, texts: Sequence[str]) -> writer.TextActivations:
         """Maxima of the explained SAE on texts."""
@@ -47,6 +54,16 @@ class Bench:
     def read_tokens(self, asked: Sequence[tuple[str, int]]) -> list[tuple[list[str], list[float]]]:
         """Tokens of each text, and what a latent of the explained SAE does on them."""
         return writer.read_tokens(asked, self.model, self.tokenizer, self.saes[self.sae_name], *self._limits)
+
+    def maxima_and_rivals(self) -> tuple[np.ndarray, np.ndarray]:
+        """[d_sae] each: corpus maxima (infinite for a latent that is not live), and who counts in collisions."""
+        maxima = np.full(self.saes[self.sae_name].cfg.d_sae, np.inf)
+        rivals = np.zeros(len(maxima), dtype=bool)
+        for row in self.all_rows:
+            if row.sae == self.sae_name:
+                maxima[row.index] = row.maximum
+                rivals[row.index] = row.density <= self.params.evaluate.collision_max_density
+        return maxima, rivals
 
     @property
     def _limits(self) -> tuple[int, int]:
@@ -128,28 +145,59 @@ def measure(bench: Bench, explanations: Sequence[Explanation]) -> list[Evaluatio
     named = [explanation.text for explanation in explanations]
     texts = writer.write_texts(bench.model, bench.tokenizer, named, params.evaluate.writer)
     read = bench.read([text for written in texts.values() for text in written])
-    explained = [row for row in bench.all_rows if row.sae == bench.sae_name]
-    maxima = np.full(bench.saes[bench.sae_name].cfg.d_sae, np.inf)
-    rivals = np.zeros(len(maxima), dtype=bool)
-    for row in explained:
-        maxima[row.index] = row.maximum
-        rivals[row.index] = row.density <= params.evaluate.collision_max_density
+    maxima, rivals = bench.maxima_and_rivals()
     scores = [(math.nan, math.nan)] * len(named)
     if bench.domain.truth_known:
         table = truth.load(ACTIVATIONS / "truth.safetensors", bench.domain.concepts())
         scores = evaluation.truth_scores(named, truth_columns(bench), table, bench.domain)
-    tokens = iter(
-        bench.read_tokens(
-            [(text, row.index) for row, name in zip(bench.features, named) for text in texts.get(name, [])]
-        )
-    )
+    asked = [(text, row.index) for row, name in zip(bench.features, named) for text in texts.get(name, [])]
+    tokens = iter(bench.read_tokens(asked))
+    inputs = input_accuracies(bench, named, texts, read)
+    judged = answers(bench, named)
     rows = []
-    for feature, explanation, known in zip(bench.features, explanations, scores):
+    for at, (feature, explanation) in enumerate(zip(bench.features, explanations)):
         written = texts.get(explanation.text, [])
         relative = read.of(bench.sae_name, written) / maxima if written else np.zeros((0, len(maxima)))
         cut = list(islice(tokens, len(written)))
-        rows.append(evaluation.evaluation_row(feature, explanation, written, relative, cut, rivals, known))
+        found = replace(judged[at], input_accuracy=inputs[at])
+        rows.append(evaluation.evaluation_row(feature, explanation, written, relative, cut, rivals, found, scores[at]))
     return rows
+
+
+def input_accuracies(
+    bench: Bench, named: Sequence[str], texts: dict[str, list[str]], read: writer.TextActivations
+) -> list[float]:
+    """Each explanation's texts against one text of each of a few other explanations of the same evaluation."""
+    count = bench.params.evaluate.negatives
+    others = evaluation.other_explanations(named, count, stage_seed(bench.params.seed, "negatives"))
+    found = []
+    for feature, name, rivals in zip(bench.features, named, others):
+        positive = texts.get(name, [])[:count]
+        negative = [texts[named[rival]][0] for rival in rivals]
+        own = [read.of(bench.sae_name, some)[:, feature.index] if some else [] for some in (positive, negative)]
+        found.append(metrics.input_accuracy(*own))
+    return found
+
+
+def answers(bench: Bench, named: Sequence[str]) -> list[Answers]:
+    """What the judge makes of each explanation: contexts, tokens, and the feature's steered texts among three bundles."""
+    params = bench.params
+    judge = LikelihoodJudge(
+        bench.model, bench.tokenizer, params.evaluate.writer.prompt, params.prepare_subject.context_length,
+        params.evaluate.judge_batch_size,
+    )  # fmt: skip
+    probes = [bench.probes[feature.feature_id] for feature in bench.features]
+    lifts = iter(judge.lifts([(name, probe.text) for name, own in zip(named, probes) for probe in own]))
+    bundles = [bench.steered[feature.feature_id] for feature in bench.features]
+    choices = evaluation.bundles_of_three(len(named), stage_seed(params.seed, "bundles"))
+    asked = [(name, text) for name, (three, _) in zip(named, choices) for other in three for text in bundles[other]]
+    totals = (sum(lift) for lift in judge.lifts(asked))
+    found = []
+    for name, own, (three, right) in zip(named, probes, choices):
+        contexts = evaluation.detection(own, list(islice(lifts, len(own))))
+        scores = [sum(islice(totals, len(bundles[other]))) for other in three]
+        found.append(Answers(0.0, metrics.picked(scores, right) if name else 0.0, *contexts))
+    return found
 
 
 if __name__ == "__main__":

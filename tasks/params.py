@@ -213,6 +213,11 @@ def _features(params: Params) -> Iterator[str]:
         yield "extract_activations.truth_documents: is 0; the sandbox knows the truth and needs at least 1"
     if params.train_sft.replay_share == 1:
         yield "train_sft.replay_share: is 1; must be below 1, so that labels are left"
+    if params.probe_features.first_rank >= extract.top_contexts:
+        yield (
+            f"probe_features.first_rank: is {params.probe_features.first_rank}; must be below "
+            f"extract_activations.top_contexts ({extract.top_contexts}), which are counted from 0"
+        )
     if params.label_features.contexts > extract.top_contexts:
         yield (
             f"label_features.contexts: is {params.label_features.contexts}; must be at most "

@@ -1,0 +1,59 @@
+"""What every evaluation asks its explanations about a feature: contexts where it fires, contexts where it is silent.
+
+They depend on the feature alone, so all evaluations are asked the same.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from saeexplainer.records import ContextRow, FeatureRow, ProbeRow
+
+
+def held_out_contexts(
+    contexts: Sequence[ContextRow], features: Sequence[FeatureRow], first_rank: int, count: int
+) -> list[tuple[FeatureRow, str]]:
+    """For each feature the texts of up to `count` top contexts from `first_rank` on: labels and directions saw earlier ones."""
+    by_id = {feature.feature_id: feature for feature in features}
+    return [
+        (by_id[context.feature_id], context.text)
+        for context in contexts
+        if context.feature_id in by_id and first_rank <= context.rank < first_rank + count
+    ]
+
+
+def silent_texts(
+    features: Sequence[FeatureRow],
+    pool: Sequence[str],
+    maxima: Float[np.ndarray, "texts d_sae"],
+    count: int,
+    seed: int,
+) -> list[tuple[FeatureRow, str]]:
+    """For each feature up to `count` texts of the pool on no token of which it fires, drawn without replacement."""
+    draw = np.random.default_rng(seed)
+    found = []
+    for feature in features:
+        silent = np.flatnonzero(maxima[:, feature.index] == 0)
+        chosen = np.sort(draw.permutation(silent)[:count])
+        found += [(feature, pool[at]) for at in chosen]
+    return found
+
+
+def probe_rows(
+    asked: Sequence[tuple[FeatureRow, str]], read: Sequence[tuple[list[str], list[float]]]
+) -> list[ProbeRow]:
+    """One row a probe with the feature's activation on each token; a text that is empty when read is left out."""
+    return [
+        ProbeRow(feature.feature_id, text, [round(value / feature.maximum, 4) for value in values])
+        for (feature, text), (tokens, values) in zip(asked, read, strict=True)
+        if tokens
+    ]
+
+
+def by_feature(rows: Sequence[ProbeRow]) -> Mapping[str, list[ProbeRow]]:
+    """The probes of each feature, in the table's order."""
+    found: dict[str, list[ProbeRow]] = {}
+    for row in rows:
+        found.setdefault(row.feature_id, []).append(row)
+    return found

@@ -1,0 +1,85 @@
+"""What the explanations of the held-out features will be asked, whoever wrote them: `python -m tasks.probe_features`.
+
+Contexts with the feature's activation on every token, and texts that the subject writes while the feature is held up or
+down. Writes data/probes/{contexts,steered}.parquet.
+"""
+
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from saeexplainer import models, probes, sae, steering, writer
+from saeexplainer.config import Params
+from saeexplainer.domains import open_domain
+from saeexplainer.errors import UserError
+from saeexplainer.records import ContextRow, FeatureRow, ProbeRow, SteeredRow
+from saeexplainer.seeds import seed_torch, stage_seed
+from saeexplainer.storage import read_rows, write_rows
+from tasks.stage import Report, main
+
+ACTIVATIONS, SAES, SUBJECT, PROBES = Path("data/activations"), Path("data/saes"), Path("data/subject"), Path("data/probes")
+
+
+def run(params: Params) -> Report:
+    """Read contexts, steer, write both tables. Raises UserError if the domain's documents are shorter than a prompt."""
+    seed_torch(params.seed, "probe_features")
+    features = [
+        row
+        for row in read_rows(ACTIVATIONS / "features.parquet", FeatureRow)
+        if row.split == params.evaluate.split
+    ]
+    model, tokenizer = models.load_model(SUBJECT), models.load_tokenizer(SUBJECT)
+    explained = sae.load(SAES / features[0].sae, model.config.hidden_size)
+    rows = context_probes(params, features, model, tokenizer, explained)
+    held = steering.Steering(model, explained, params.prepare_sae.hook_block)
+    prompts = neutral_prompts(params, tokenizer)
+    written = steering.steer(
+        held, tokenizer, prompts, [row.index for row in features], [row.maximum for row in features],
+        params.probe_features.steer,
+    )  # fmt: skip
+    steered = [
+        SteeredRow(feature.feature_id, one.target, one.value / feature.maximum, one.divergence, text)
+        for feature, ones in zip(features, written, strict=True)
+        for one in ones
+        for text in one.texts
+    ]
+    write_rows(PROBES / "contexts.parquet", rows, ProbeRow)
+    write_rows(PROBES / "steered.parquet", steered, SteeredRow)
+    firing = sum(max(row.activations) > 0 for row in rows)
+    missed = sum(abs(row.divergence - abs(row.target)) > 0.1 * abs(row.target) for row in steered) / len(steered)
+    return Report(
+        {"steering_targets_missed": missed},
+        [f"{len(features)} features: {firing} contexts where they fire, {len(rows) - firing} where they are silent"],
+    )
+
+
+def context_probes(params: Params, features: list[FeatureRow], model, tokenizer, explained) -> list[ProbeRow]:
+    """Held-out top contexts of each feature, and contexts of others in which it is silent."""
+    config, limits = params.probe_features, (params.prepare_sae.hook_block, params.prepare_subject.context_length)
+    contexts = read_rows(ACTIVATIONS / "contexts.parquet", ContextRow)
+    own = probes.held_out_contexts(contexts, features, config.first_rank, config.contexts)
+    pool = sorted({text for _, text in own})
+    maxima = writer.read_texts(pool, model, tokenizer, {"own": explained}, *limits).of("own", pool)
+    silent = probes.silent_texts(features, pool, maxima, config.silent, stage_seed(params.seed, "silent"))
+    asked = sorted([*own, *silent], key=lambda one: one[0].index)
+    read = writer.read_tokens([(text, row.index) for row, text in asked], model, tokenizer, explained, *limits)
+    return probes.probe_rows(asked, read)
+
+
+def neutral_prompts(params: Params, tokenizer) -> torch.Tensor:
+    """The first tokens of a few documents, BOS included: [prompts, tokens]."""
+    steer = params.probe_features.steer
+    domain = open_domain(params.prepare_subject.domain, params.seed)
+    encoded = (tokenizer(document.text)["input_ids"] for document in domain.documents("steering", 50 * steer.prompts))
+    long = [ids[: steer.prompt_tokens] for ids in encoded if len(ids) > steer.prompt_tokens]
+    found = list(islice((list(ids) for ids in dict.fromkeys(map(tuple, long))), steer.prompts))
+    if len(found) < steer.prompts:
+        raise UserError(
+            f"probe_features.steer.prompt_tokens: {steer.prompt_tokens}, but only {len(found)} documents are longer; lower it"
+        )
+    return torch.tensor(found)
+
+
+if __name__ == "__main__":
+    main(run)

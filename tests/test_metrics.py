@@ -1,0 +1,73 @@
+"""The metrics that were not the reward: by hand, and against independent implementations."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import pearsonr
+from sklearn.metrics import roc_auc_score
+
+from saeexplainer import evaluation, metrics
+from saeexplainer.records import ProbeRow
+
+SCORES = st.lists(st.tuples(st.integers(-3, 3).map(float), st.booleans()), min_size=1, max_size=30)
+
+
+@given(SCORES)
+def test_auc_is_scikit_learns(pairs):
+    scores, labels = [score for score, _ in pairs], [label for _, label in pairs]
+    expected = roc_auc_score(labels, scores) if len(set(labels)) == 2 else 0.5
+    assert metrics.auc(scores, labels) == pytest.approx(expected)
+
+
+@given(st.lists(st.tuples(st.integers(-5, 5), st.integers(-5, 5)), min_size=2, max_size=30))
+def test_correlation_is_scipys_and_a_constant_predicts_nothing(pairs):
+    a, b = (list(map(float, column)) for column in zip(*pairs))
+    expected = pearsonr(a, b).statistic if len(set(a)) > 1 and len(set(b)) > 1 else 0.0
+    assert metrics.correlation(a, b) == pytest.approx(expected, abs=1e-9)
+
+
+def test_input_accuracy_by_hand():
+    assert metrics.input_accuracy([0.0, 0.9], [0.4, 0.4]) == 1.0
+    assert metrics.input_accuracy([0.4, 0.4], [0.0, 0.8]) == 0.0  # a tie fails
+    assert metrics.input_accuracy([], [0.1]) == metrics.input_accuracy([0.1], []) == 0.0
+
+
+def test_only_the_right_one_alone_at_the_top_is_picked():
+    assert metrics.picked([0.1, 2.0, -3.0], 1) == 1.0
+    assert metrics.picked([2.0, 2.0, -3.0], 1) == 0.0
+    assert metrics.picked([0.1, 2.0, -3.0], 0) == 0.0
+
+
+FIRES, SILENT = ProbeRow("s/m/1", "the dog", [0.0, 0.8]), ProbeRow("s/m/1", "a cat", [0.0, 0.0])
+
+
+def test_detection_by_hand():
+    # Lifts 1.0 in total against 0.5: the firing context ranks first; inside it the firing token has the higher lift.
+    assert evaluation.detection([FIRES, SILENT], [[-1.0, 2.0], [0.5, 0.0]])[:2] == (1.0, 1.0)
+    assert evaluation.detection([FIRES, SILENT], [[2.0, -1.0], [2.0, 0.0]])[:2] == (0.0, 0.0)
+    found = evaluation.detection([FIRES, SILENT], [[-1.0, 2.0], [0.5, 0.0]])[2]
+    assert found == pytest.approx(pearsonr([-1.0, 2.0, 0.5, 0.0], [0.0, 0.8, 0.0, 0.0]).statistic)
+
+
+def test_a_missing_explanation_is_at_chance():
+    assert evaluation.detection([FIRES, SILENT], [[], []]) == (0.5, 0.5, 0.0)
+
+
+def test_negatives_are_other_explanations_and_the_same_each_time():
+    named = ["a", "b", "a", "", "c"]
+    found = evaluation.other_explanations(named, 2, seed=1)
+    assert found == evaluation.other_explanations(named, 2, seed=1)
+    for own, others in zip(named, found):
+        assert len(set(others)) == len(others) == 2
+        assert own not in {named[at] for at in others} and "" not in {named[at] for at in others}
+    assert evaluation.other_explanations(["a", "a"], 2, seed=1) == [[], []]
+
+
+def test_three_bundles_hold_the_right_one_once_in_any_place():
+    found = evaluation.bundles_of_three(200, seed=3)
+    assert all(len(set(three)) == 3 and three[right] == own for own, (three, right) in enumerate(found))
+    places = np.bincount([right for _, right in found], minlength=3)
+    assert places.min() > 40  # chance 1/3 each
+    with pytest.raises(ValueError, match="at least 3"):
+        evaluation.bundles_of_three(2, seed=3)

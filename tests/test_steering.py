@@ -1,0 +1,83 @@
+"""Steering: the strength by closed form, the residual by hand, the error term untouched."""
+
+import pytest
+import torch
+from sae_lens import SAE
+from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
+from tiny import WIDTH, settings, tiny_model, tiny_tokenizer
+
+from saeexplainer.config import Architecture, Steer
+from saeexplainer.models import read_residual
+from saeexplainer.steering import Steering, bisect, steer
+
+STEER = Steer(
+    divergences=[0.05, 0.2], prompts=2, prompt_tokens=3, max_new_tokens=4, temperature=0.75, top_p=0.95, batch_size=3
+)  # fmt: skip
+PROMPTS = torch.tensor([tiny_tokenizer()(text)["input_ids"][:3] for text in ("the dogs chase", "does the cat")])
+
+
+@pytest.fixture(scope="module")
+def sae() -> SAE:
+    torch.manual_seed(0)
+    made = TopKSAE(TopKSAEConfig(d_in=WIDTH, d_sae=8, k=3, device="cpu"))
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.normal_(0.0, 0.5)
+    return made.eval()
+
+
+@pytest.fixture(params=[Architecture.llama, Architecture.gpt2], ids=str)
+def steering(request: pytest.FixtureRequest, sae: SAE) -> Steering:
+    return Steering(tiny_model(request.param), sae, block=1)
+
+
+def test_bisection_finds_the_strength_where_the_divergence_is_known():
+    # Two gaussians of unit variance a distance v apart: KL = v^2 / 2, so v = sqrt(2 KL).
+    targets = torch.tensor([0.25, -0.25, 0.5, -0.5, 8.0])
+    found = bisect(lambda values: values**2 / 2, targets, torch.full((5,), 0.1), doublings=12, halvings=20)
+    torch.testing.assert_close(found, targets.sign() * (2 * targets.abs()).sqrt(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_target_out_of_reach_ends_at_the_largest_strength():
+    found = bisect(lambda values: values.abs().clamp_max(0.1), torch.tensor([0.5, 0.05]), torch.ones(2), 3, 20)
+    assert found[0] == pytest.approx(8.0, rel=1e-3)
+    assert found[1] == pytest.approx(0.05, rel=1e-3)
+
+
+@torch.no_grad()
+def test_the_feature_is_set_and_the_error_term_stays(steering: Steering, sae: SAE):
+    ids = PROMPTS.repeat_interleave(2, 0)
+    features, values = torch.tensor([0, 5, 5, 7]), torch.tensor([2.0, -1.0, 0.0, 3.0])
+    clean = read_residual(steering.model, 1, ids, torch.ones_like(ids))
+    with steering.held(features, values):
+        steered = read_residual(steering.model, 1, ids, torch.ones_like(ids))
+    codes = sae.encode(clean)
+    wanted = codes.clone()
+    for row in range(4):
+        wanted[row, :, features[row]] = values[row]
+    torch.testing.assert_close(steered, sae.decode(wanted) + (clean - sae.decode(codes)), rtol=1e-4, atol=1e-4)
+    again = read_residual(steering.model, 1, ids, torch.ones_like(ids))
+    torch.testing.assert_close(again, clean)  # and the hook is off again
+
+
+@torch.no_grad()
+def test_divergence_is_kl_by_hand(steering: Steering):
+    features, values = torch.tensor([1, 2]), torch.tensor([3.0, -3.0])
+    found = steering.divergence(PROMPTS, features, values)
+    for row in range(2):
+        total = 0.0
+        for prompt in PROMPTS:
+            clean = torch.distributions.Categorical(logits=steering.model(input_ids=prompt[None]).logits[0])
+            with steering.held(features[row : row + 1], values[row : row + 1]):
+                changed = torch.distributions.Categorical(logits=steering.model(input_ids=prompt[None]).logits[0])
+            total += torch.distributions.kl_divergence(clean, changed).mean().item()
+        assert found[row].item() == pytest.approx(total / 2, rel=1e-4)
+
+
+def test_every_feature_is_steered_up_and_down_to_every_size(steering: Steering):
+    torch.manual_seed(0)
+    found = steer(steering, tiny_tokenizer(), PROMPTS, [0, 3, 6], [1.0, 1.0, 1.0], STEER)
+    assert [[one.target for one in ones] for ones in found] == [[0.05, -0.05, 0.2, -0.2]] * 3
+    for ones in found:
+        assert all(one.value * one.target > 0 and len(one.texts) == 2 for one in ones)
+        assert sum(one.divergence == pytest.approx(abs(one.target), rel=0.1) for one in ones) >= 2
