@@ -43,7 +43,15 @@ class PairingRule(StrEnum):
     """How candidates become (chosen, rejected)."""
 
     reference = "reference"  # the best against the highest of the lower half with a relative gap (METHOD section 1, 5)
-    best_worst = "best_worst"
+    best_worst = "best_worst"  # the best against the lowest
+    all_pairs = "all_pairs"  # every better one against every worse one with a relative gap, widest gaps first
+
+
+class DpoLoss(StrEnum):
+    """What DPO minimises over the difference of log-probability ratios."""
+
+    sigmoid = "sigmoid"  # -log sigmoid(beta * difference): the reference's
+    ipo = "ipo"  # (difference - 1 / (2 beta))^2, arXiv 2310.12036: no reward for a difference without end
 
 
 @dataclass(frozen=True)
@@ -100,6 +108,7 @@ class ExtractActivations:
     valid_features: int  # of the main SAE
     test_features: int  # of the main SAE; the rest is split between sft and dpo
     sft_share: float  # of the training features, over all SAEs
+    neighbours: int  # kept for each feature: as many by decoder cosine as by co-firing
     twin_cosine: float  # a training feature whose decoder row is this close to a valid or test one is left out
 
 
@@ -181,13 +190,15 @@ class Writer:
 @dataclass(frozen=True)
 class Reward:
     """weight_share * share of texts at or over the threshold + weight_any * any text there + weight_mean * mean
-    clipped normalised activation + weight_max * maximum normalised activation. All in units of the feature's maximum."""
+    clipped normalised activation + weight_max * maximum normalised activation - weight_neighbours * mean over texts of the
+    clipped activation of the hardest firing neighbour; never below 0. All in units of each feature's own maximum."""
 
     threshold: float  # share of the feature's corpus maximum that counts as firing (METHOD: one half)
     weight_share: float  # reward of a candidate all of whose texts reach the threshold
     weight_any: float  # reward added if one text does
     weight_mean: float  # reward per unit of mean activation, each text clipped at 1
     weight_max: float  # alone at 1.0 this is the reference's reward, normalised
+    weight_neighbours: float  # reward lost where a nearest neighbour fires: an explanation must single out its feature
     shuffle: bool  # control: rewards are permuted among the candidates of each feature
 
 
@@ -207,7 +218,7 @@ class BuildPreferences:
     floor: float  # a feature whose best reward is below it is dropped
     min_spread: float  # (best - worst) / best at or under which a feature is dropped
     min_gap: float  # relative gap that a rejected candidate must show
-    max_rejected: int  # pairs a feature at most
+    max_pairs: int  # of a feature at most
 
 
 @dataclass(frozen=True)
@@ -257,7 +268,8 @@ class TrainDpo:
 
     epochs: float  # over the pairs
     batch_size: int  # pairs a step
-    sft_weight: float  # weight of the negative log-likelihood of chosen beside the sigmoid loss
+    loss: DpoLoss
+    sft_weight: float  # weight of the negative log-likelihood of chosen beside it
     direction_noise: float  # as in TrainSft
     evaluations_per_epoch: int  # the best checkpoint by validation accuracy, then margin, is kept
 
@@ -268,6 +280,8 @@ class EvaluationKind(StrEnum):
     table = "table"  # a table of explanations
     explainer = "explainer"  # greedy generation
     best_of_n = "best_of_n"  # samples of an explainer, picked by activation feedback at inference
+    agent = "agent"  # hypotheses, texts that test them, refinement on what they made the feature do (after SAGE)
+    other_feature = "other_feature"  # an explainer's explanation of another feature: a floor
     truth = "truth"  # the concept with the best F1, where the domain knows it: a ceiling
 
 
@@ -285,6 +299,8 @@ class Evaluate:
 
     split: str  # test; valid while settings are chosen
     writer: Writer  # another prompt and other seeds than in training
+    agent_turns: int  # rounds of hypotheses and tests that agent has
+    agent_hypotheses: int  # a turn; with turns * hypotheses = best_of both baselines spend alike
     best_of: int  # explanations best_of_n chooses from: the greedy one and samples
     best_of_temperature: float  # of those samples
     negatives: int  # texts of other explanations that input accuracy compares with

@@ -55,12 +55,12 @@ def _reference_rejected(best_first: Sequence[ScoreRow], config: BuildPreferences
     lower = best_first[(len(best_first) + 1) // 2 :]
     hard = _usable(best_first[0], lower, config)
     fallback = [row for row in best_first[-1:] if row.explanation.strip()]
-    return (hard or fallback)[: config.max_rejected]
+    return (hard or fallback)[: config.max_pairs]
 
 
 def _worst_rejected(best_first: Sequence[ScoreRow], config: BuildPreferences) -> list[ScoreRow]:
     """The lowest candidates with enough gap, lowest first."""
-    return _usable(best_first[0], best_first[1:], config)[::-1][: config.max_rejected]
+    return _usable(best_first[0], best_first[1:], config)[::-1][: config.max_pairs]
 
 
 def _best_text(row: ScoreRow) -> str:

@@ -23,6 +23,16 @@ class FeatureRow:
 
 
 @dataclass(frozen=True)
+class NeighbourRow:
+    """A latent of the same SAE that is easily taken for a feature; both are live."""
+
+    feature_id: str
+    neighbour: int  # latent
+    cosine: float  # of the two decoder rows
+    co_firing: float  # tokens on which both fire over tokens on which one does
+
+
+@dataclass(frozen=True)
 class ContextRow:
     """One top activating context of a feature."""
 
@@ -64,6 +74,7 @@ class ScoreRow:
     explanation: str
     texts: list[str]
     activations: list[float]  # maximum over valid tokens of each text, in units of the feature's corpus maximum
+    neighbour_activations: list[float]  # of each text: the hardest that a nearest neighbour fires, in units of its maximum
     reward: float  # `rewards.reward`
 
 
@@ -122,8 +133,11 @@ class EvaluationRow:
     log_probability: float  # mean over the explanation's tokens under the explainer that wrote it; NaN where none did
     texts: list[str]
     activations: list[float]  # maximum of each text, in units of the feature's corpus maximum
+    neighbour_activations: list[float]  # as in `ScoreRow`
     tokens: list[list[str]]  # each text cut as the tokenizer cuts it; joined they are the text as far as it was read
     token_activations: list[list[float]]  # one a token, in units of the feature's corpus maximum
+    calls: int  # sequences that models generated to arrive at the explanation: explanations, and texts to choose it by
+    call_tokens: int  # tokens of those, prompts included
     generative_accuracy: float  # share of texts at or over half the maximum
     hallucination: float  # 1.0 if no text reaches half the maximum, else 0.0
     collision: float  # 1.0 if another feature fires harder on the texts, else 0.0

@@ -232,7 +232,7 @@ def _side_expectations(params: Params) -> "list[Expectation]":
     """About one side against the other, and the pairs of one feature against each other."""
     import great_expectations.expectations as gxe
 
-    most = params.build_preferences.max_rejected
+    most = params.build_preferences.max_pairs
     return [
         gxe.ExpectColumnValuesToBeInSet(column="wordings", value_set=[2], **_named("explanations_differ")),
         gxe.ExpectColumnValuesToBeInSet(column="copies_before", value_set=[0], **_named("pair_only_once")),

@@ -22,7 +22,7 @@ from saeexplainer.records import DroppedFeature, FeatureRow, PreferencePair, Qua
 from saeexplainer.storage import read_json, read_rows, write_json, write_rows
 from tasks import data_docs, expectations, params, validate_preferences
 
-BUILD = BuildPreferences(PairingRule.best_worst, floor=0.5, min_spread=0.1, min_gap=0.15, max_rejected=2)
+BUILD = BuildPreferences(PairingRule.best_worst, floor=0.5, min_spread=0.1, min_gap=0.15, max_pairs=2)
 LIMITS = ValidatePreferences(
     min_words=1, max_words=8, max_characters=80, min_pairs=3, min_valid_pairs=1, max_quarantined_share=0.5,
     max_dropped_share=0.5, max_reason_share=ReasonShares(1.0, 1.0, 1.0, 1.0, 1.0), max_length_bias=6.0,

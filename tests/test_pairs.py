@@ -10,8 +10,8 @@ from saeexplainer.config import BuildPreferences, PairingRule
 from saeexplainer.pairs import pairs_of_feature
 from saeexplainer.records import DroppedFeature, ScoreRow
 
-REFERENCE = BuildPreferences(PairingRule.reference, floor=0.5, min_spread=0.1, min_gap=0.15, max_rejected=1)
-WORST = replace(REFERENCE, rule=PairingRule.best_worst, max_rejected=2)
+REFERENCE = BuildPreferences(PairingRule.reference, floor=0.5, min_spread=0.1, min_gap=0.15, max_pairs=1)
+WORST = replace(REFERENCE, rule=PairingRule.best_worst, max_pairs=2)
 
 
 def candidates(*rewards: float, texts: list[str] | None = None) -> list[ScoreRow]:
@@ -55,7 +55,7 @@ def test_best_worst_rejects_the_lowest_first():
 
 
 def test_of_equal_rewards_the_earlier_sample_is_best():
-    (pair,) = pairs_of_feature(candidates(0.2, 1.0, 1.0), replace(WORST, max_rejected=1))
+    (pair,) = pairs_of_feature(candidates(0.2, 1.0, 1.0), replace(WORST, max_pairs=1))
     assert (pair.chosen_explanation, pair.rejected_explanation) == ("the word b", "the word a")
 
 
@@ -100,13 +100,13 @@ WORDINGS = ["the dog", "The dog", "the  dog ", "any animal", "a question", ""]
 ROWS = st.lists(st.tuples(st.sampled_from(WORDINGS), st.floats(0, 2)), min_size=1, max_size=8)
 
 
-@given(drawn=ROWS, config=st.sampled_from([REFERENCE, WORST, replace(REFERENCE, max_rejected=3)]))
+@given(drawn=ROWS, config=st.sampled_from([REFERENCE, WORST, replace(REFERENCE, max_pairs=3)]))
 def test_no_sentence_is_on_both_sides_and_every_promise_is_kept(drawn, config):
     rows = candidates(*(value for _, value in drawn), texts=[text for text, _ in drawn])
     found = pairs_of_feature(rows, config)
     if isinstance(found, DroppedFeature):
         return
-    assert 1 <= len(found) <= config.max_rejected
+    assert 1 <= len(found) <= config.max_pairs
     best = max(value for _, value in drawn)
     chosen, rejected = (
         {" ".join(text.lower().split()) for text in side}
