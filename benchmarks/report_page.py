@@ -71,8 +71,8 @@ def evaluated(rng: random.Random, features: list[FeatureRow]) -> Iterator[Evalua
         accuracy = sum(value >= 0.5 for value in strongest) / TEXTS
         yield EvaluationRow(
             feature.feature_id, "the word " + " with ".join(words(rng, 2)), -0.4, ["".join(each) for each in tokens],
-            strongest, tokens, found, accuracy, float(accuracy == 0), float(rng.random() < 0.5),
-            sum(strongest) / TEXTS, float(rng.random() < 0.5), rng.random(),
+            strongest, [0.0] * TEXTS, tokens, found, 1, 12, accuracy, float(accuracy == 0), float(rng.random() < 0.5),
+            sum(strongest) / TEXTS, *(rng.random() for _ in range(5)), float(rng.random() < 0.5), rng.random(),
         )  # fmt: skip
 
 
@@ -82,7 +82,7 @@ def scored(rng: random.Random, features: list[FeatureRow]) -> Iterator[ScoreRow]
             texts = ["".join(words(rng, 12)) for _ in range(CANDIDATE_TEXTS)]
             found = [rng.random() for _ in texts]
             said = "any " + " in ".join(words(rng, 2))
-            yield ScoreRow(feature.feature_id, "dpo", rank, said, texts, found, sum(found) / len(found))
+            yield ScoreRow(feature.feature_id, "dpo", rank, said, texts, found, [0.0] * len(found), sum(found) / len(found))
 
 
 def write_table(path: Path, rows, record: type, features: list[FeatureRow]) -> None:

@@ -55,7 +55,7 @@ def train(
     arguments = DPOConfig(
         output_dir=str(scratch), num_train_epochs=config.epochs, learning_rate=round_.learning_rate, beta=round_.beta,
         per_device_train_batch_size=config.batch_size, per_device_eval_batch_size=4 * config.batch_size,
-        loss_type=["sigmoid", "sft"] if sft else ["sigmoid"], loss_weights=[1.0, config.sft_weight] if sft else None,
+        loss_type=[config.loss.value, *["sft"] * sft], loss_weights=[1.0, config.sft_weight] if sft else None,
         lr_scheduler_type="cosine", warmup_steps=0.05, max_length=None, seed=seed, data_seed=seed, bf16=False,
         save_strategy="no", eval_strategy="steps", eval_steps=max(1, steps // config.evaluations_per_epoch),
         logging_steps=max(1, steps // 10), report_to="none", use_cpu=not torch.cuda.is_available(),

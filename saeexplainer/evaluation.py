@@ -21,7 +21,9 @@ class Explanation:
     """What is measured."""
 
     text: str  # empty where the source has none
-    log_probability: float = math.nan  # as in `EvaluationRow`
+    calls: int  # this and the following fields as in `EvaluationRow`
+    call_tokens: int
+    log_probability: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -49,13 +51,14 @@ def evaluation_row(
     explanation: Explanation,
     texts: Sequence[str],
     relative: Float[np.ndarray, "texts d_sae"],
+    neighbours: Sequence[float],
     read: Sequence[tuple[list[str], list[float]]],
     rivals: Bool[np.ndarray, "d_sae"],
     answers: Answers,
     truth: tuple[float, float],
 ) -> EvaluationRow:
-    """All metrics of one explanation. `relative` is each text's maximum over the latent's corpus maximum; `read` has each
-    text's tokens and the feature's activation on them, in activation units."""
+    """All metrics of one explanation. `relative` is each text's maximum over the latent's corpus maximum; `neighbours` is as
+    in `ScoreRow`; `read` has each text's tokens and the feature's activation on them, in activation units."""
     own = relative[:, feature.index] if len(texts) else np.zeros(0)
     missing = len(texts) == 0
     return EvaluationRow(
@@ -64,8 +67,11 @@ def evaluation_row(
         log_probability=explanation.log_probability,
         texts=list(texts),
         activations=[float(value) for value in own],
+        neighbour_activations=list(neighbours),
         tokens=[tokens for tokens, _ in read],
         token_activations=[[round(value / feature.maximum, 4) for value in values] for _, values in read],
+        calls=explanation.calls,
+        call_tokens=explanation.call_tokens,
         generative_accuracy=0.0 if missing else float((own >= FIRING).mean()),
         hallucination=1.0 if missing else float(not (own >= FIRING).any()),
         collision=1.0 if missing else float(collides(relative, feature.index, rivals)),

@@ -13,11 +13,15 @@ def pairs_of_feature(rows: Sequence[ScoreRow], config: BuildPreferences) -> list
     reason = _why_dropped(best, worst, config)
     if reason:
         return DroppedFeature(best.feature_id, best.split, reason)
-    choose = _reference_rejected if config.rule is PairingRule.reference else _worst_rejected
-    rejected = choose(best_first, config)
-    if not rejected:
+    if config.rule is PairingRule.all_pairs:
+        sides = _all_sides(best_first, config)
+    else:
+        choose = _reference_rejected if config.rule is PairingRule.reference else _worst_rejected
+        sides = [(best, row) for row in choose(best_first, config)]
+    if not sides:
         return DroppedFeature(best.feature_id, best.split, "no gap")
-    return [_pair(best, row, worst) for row in rejected]
+    spread = _gap(best, worst)
+    return [_pair(chosen, rejected, spread) for chosen, rejected in sides]
 
 
 def _distinct(rows: Sequence[ScoreRow]) -> list[ScoreRow]:
@@ -63,22 +67,33 @@ def _worst_rejected(best_first: Sequence[ScoreRow], config: BuildPreferences) ->
     return _usable(best_first[0], best_first[1:], config)[::-1][: config.max_pairs]
 
 
+def _all_sides(best_first: Sequence[ScoreRow], config: BuildPreferences) -> list[tuple[ScoreRow, ScoreRow]]:
+    """Every (better, worse) with enough gap, widest relative gaps first: one candidate may stand on either side."""
+    sides = [
+        (chosen, rejected)
+        for at, chosen in enumerate(best_first)
+        if chosen.reward > 0 and chosen.explanation.strip()
+        for rejected in _usable(chosen, best_first[at + 1 :], config)
+    ]
+    return sorted(sides, key=lambda side: -_gap(*side))[: config.max_pairs]
+
+
 def _best_text(row: ScoreRow) -> str:
     strongest = max(range(len(row.activations)), key=row.activations.__getitem__, default=None)
     return "" if strongest is None else row.texts[strongest]
 
 
-def _pair(best: ScoreRow, rejected: ScoreRow, worst: ScoreRow) -> PreferencePair:
+def _pair(chosen: ScoreRow, rejected: ScoreRow, spread: float) -> PreferencePair:
     return PreferencePair(
-        feature_id=best.feature_id,
-        split=best.split,
-        chosen_explanation=best.explanation,
+        feature_id=chosen.feature_id,
+        split=chosen.split,
+        chosen_explanation=chosen.explanation,
         rejected_explanation=rejected.explanation,
-        chosen_score=best.reward,
+        chosen_score=chosen.reward,
         rejected_score=rejected.reward,
-        score_gap=best.reward - rejected.reward,
-        relative_gap=_gap(best, rejected),
-        spread_ratio=_gap(best, worst),
-        chosen_best_text=_best_text(best),
+        score_gap=chosen.reward - rejected.reward,
+        relative_gap=_gap(chosen, rejected),
+        spread_ratio=spread,
+        chosen_best_text=_best_text(chosen),
         rejected_best_text=_best_text(rejected),
     )

@@ -74,7 +74,9 @@ class ScoreRow:
     explanation: str
     texts: list[str]
     activations: list[float]  # maximum over valid tokens of each text, in units of the feature's corpus maximum
-    neighbour_activations: list[float]  # of each text: the hardest that a nearest neighbour fires, in units of its maximum
+    neighbour_activations: list[
+        float
+    ]  # of each text: the hardest that a nearest neighbour fires, in units of its maximum
     reward: float  # `rewards.reward`
 
 

@@ -83,7 +83,7 @@ def reward_hallucination_rows(
     """One row an evaluation, in order."""
     rows = []
     for name, found in comparison["rounds"].items():
-        earned = [reward(row.activations, config) for row in evaluations[name]]
+        earned = [reward(row.activations, row.neighbour_activations, config) for row in evaluations[name]]
         mean = bootstrap_mean(earned, resamples, comparison["seed"])
         rate = found["hallucination_rate"]
         rows.append(

@@ -9,22 +9,28 @@ from saeexplainer.config import Reward
 from saeexplainer.records import ScoreRow
 
 
-def reward(activations: Sequence[float], config: Reward) -> float:
-    """The reward of one explanation from its texts' maximum activations, in units of the feature's corpus maximum.
+def reward(activations: Sequence[float], neighbours: Sequence[float], config: Reward) -> float:
+    """The reward of one explanation from what its texts do to its feature and to the hardest firing neighbour of each text,
+    all in units of the latent's own corpus maximum.
 
-    With weight_max 1 and the others 0 this is the reference's reward (METHOD section 1, step 4), normalised.
-    No text is no reward: 0.
+    With weight_max 1 and the others 0 this is the reference's reward (METHOD section 1, step 4), normalised; raw and
+    normalised maxima rank the candidates of a feature alike. The neighbours' term makes it discriminative. No text is no
+    reward: 0, and no reward is below 0.
     """
     if not activations:
         return 0.0
     firing = [value >= config.threshold for value in activations]
-    clipped = [min(value, 1.0) for value in activations]
-    return (
+    earned = (
         config.weight_share * sum(firing) / len(firing)
         + config.weight_any * any(firing)
-        + config.weight_mean * sum(clipped) / len(clipped)
+        + config.weight_mean * _clipped_mean(activations)
         + config.weight_max * max(activations)
     )
+    return max(0.0, earned - config.weight_neighbours * _clipped_mean(neighbours))
+
+
+def _clipped_mean(values: Sequence[float]) -> float:
+    return sum(min(value, 1.0) for value in values) / max(len(values), 1)
 
 
 def shuffled(rows: Sequence[ScoreRow], seed: int) -> list[ScoreRow]:

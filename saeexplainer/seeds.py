@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import random
 
 
 def stage_seed(seed: int, stage: str) -> int:
@@ -14,18 +13,15 @@ def stage_seed(seed: int, stage: str) -> int:
 def seed_torch(seed: int, stage: str) -> int:
     """Seed every generator a library may draw from and ask for deterministic kernels; returns the stage's seed.
 
-    The same seeding as `transformers.set_seed`, whose import takes seconds that not every stage owes to anything else.
     Thread count is part of a result's last digits: it is fixed by the machine unless OMP_NUM_THREADS says otherwise.
     """
-    import numpy as np
     import torch
+    from transformers import set_seed
 
     value = stage_seed(seed, stage)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     # Else every torch.empty is filled with NaN, a third of the time of TRL's log-probabilities on a small model.
     torch.utils.deterministic.fill_uninitialized_memory = False
-    random.seed(value)
-    np.random.seed(value)
-    torch.manual_seed(value)
+    set_seed(value)
     return value

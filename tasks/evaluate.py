@@ -14,16 +14,17 @@ from pathlib import Path
 
 import numpy as np
 
-from saeexplainer import evaluation, metrics, models, rewards, sae, truth, writer
-from saeexplainer.config import Evaluation, EvaluationKind, Params
+from saeexplainer import evaluation, metrics, models, sae, truth, writer
+from saeexplainer.config import Params
 from saeexplainer.domains import open_domain
 from saeexplainer.evaluation import Answers, Explanation
-from saeexplainer.explainer import Explainer
 from saeexplainer.judge import LikelihoodJudge
+from saeexplainer.neighbours import Neighbourhoods
 from saeexplainer.probes import by_feature
-from saeexplainer.records import EvaluationRow, ExplanationRow, FeatureRow, ProbeRow, SteeredRow
+from saeexplainer.records import EvaluationRow, FeatureRow, NeighbourRow, ProbeRow, SteeredRow
 from saeexplainer.seeds import seed_torch, stage_seed
-from saeexplainer.storage import read_rows, read_tensors, write_rows
+from saeexplainer.storage import read_rows, write_rows
+from tasks import sources
 from tasks.stage import Report, main
 
 ACTIVATIONS, SAES, SUBJECT = Path("data/activations"), Path("data/saes"), Path("data/subject")
@@ -42,6 +43,7 @@ class Bench:
         self.sae_name = self.features[0].sae
         self.saes = {self.sae_name: sae.load(SAES / self.sae_name, self.model.config.hidden_size)}
         self.domain = open_domain(params.prepare_subject.domain, params.seed)
+        self.near = Neighbourhoods(self.all_rows, read_rows(ACTIVATIONS / "neighbours.parquet", NeighbourRow))
         self.probes = by_feature(read_rows(PROBES / "contexts.parquet", ProbeRow))
         self.steered: dict[str, list[str]] = {}
         for row in read_rows(PROBES / "steered.parquet", SteeredRow):
@@ -65,6 +67,15 @@ class Bench:
                 rivals[row.index] = row.density <= self.params.evaluate.collision_max_density
         return maxima, rivals
 
+    def truth_columns(self) -> list[int]:
+        """The column of each feature in the truth table, which holds the explained SAE's features in order."""
+        explained = [row.feature_id for row in self.all_rows if row.sae == self.sae_name]
+        return [explained.index(feature.feature_id) for feature in self.features]
+
+    def tokens(self, text: str) -> int:
+        """Tokens of a text that a model reads or writes, the special one at its end or beginning included."""
+        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"]) + 1
+
     @property
     def _limits(self) -> tuple[int, int]:
         return self.params.prepare_sae.hook_block, self.params.prepare_subject.context_length
@@ -75,7 +86,7 @@ def run(params: Params, item: str) -> Report:
     bench = Bench(params)
     # All evaluations share the writer's seed: the same explanation gets the same draws in each where order allows.
     seed_torch(params.seed, f"explanations@{item}")
-    explanations = explanations_of(params.evaluations[item], bench)
+    explanations = sources.explanations_of(params.evaluations[item], bench)
     seed_torch(params.seed, "evaluate")
     rows = measure(bench, explanations)
     write_rows(EVALUATIONS / f"{item}.parquet", rows, EvaluationRow)
@@ -84,59 +95,6 @@ def run(params: Params, item: str) -> Report:
     missing = sum(not row.explanation for row in rows)
     known = {name: value for name, value in means.items() if not np.isnan(value)}
     return Report(known, [f"{len(rows)} {params.evaluate.split} features, {missing} without an explanation"])
-
-
-def explanations_of(source: Evaluation, bench: Bench) -> list[Explanation]:
-    """One explanation for each feature of the bench; empty where the source has none."""
-    if source.kind is EvaluationKind.table:
-        table = {row.feature_id: row.explanation for row in read_rows(Path(source.source), ExplanationRow)}
-        return [Explanation(table.get(feature.feature_id, "")) for feature in bench.features]
-    if source.kind is EvaluationKind.truth:
-        return [Explanation(text) for text in true_explanations(bench, Path(source.source))]
-    tensors = read_tensors(ACTIVATIONS / "directions.safetensors")
-    explainer = Explainer(Path(source.source), tensors, bench.params.train_sft, bench.params.generate_explanations)
-    greedy = explainer.explain(bench.numbers, temperature=0.0, progress="explanations")
-    chosen = best_of_n(bench, explainer, greedy) if source.kind is EvaluationKind.best_of_n else greedy
-    sure = explainer.log_probabilities(bench.numbers, chosen)
-    return [Explanation(text, log_probability) for text, log_probability in zip(chosen, sure, strict=True)]
-
-
-def best_of_n(bench: Bench, explainer: Explainer, greedy: Sequence[str]) -> list[str]:
-    """The best rewarded of the greedy explanation and samples: activation feedback at inference, by the writer and reward
-    of training. Ties go to the greedy one."""
-    params = bench.params
-    count, config = params.evaluate.best_of, params.score_explanations
-    asked = [number for number in bench.numbers for _ in range(count - 1)]
-    drawn = explainer.explain(asked, params.evaluate.best_of_temperature, progress="samples")
-    choices = [[greedy[at], *drawn[at * (count - 1) : (at + 1) * (count - 1)]] for at in range(len(greedy))]
-    samples = [explanation for candidates in choices for explanation in candidates]
-    texts = writer.write_texts(bench.model, bench.tokenizer, samples, config.writer)
-    read = bench.read([text for written in texts.values() for text in written])
-    chosen = []
-    for feature, candidates in zip(bench.features, choices):
-
-        def rewarded(explanation: str, feature: FeatureRow = feature) -> float:
-            written = texts.get(explanation, [])
-            values = read.of(feature.sae, written)[:, feature.index] / feature.maximum if written else []
-            return rewards.reward([float(value) for value in values], config.reward)
-
-        chosen.append(max(candidates, key=rewarded))
-    return chosen
-
-
-def true_explanations(bench: Bench, table: Path) -> list[str]:
-    """The concept with the best F1 that a description can be built on."""
-    concepts = bench.domain.concepts()
-    scores = truth.f1_of_all(truth.load(table, concepts))[truth_columns(bench)]
-    leads = np.array([bench.domain.can_lead(concept) for concept in concepts])
-    best = np.where(leads, scores, -1.0).argmax(axis=1)
-    return [bench.domain.describe([concepts[at]]) for at in best]
-
-
-def truth_columns(bench: Bench) -> list[int]:
-    """The column of each feature of the bench in the truth table, which holds the explained SAE's features in order."""
-    explained = [row.feature_id for row in bench.all_rows if row.sae == bench.sae_name]
-    return [explained.index(feature.feature_id) for feature in bench.features]
 
 
 def measure(bench: Bench, explanations: Sequence[Explanation]) -> list[EvaluationRow]:
@@ -149,7 +107,7 @@ def measure(bench: Bench, explanations: Sequence[Explanation]) -> list[Evaluatio
     scores = [(math.nan, math.nan)] * len(named)
     if bench.domain.truth_known:
         table = truth.load(ACTIVATIONS / "truth.safetensors", bench.domain.concepts())
-        scores = evaluation.truth_scores(named, truth_columns(bench), table, bench.domain)
+        scores = evaluation.truth_scores(named, bench.truth_columns(), table, bench.domain)
     asked = [(text, row.index) for row, name in zip(bench.features, named) for text in texts.get(name, [])]
     tokens = iter(bench.read_tokens(asked))
     inputs = input_accuracies(bench, named, texts, read)
@@ -159,8 +117,11 @@ def measure(bench: Bench, explanations: Sequence[Explanation]) -> list[Evaluatio
         written = texts.get(explanation.text, [])
         relative = read.of(bench.sae_name, written) / maxima if written else np.zeros((0, len(maxima)))
         cut = list(islice(tokens, len(written)))
+        near = bench.near.responses(feature.feature_id, written, read).neighbours
         found = replace(judged[at], input_accuracy=inputs[at])
-        rows.append(evaluation.evaluation_row(feature, explanation, written, relative, cut, rivals, found, scores[at]))
+        rows.append(
+            evaluation.evaluation_row(feature, explanation, written, relative, near, cut, rivals, found, scores[at])
+        )
     return rows
 
 

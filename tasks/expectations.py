@@ -44,7 +44,9 @@ FEATURE_ID = r"[^\s/]+/[^\s/]+/(?:0|[1-9][0-9]*)"  # subject/sae/index
 # GX hands patterns to one of two engines, and in one of them \s is ASCII: the others are spelt out.
 BLANK = "\\s" + "".join(map(chr, (0x85, 0xA0, 0x1680, *range(0x2000, 0x2010), 0x2028, 0x2029, 0x202F, 0x205F, 0x2060,
                                   0x3000, 0xFEFF)))  # fmt: skip
-UNREADABLE = "[\\x00-\\x1f\\x7f-\\x9f\u2028\u2029\ufffd]"  # more than one line, control characters, bytes that are no text
+UNREADABLE = (
+    "[\\x00-\\x1f\\x7f-\\x9f\u2028\u2029\ufffd]"  # more than one line, control characters, bytes that are no text
+)
 
 
 def pair_columns(pairs: Sequence[PreferencePair], features: Sequence[FeatureRow], params: Params) -> "pd.DataFrame":
@@ -202,7 +204,9 @@ def _text_expectations(params: Params) -> "list[Expectation]":
     for side in SIDES:
         count, text = f"{side}_words", f"{side}_explanation"
         found += [
-            gxe.ExpectColumnValuesToBeBetween(column=count, min_value=limits.min_words, **_named(f"{text}_long_enough")),
+            gxe.ExpectColumnValuesToBeBetween(
+                column=count, min_value=limits.min_words, **_named(f"{text}_long_enough")
+            ),
             gxe.ExpectColumnValuesToBeBetween(
                 column=count, max_value=limits.max_words, **_named(f"{text}_short_enough")
             ),
@@ -233,16 +237,20 @@ def _side_expectations(params: Params) -> "list[Expectation]":
     import great_expectations.expectations as gxe
 
     most = params.build_preferences.max_pairs
+    one_best = [
+        gxe.ExpectColumnValuesToBeInSet(
+            column="contradictions", value_set=[0], **_named("never_both_chosen_and_rejected")
+        ),
+        gxe.ExpectColumnValuesToBeInSet(column="chosen_texts", value_set=[1], **_named("one_best_of_a_feature")),
+    ]
     return [
         gxe.ExpectColumnValuesToBeInSet(column="wordings", value_set=[2], **_named("explanations_differ")),
         gxe.ExpectColumnValuesToBeInSet(column="copies_before", value_set=[0], **_named("pair_only_once")),
         gxe.ExpectColumnValuesToBeBetween(
             column="pairs_before", max_value=most - 1, **_named("few_enough_pairs_of_a_feature")
         ),
-        gxe.ExpectColumnValuesToBeInSet(
-            column="contradictions", value_set=[0], **_named("never_both_chosen_and_rejected")
-        ),
-        gxe.ExpectColumnValuesToBeInSet(column="chosen_texts", value_set=[1], **_named("one_best_of_a_feature")),
+        # All pairs by intent put a middling candidate on both sides.
+        *([] if params.build_preferences.rule is PairingRule.all_pairs else one_best),
     ]
 
 
@@ -289,7 +297,9 @@ def _feature_expectations(params: Params) -> "list[Expectation]":
     ]  # fmt: skip
 
 
-def measured_columns(pairs: Sequence[PreferencePair], scores: Sequence[ScoreRow], rows: Sequence[int]) -> "pd.DataFrame":
+def measured_columns(
+    pairs: Sequence[PreferencePair], scores: Sequence[ScoreRow], rows: Sequence[int]
+) -> "pd.DataFrame":
     """One line for each of `rows` of `pairs`: how far its scores are from the best reward of the same candidate.
 
     Infinite for an explanation that was no candidate of the feature.

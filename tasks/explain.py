@@ -10,7 +10,7 @@ from pathlib import Path
 
 from saeexplainer.config import Params
 from saeexplainer.errors import UserError
-from saeexplainer.records import FeatureRow
+from saeexplainer.records import FeatureRow, NeighbourRow
 from saeexplainer.storage import read_rows, read_tensors
 from tasks import params as parameters
 
@@ -93,6 +93,7 @@ def _explanations(folder: Path, numbers: list[int], params: Params) -> list[str]
 def _rewards(asked: list[FeatureRow], explanations: list[str], params: Params) -> list[float]:
     """Write, read and reward, as score_explanations does."""
     from saeexplainer import models, rewards, sae, writer
+    from saeexplainer.neighbours import Neighbourhoods
     from saeexplainer.seeds import seed_torch
 
     seed_torch(params.seed, "explain")
@@ -104,9 +105,9 @@ def _rewards(asked: list[FeatureRow], explanations: list[str], params: Params) -
         (text for written in texts.values() for text in written), model, tokenizer, saes,
         params.prepare_sae.hook_block, params.prepare_subject.context_length,
     )  # fmt: skip
-    earned = []
-    for row, explanation in zip(asked, explanations, strict=True):
-        written = texts.get(explanation, [])
-        maxima = read.of(row.sae, written)[:, row.index] / row.maximum if written else []
-        earned.append(rewards.reward([float(value) for value in maxima], config.reward))
-    return earned
+    near = Neighbourhoods(read_rows(FEATURES, FeatureRow), read_rows(ACTIVATIONS / "neighbours.parquet", NeighbourRow))
+    found = [
+        near.responses(row.feature_id, texts.get(explanation, []), read)
+        for row, explanation in zip(asked, explanations, strict=True)
+    ]
+    return [rewards.reward(one.own, one.neighbours, config.reward) for one in found]

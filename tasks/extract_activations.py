@@ -2,7 +2,7 @@
 
     python -m tasks.extract_activations
 
-Writes data/activations: features.parquet, contexts.parquet, directions.safetensors (decoder and encoder rows, mean top
+Writes data/activations: features.parquet, neighbours.parquet, contexts.parquet, directions.safetensors (decoder and encoder rows, mean top
 activations, one row a feature) and, where the domain knows it, truth.safetensors.
 """
 
@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from saeexplainer import activations, models, sae, truth
+from saeexplainer import activations, models, neighbours, sae, truth
 from saeexplainer.activations import FeatureStatistics, TokenBatch
 from saeexplainer.config import Params
 from saeexplainer.domain import Document, Domain
 from saeexplainer.domains import open_domain
-from saeexplainer.records import ContextRow, FeatureRow
+from saeexplainer.neighbours import CoFiring
+from saeexplainer.records import ContextRow, FeatureRow, NeighbourRow
 from saeexplainer.seeds import seed_torch
 from saeexplainer.storage import replacing, write_rows, write_tensors
 from tasks.prepare_sae import SAES
@@ -58,7 +59,7 @@ def run(params: Params) -> Report:
     seed_torch(params.seed, "extract_activations")
     torch.set_grad_enabled(False)
     work = Extraction(params)
-    statistics, mean = first_pass(work)
+    statistics, firing, mean = first_pass(work)
     live = {name: activations.live_features(stats, work.config) for name, stats in statistics.items()}
     decoders = {name: one.W_dec.detach() for name, one in work.saes.items()}
     splits = activations.split_features(live, decoders, work.config, params.seed)
@@ -67,6 +68,7 @@ def run(params: Params) -> Report:
     with replacing(ACTIVATIONS) as folder:
         folder.mkdir(parents=True)
         write_rows(folder / "features.parquet", rows, FeatureRow)
+        write_rows(folder / "neighbours.parquet", neighbour_rows(work, rows, firing), NeighbourRow)
         write_rows(folder / "contexts.parquet", contexts, ContextRow)
         tensors = {
             "decoder": torch.stack([work.saes[row.sae].W_dec[row.index] for row in rows]),
@@ -86,17 +88,29 @@ def subject_name(params: Params) -> str:
     return f"{params.prepare_subject.domain}-{params.prepare_subject.architecture}"
 
 
-def first_pass(work: Extraction) -> tuple[dict[str, FeatureStatistics], torch.Tensor]:
-    """Maximum, density and top documents of every latent, and the mean residual over all valid tokens."""
+def first_pass(work: Extraction) -> tuple[dict[str, FeatureStatistics], dict[str, CoFiring], torch.Tensor]:
+    """Maximum, density, top documents and company of every latent, and the mean residual over all valid tokens."""
+    firing = {name: CoFiring(one.cfg.d_sae) for name, one in work.saes.items()}
     statistics = {name: FeatureStatistics(one.cfg.d_sae, work.config.top_contexts) for name, one in work.saes.items()}
     total, count, first_document = torch.zeros(work.model.config.hidden_size, dtype=torch.float64), 0, 0
     for batch in work.batches(work.documents()):
         for name, one in work.saes.items():
-            statistics[name].update(one.encode(batch.residual), batch.document, first_document)
+            codes = one.encode(batch.residual)
+            statistics[name].update(codes, batch.document, first_document)
+            firing[name].update(codes)
         total += batch.residual.sum(dim=0)
         count += len(batch.residual)
         first_document += len(batch.documents)
-    return statistics, (total / count).float()
+    return statistics, firing, (total / count).float()
+
+
+def neighbour_rows(work: Extraction, rows: list[FeatureRow], firing: dict[str, CoFiring]) -> list[NeighbourRow]:
+    """The neighbours of every live feature, in the order of `rows`."""
+    found = []
+    for name, one in work.saes.items():
+        own = [row for row in rows if row.sae == name]
+        found += neighbours.nearest(own, one.W_dec, firing[name], work.config.neighbours)
+    return found
 
 
 def second_pass(

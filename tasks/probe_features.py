@@ -18,16 +18,19 @@ from saeexplainer.seeds import seed_torch, stage_seed
 from saeexplainer.storage import read_rows, write_rows
 from tasks.stage import Report, main
 
-ACTIVATIONS, SAES, SUBJECT, PROBES = Path("data/activations"), Path("data/saes"), Path("data/subject"), Path("data/probes")
+ACTIVATIONS, SAES, SUBJECT, PROBES = (
+    Path("data/activations"),
+    Path("data/saes"),
+    Path("data/subject"),
+    Path("data/probes"),
+)
 
 
 def run(params: Params) -> Report:
     """Read contexts, steer, write both tables. Raises UserError if the domain's documents are shorter than a prompt."""
     seed_torch(params.seed, "probe_features")
     features = [
-        row
-        for row in read_rows(ACTIVATIONS / "features.parquet", FeatureRow)
-        if row.split == params.evaluate.split
+        row for row in read_rows(ACTIVATIONS / "features.parquet", FeatureRow) if row.split == params.evaluate.split
     ]
     model, tokenizer = models.load_model(SUBJECT), models.load_tokenizer(SUBJECT)
     explained = sae.load(SAES / features[0].sae, model.config.hidden_size)

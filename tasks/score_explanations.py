@@ -12,7 +12,8 @@ from pathlib import Path
 
 from saeexplainer import models, rewards, sae, writer
 from saeexplainer.config import Params, Reward
-from saeexplainer.records import CandidateRow, FeatureRow, ScoreRow
+from saeexplainer.neighbours import Neighbourhoods
+from saeexplainer.records import CandidateRow, FeatureRow, NeighbourRow, ScoreRow
 from saeexplainer.seeds import seed_torch, stage_seed
 from saeexplainer.storage import read_rows, write_rows
 from tasks.stage import Report, main
@@ -30,16 +31,19 @@ def run(params: Params, item: str) -> Report:
     seed_torch(params.seed, f"score_explanations@{item}")
     config = params.score_explanations
     candidates = read_rows(ROUNDS / item / "candidates.parquet", CandidateRow)
-    features = {row.feature_id: row for row in read_rows(ACTIVATIONS / "features.parquet", FeatureRow)}
+    near = Neighbourhoods(
+        read_rows(ACTIVATIONS / "features.parquet", FeatureRow),
+        read_rows(ACTIVATIONS / "neighbours.parquet", NeighbourRow),
+    )
     model, tokenizer = models.load_model(SUBJECT), models.load_tokenizer(SUBJECT)
-    used = sorted({features[row.feature_id].sae for row in candidates})
+    used = sorted({near.features[row.feature_id].sae for row in candidates})
     saes = {name: sae.load(SAES / name, model.config.hidden_size) for name in used}
     texts = writer.write_texts(model, tokenizer, [row.explanation for row in candidates], config.writer)
     read = writer.read_texts(
         (text for written in texts.values() for text in written), model, tokenizer, saes,
         params.prepare_sae.hook_block, params.prepare_subject.context_length,
     )  # fmt: skip
-    scored = score(candidates, features, texts, read, config.reward)
+    scored = score(candidates, near, texts, read, config.reward)
     if config.reward.shuffle:
         scored = rewards.shuffled(scored, stage_seed(params.seed, f"shuffle@{item}"))
     write_rows(ROUNDS / item / "scores.parquet", scored, ScoreRow)
@@ -55,25 +59,18 @@ def run(params: Params, item: str) -> Report:
 
 
 def score(
-    candidates: Sequence[CandidateRow], features: Mapping[str, FeatureRow], texts: Mapping[str, list[str]],
+    candidates: Sequence[CandidateRow], near: Neighbourhoods, texts: Mapping[str, list[str]],
     read: writer.TextActivations, config: Reward,
 ) -> list[ScoreRow]:  # fmt: skip
     """One row a candidate; an empty explanation has no text and no reward."""
     rows = []
     for row in candidates:
-        feature = features[row.feature_id]
         written = texts.get(row.explanation, [])
-        values = read.of(feature.sae, written)[:, feature.index] / feature.maximum if written else []
-        activations = [float(value) for value in values]
+        found = near.responses(row.feature_id, written, read)
+        earned = rewards.reward(found.own, found.neighbours, config)
         rows.append(
             ScoreRow(
-                row.feature_id,
-                row.split,
-                row.rank,
-                row.explanation,
-                written,
-                activations,
-                rewards.reward(activations, config),
+                row.feature_id, row.split, row.rank, row.explanation, written, found.own, found.neighbours, earned
             )  # fmt: skip
         )
     return rows

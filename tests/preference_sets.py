@@ -75,7 +75,7 @@ def _candidates(feature: FeatureRow, number: int, draw: random.Random) -> Iterat
         words = [draw.choice(LEADS), draw.choice(NOUNS), *(["with the word", draw.choice(NOUNS)] * (draw.random() < 0.5))]
         texts = [f"the {draw.choice(NOUNS)} sleeps .", "does it ?"]
         yield ScoreRow(
-            feature.feature_id, feature.split, rank, " ".join(words), texts, [share, share / 2], reward=1.3 * share
+            feature.feature_id, feature.split, rank, " ".join(words), texts, [share, share / 2], [0.0, 0.0], 1.3 * share
         )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from rows import evaluation
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
 from tiny import ROOT, WIDTH, tiny_model, tiny_tokenizer
 from typed import Typed
@@ -51,9 +52,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_rows(folder / "data/activations/contexts.parquet", [context], ContextRow)
     write_rows(folder / "data/labels.parquet", [ExplanationRow(ids[0], "sft", "a question")], ExplanationRow)
     unknown = float("nan")
-    evaluated = EvaluationRow(
-        ids[1], "The Word dog", -0.5, [], [], [], [], 0.0, 1.0, 0.0, 0.0, unknown, unknown
-    )  # fmt: skip
+    evaluated = evaluation(
+        feature_id=ids[1], explanation="The Word dog", log_probability=-0.5, truth_agreement=unknown, truth_f1=unknown
+    )
     write_rows(folder / "data/evaluations/r1.parquet", [evaluated], EvaluationRow)
     directions = torch.randn(len(rows), WIDTH, generator=torch.Generator().manual_seed(0))
     write_tensors(folder / "data/activations/directions.safetensors", {"mean_activation": directions})

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from rows import evaluation
 
 from saeexplainer.comparison import (
     METRICS,
@@ -15,12 +16,11 @@ from saeexplainer.comparison import (
     summarise,
 )
 from saeexplainer.errors import UserError
-from saeexplainer.records import EvaluationRow
 
 
 def evaluated(accuracies, truth=math.nan, sae="main"):
     return [
-        EvaluationRow(
+        evaluation(
             feature_id=f"sandbox/{sae}/{index}",
             explanation="the word dog",
             log_probability=math.nan,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from saeexplainer import truth
-from saeexplainer.evaluation import Explanation, collides, evaluation_row, truth_scores
+from saeexplainer.evaluation import Answers, Explanation, collides, evaluation_row, truth_scores
 from saeexplainer.records import FeatureRow
 from saeexplainer.sandbox.world import World
 
@@ -19,8 +19,15 @@ RELATIVE = np.array([[0.2, 0.5, 0.9], [0.1, 0.3, 0.0]])
 READ = [(["a ", "dog"], [0.0, 2.0]), (["cat"], [1.2])]  # the tokens, and latent 1 on them in activation units
 
 
+ANSWERS = Answers(
+    input_accuracy=1.0, output_accuracy=0.0, detection_auc=0.75, fuzzing_auc=0.5, predictive_correlation=0.25
+)
+
+
 def row(relative=RELATIVE, texts=("a dog", "cat"), read=READ, rivals=EVERYONE, known=(1.0, 0.5)):
-    return evaluation_row(FEATURE, Explanation("the word dog", -0.5), list(texts), relative, read, rivals, known)
+    said = Explanation("the word dog", calls=7, call_tokens=80, log_probability=-0.5)
+    near = [0.9, 0.0][: len(texts)]
+    return evaluation_row(FEATURE, said, list(texts), relative, near, read, rivals, ANSWERS, known)
 
 
 def test_every_metric_by_hand():
@@ -31,6 +38,9 @@ def test_every_metric_by_hand():
     assert found.mean_activation == pytest.approx(0.4)
     assert found.collision == 1.0  # means 0.15, 0.4, 0.45: latent 2 fires harder
     assert (found.truth_agreement, found.truth_f1) == (1.0, 0.5)
+    assert (found.input_accuracy, found.output_accuracy, found.predictive_correlation) == (1.0, 0.0, 0.25)
+    assert (found.detection_auc, found.fuzzing_auc) == (0.75, 0.5)
+    assert (found.calls, found.call_tokens, found.neighbour_activations) == (7, 80, [0.9, 0.0])
     assert (found.feature_id, found.explanation, found.log_probability) == ("subject/main/1", "the word dog", -0.5)
     assert (found.texts, found.tokens) == (["a dog", "cat"], [["a ", "dog"], ["cat"]])
     assert found.token_activations == [[0.0, 0.5], [0.3]]  # in units of the maximum, as activations are

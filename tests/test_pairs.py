@@ -18,7 +18,7 @@ def candidates(*rewards: float, texts: list[str] | None = None) -> list[ScoreRow
     """One candidate a reward, in order of sampling; `texts` replaces the explanations."""
     said = texts or [f"the word {name}" for name in "abcdefgh"]
     return [
-        ScoreRow("subject/main/7", "dpo", rank, said[rank], [f"weak {rank}", f"strong {rank}"], [0.1, value], value)
+        ScoreRow("subject/main/7", "dpo", rank, said[rank], [f"weak {rank}", f"strong {rank}"], [0.1, value], [], value)
         for rank, value in enumerate(rewards)
     ]
 
@@ -118,3 +118,27 @@ def test_no_sentence_is_on_both_sides_and_every_promise_is_kept(drawn, config):
         assert pair.relative_gap > config.min_gap or (
             config.rule is PairingRule.reference and pair.relative_gap == pair.spread_ratio
         )
+
+
+ALL = replace(REFERENCE, rule=PairingRule.all_pairs, max_pairs=10)
+
+
+def test_all_pairs_takes_every_better_one_over_every_worse_one_with_enough_gap():
+    # Gaps: 1.0>.9 lacks one; 1.0>.5 .5, 1.0>.2 .8, .9>.5 .444, .9>.2 .778, .5>.2 .6. Widest first.
+    rows = candidates(0.5, 1.0, 0.2, 0.9)
+    found = pairs_of_feature(rows, ALL)
+    rank_of = {row.explanation: row.rank for row in rows}
+    sides = [(rank_of[pair.chosen_explanation], rank_of[pair.rejected_explanation]) for pair in found]
+    assert sides == [(1, 2), (3, 2), (0, 2), (1, 0), (3, 0)]
+    assert [round(pair.relative_gap, 3) for pair in found] == [0.8, 0.778, 0.6, 0.5, 0.444]
+    assert {pair.spread_ratio for pair in found} == {0.8}
+    assert pairs_of_feature(rows, replace(ALL, max_pairs=2)) == found[:2]
+
+
+def test_all_pairs_never_prefers_what_earned_nothing_or_says_nothing():
+    rows = candidates(1.0, 0.0, 0.0, 0.5, texts=["the word a", "the word b", "the word c", " "])
+    found = pairs_of_feature(rows, ALL)
+    assert [(pair.chosen_explanation, pair.rejected_explanation) for pair in found] == [
+        ("the word a", "the word b"),
+        ("the word a", "the word c"),
+    ]

@@ -63,7 +63,7 @@ def test_plot_rows_are_long_form_in_order(comparison):
 
 
 def scored(feature_id: str, reward: float) -> ScoreRow:
-    return ScoreRow(feature_id, "dpo", 0, "the word dog", [], [], reward)
+    return ScoreRow(feature_id, "dpo", 0, "the word dog", [], [], [], reward)
 
 
 def test_rewards_are_spread_over_bars_of_a_tenth():

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rows import evaluation, score
 
 from saeexplainer import report_page, truth
 from saeexplainer.comparison import summarise
@@ -41,7 +42,7 @@ def context(rank: int = 0, feature_id: str = FEATURE.feature_id) -> ContextRow:
 
 
 def evaluated(feature_id: str = FEATURE.feature_id, accuracy: float = 0.5, **changes) -> EvaluationRow:
-    row = EvaluationRow(
+    row = evaluation(
         feature_id=feature_id, explanation="the word dog", log_probability=math.log(0.5),
         texts=["a dog barks", "a cat"], activations=[0.9, 0.0],
         tokens=[["a ", "dog ", "bark"], ["a ", "cat"]], token_activations=[[0.0, 0.9, 0.0041], [0.0, 0.0]],
@@ -52,7 +53,10 @@ def evaluated(feature_id: str = FEATURE.feature_id, accuracy: float = 0.5, **cha
 
 
 def scored(rank: int, reward: float, explanation: str, feature_id: str = FEATURE.feature_id) -> ScoreRow:
-    return ScoreRow(feature_id, "dpo", rank, explanation, ["a dog", "a cat"], [reward, 0.0], reward)
+    return score(
+        feature_id=feature_id, split="dpo", rank=rank, explanation=explanation, texts=["a dog", "a cat"],
+        activations=[reward, 0.0], neighbour_activations=[0.0, 0.0], reward=reward,
+    )  # fmt: skip
 
 
 def pair(chosen: ScoreRow, rejected: ScoreRow) -> PreferencePair:

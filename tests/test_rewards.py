@@ -9,8 +9,24 @@ from saeexplainer.config import Reward
 from saeexplainer.records import ScoreRow
 from saeexplainer.rewards import reward, shuffled
 
-SHARE = Reward(threshold=0.5, weight_share=1.0, weight_any=0.5, weight_mean=0.1, weight_max=0.0, shuffle=False)
-REFERENCE = Reward(threshold=0.5, weight_share=0.0, weight_any=0.0, weight_mean=0.0, weight_max=1.0, shuffle=False)
+SHARE = Reward(
+    threshold=0.5,
+    weight_share=1.0,
+    weight_any=0.5,
+    weight_mean=0.1,
+    weight_max=0.0,
+    weight_neighbours=0.0,
+    shuffle=False,
+)
+REFERENCE = Reward(
+    threshold=0.5,
+    weight_share=0.0,
+    weight_any=0.0,
+    weight_mean=0.0,
+    weight_max=1.0,
+    weight_neighbours=0.0,
+    shuffle=False,
+)
 
 
 @pytest.mark.parametrize(
@@ -24,17 +40,19 @@ REFERENCE = Reward(threshold=0.5, weight_share=0.0, weight_any=0.0, weight_mean=
     ],
 )
 def test_the_weighted_sum(activations, expected):
-    assert reward(activations, SHARE) == pytest.approx(expected)
+    assert reward(activations, activations, SHARE) == pytest.approx(expected)
 
 
 def test_the_references_reward_is_the_strongest_text():
-    assert reward([0.2, 1.7, 0.3], REFERENCE) == 1.7
-    assert reward([], REFERENCE) == 0.0
+    assert reward([0.2, 1.7, 0.3], [9.0] * 3, REFERENCE) == 1.7
+    assert reward([], [], REFERENCE) == 0.0
 
 
 def scores(features: int, candidates: int) -> list[ScoreRow]:
     return [
-        ScoreRow(f"subject/main/{feature}", "dpo", rank, f"the word {rank}", ["a dog"], [0.5], 10.0 * feature + rank)
+        ScoreRow(
+            f"subject/main/{feature}", "dpo", rank, f"the word {rank}", ["a dog"], [0.5], [0.0], 10.0 * feature + rank
+        )
         for feature in range(features)
         for rank in range(candidates)
     ]
@@ -49,3 +67,16 @@ def test_shuffling_keeps_each_features_rewards_and_nothing_else_changes():
     assert [replace(row, reward=0.0) for row in mixed] == [replace(row, reward=0.0) for row in rows]
     assert [row.reward for row in mixed] != [row.reward for row in rows]
     assert shuffled(rows, seed=3) == mixed != shuffled(rows, seed=4)
+
+
+DISCRIMINATIVE = replace(SHARE, weight_neighbours=0.5)
+
+
+def test_neighbours_that_fire_cost_the_discriminative_reward():
+    own = [1.0, 0.6]  # 1.0 * 2/2 + 0.5 + 0.1 * 0.8 = 1.58
+    assert reward(own, [0.0, 0.0], DISCRIMINATIVE) == reward(own, [5.0, 5.0], SHARE) == pytest.approx(1.58)
+    assert reward(own, [0.4, 3.0], DISCRIMINATIVE) == pytest.approx(1.58 - 0.5 * (0.4 + 1.0) / 2)  # clipped at 1
+
+
+def test_no_reward_is_below_zero():
+    assert reward([0.0, 0.1], [1.0, 1.0], DISCRIMINATIVE) == 0.0

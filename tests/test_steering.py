@@ -4,7 +4,7 @@ import pytest
 import torch
 from sae_lens import SAE
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
-from tiny import WIDTH, settings, tiny_model, tiny_tokenizer
+from tiny import WIDTH, tiny_model, tiny_tokenizer
 
 from saeexplainer.config import Architecture, Steer
 from saeexplainer.models import read_residual

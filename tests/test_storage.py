@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rows import evaluation
 
 from saeexplainer import records
 from saeexplainer.errors import UserError
@@ -43,7 +44,7 @@ def test_the_same_rows_are_the_same_bytes(tmp_path):
 
 
 def test_a_value_that_is_unknown_reads_back(tmp_path):
-    rows = [records.EvaluationRow("s/m/1", "", math.nan, [], [], [], [], 0.0, 1.0, 1.0, 0.0, math.nan, math.nan)]
+    rows = [evaluation(feature_id="s/m/1", log_probability=math.nan, truth_f1=math.nan)]
     write_rows(tmp_path / "rows.parquet", rows, records.EvaluationRow)
     (row,) = read_rows(tmp_path / "rows.parquet", records.EvaluationRow)
     assert math.isnan(row.truth_f1) and row.texts == []

@@ -1,0 +1,182 @@
+"""Where the explanations under evaluation come from: an explainer, its baselines, and what each of them costs.
+
+`tasks.evaluate` measures what these functions return. Whoever uses activation feedback gets it by the writer, the prompt
+and the reward of training, never by those of the evaluation.
+"""
+
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from saeexplainer import agent, labels, rewards, truth, writer
+from saeexplainer.config import Evaluation, EvaluationKind
+from saeexplainer.evaluation import Explanation
+from saeexplainer.explainer import Explainer
+from saeexplainer.neighbours import Responses
+from saeexplainer.records import ContextRow, ExplanationRow
+from saeexplainer.seeds import stage_seed
+from saeexplainer.storage import read_rows, read_tensors
+
+if TYPE_CHECKING:
+    from tasks.evaluate import Bench
+
+ACTIVATIONS = Path("data/activations")
+
+
+def explanations_of(source: Evaluation, bench: "Bench") -> list[Explanation]:
+    """One explanation for each feature of the bench; empty where the source has none."""
+    ask = {
+        EvaluationKind.table: from_table,
+        EvaluationKind.truth: from_truth,
+        EvaluationKind.agent: from_agent,
+        EvaluationKind.other_feature: from_other_feature,
+        EvaluationKind.best_of_n: from_best_of_n,
+        EvaluationKind.explainer: from_explainer,
+    }[source.kind]
+    return ask(bench, Path(source.source))
+
+
+def from_table(bench: "Bench", path: Path) -> list[Explanation]:
+    """A table of explanations, such as the labels; one call each."""
+    table = {row.feature_id: row.explanation for row in read_rows(path, ExplanationRow)}
+    named = [table.get(feature.feature_id, "") for feature in bench.features]
+    return [Explanation(text, calls=1, call_tokens=bench.tokens(text)) for text in named]
+
+
+def from_truth(bench: "Bench", path: Path) -> list[Explanation]:
+    """The concept with the best F1 that a description can be built on; nobody had to be asked."""
+    concepts = bench.domain.concepts()
+    scores = truth.f1_of_all(truth.load(path, concepts))[bench.truth_columns()]
+    leads = np.array([bench.domain.can_lead(concept) for concept in concepts])
+    best = np.where(leads, scores, -1.0).argmax(axis=1)
+    return [Explanation(bench.domain.describe([concepts[at]]), calls=0, call_tokens=0) for at in best]
+
+
+def from_explainer(bench: "Bench", folder: Path) -> list[Explanation]:
+    """The greedy explanation."""
+    explainer = _explainer(bench, folder)
+    greedy = explainer.explain(bench.numbers, temperature=0.0, progress="explanations")
+    sure = explainer.log_probabilities(bench.numbers, greedy)
+    return [
+        Explanation(text, calls=1, call_tokens=_asked(explainer, bench, number, [text]), log_probability=how)
+        for number, text, how in zip(bench.numbers, greedy, sure, strict=True)
+    ]
+
+
+def from_other_feature(bench: "Bench", folder: Path) -> list[Explanation]:
+    """The explainer's explanation of another feature of the split: everyone's is the one before, in a random circle."""
+    own = from_explainer(bench, folder)
+    circle = list(range(len(own)))
+    random.Random(stage_seed(bench.params.seed, "other_feature")).shuffle(circle)
+    before = dict(zip(circle, [circle[-1], *circle]))
+    others = [own[before[at]] for at in range(len(own))]
+    return [Explanation(other.text, calls=other.calls, call_tokens=other.call_tokens) for other in others]
+
+
+def from_best_of_n(bench: "Bench", folder: Path) -> list[Explanation]:
+    """The best rewarded of the greedy explanation and samples: activation feedback at inference. Ties go to the greedy
+    one, then to the earlier sample."""
+    count = bench.params.evaluate.best_of
+    explainer = _explainer(bench, folder)
+    greedy = explainer.explain(bench.numbers, temperature=0.0, progress="explanations")
+    asked = [number for number in bench.numbers for _ in range(count - 1)]
+    drawn = explainer.explain(asked, bench.params.evaluate.best_of_temperature, progress="samples")
+    tried = [[greedy[at], *drawn[at * (count - 1) : (at + 1) * (count - 1)]] for at in range(len(greedy))]
+    trials = iter(try_out(bench, [(at, text) for at, texts in enumerate(tried) for text in texts]))
+    outcomes = [list(islice(trials, count)) for _ in tried]
+    chosen = [max(range(count), key=lambda at: outcome[at].reward) for outcome in outcomes]
+    named = [texts[at] for texts, at in zip(tried, chosen)]
+    sure = explainer.log_probabilities(bench.numbers, named)
+    return [
+        Explanation(
+            text,
+            calls=count + sum(len(trial.texts) for trial in outcome),
+            call_tokens=_asked(explainer, bench, number, texts) + sum(trial.tokens for trial in outcome),
+            log_probability=how,
+        )
+        for number, text, texts, outcome, how in zip(bench.numbers, named, tried, outcomes, sure, strict=True)
+    ]
+
+
+def from_agent(bench: "Bench", folder: Path) -> list[Explanation]:
+    """Hypotheses, tests, refinement: `saeexplainer.agent`, all features in step. `folder` holds the top contexts, of
+    which the agent sees those that are not kept for the probes. A hypothesis is one call, a text another."""
+    params, domain = bench.params, bench.domain
+    contexts: dict[str, list[ContextRow]] = defaultdict(list)
+    for row in read_rows(folder / "contexts.parquet", ContextRow):
+        if row.rank < params.probe_features.first_rank:
+            contexts[row.feature_id].append(row)
+    frequency = labels.concept_frequency(context for rows in contexts.values() for context in rows)
+    seen = [agent.from_contexts(contexts[feature.feature_id]) for feature in bench.features]
+    tested: list[list[agent.Tested]] = [[] for _ in bench.features]
+    calls, tokens = [0] * len(seen), [0] * len(seen)
+    for _ in range(params.evaluate.agent_turns):
+        asked = [
+            (at, sentence)
+            for at, done in enumerate(tested)
+            if not any(one.settled for one in done)
+            for sentence in agent.hypotheses(seen[at], done, domain, frequency, params.evaluate.agent_hypotheses)
+        ]
+        for (at, sentence), trial in zip(asked, try_out(bench, asked), strict=True):
+            settled = bool(trial.texts) and min(trial.found.own) >= trial.threshold
+            tested[at].append(agent.Tested(sentence, trial.reward, settled))
+            seen[at] += observations(bench, at, trial)
+            calls[at] += 1 + len(trial.texts)
+            tokens[at] += bench.tokens(sentence) + trial.tokens
+    return [Explanation(agent.best(done), calls[at], tokens[at]) for at, done in enumerate(tested)]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One explanation of one feature, tried out as in training."""
+
+    texts: list[str]  # by the writer; none for an empty explanation
+    found: Responses
+    reward: float
+    threshold: float  # at which a text counts as firing, in units of the feature's corpus maximum
+    tokens: int  # of the texts with their prompts
+
+
+def try_out(bench: "Bench", asked: Sequence[tuple[int, str]]) -> list[Trial]:
+    """Texts by the writer of training and their reward, for each (position in the bench, explanation)."""
+    config = bench.params.score_explanations
+    written = writer.write_texts(bench.model, bench.tokenizer, [text for _, text in asked], config.writer)
+    read = bench.read([text for texts in written.values() for text in texts])
+    sizes = {
+        explanation: sum(bench.tokens(config.writer.prompt.format(description=explanation)) + bench.tokens(text) for text in texts)
+        for explanation, texts in written.items()
+    }  # fmt: skip
+    trials = []
+    for at, explanation in asked:
+        texts = written.get(explanation, [])
+        found = bench.near.responses(bench.features[at].feature_id, texts, read)
+        earned = rewards.reward(found.own, found.neighbours, config.reward)
+        trials.append(Trial(texts, found, earned, config.reward.threshold, sizes.get(explanation, 0)))
+    return trials
+
+
+def observations(bench: "Bench", at: int, trial: Trial) -> list[agent.Observation]:
+    """What the texts of a trial tell about the feature at that position."""
+    feature = bench.features[at]
+    read = bench.read_tokens([(text, feature.index) for text in trial.texts])
+    return [
+        agent.from_text(text, tokens, values, trial.threshold * feature.maximum, bench.domain)
+        for text, (tokens, values) in zip(trial.texts, read, strict=True)
+    ]
+
+
+def _explainer(bench: "Bench", folder: Path) -> Explainer:
+    tensors = read_tensors(ACTIVATIONS / "directions.safetensors")
+    return Explainer(folder, tensors, bench.params.train_sft, bench.params.generate_explanations)
+
+
+def _asked(explainer: Explainer, bench: "Bench", number: int, texts: Sequence[str]) -> int:
+    """Tokens of as many prompts about a feature as there are answers, and of the answers."""
+    prompt = len(explainer.prompts.ids(number, bench.tokenizer))
+    return sum(prompt + bench.tokens(text) for text in texts)
