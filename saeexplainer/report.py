@@ -110,27 +110,29 @@ def rounds_rows(comparison: dict) -> list[RoundRow]:
 
 
 def results_table(comparison: dict) -> str:
-    """Two markdown tables in percent: each evaluation, and the paired differences in percentage points.
+    """Two markdown tables, a line a metric: each evaluation in percent, and the paired differences in percentage points.
 
     A difference whose 95 % interval leaves zero out is bold.
     """
-    metrics = list(dict.fromkeys(metric for found in comparison["rounds"].values() for metric in found))
+    rounds, differences = comparison["rounds"], comparison["differences"]
+    metrics = list(dict.fromkeys(metric for found in rounds.values() for metric in found))
     headings = [f"{metric.replace('_', ' ')} {'↓' if metric in LOWER_IS_BETTER else '↑'}" for metric in metrics]
+    pairs = subtractions(comparison)
     results = [
-        [f"`{name}`", *(_percent(found.get(metric)) for metric in metrics)]
-        for name, found in comparison["rounds"].items()
+        [heading, *(_percent(found.get(metric)) for found in rounds.values())]
+        for heading, metric in zip(headings, metrics)
     ]
-    differences = [
-        [f"`{a}` − `{b}`", *(_points(comparison["differences"][f"{a}-{b}"].get(metric)) for metric in metrics)]
-        for a, b in subtractions(comparison)
+    gains = [
+        [heading, *(_points(differences[f"{a}-{b}"].get(metric)) for a, b in pairs)]
+        for heading, metric in zip(headings, metrics)
     ]
     return "\n".join(
         [
-            *_markdown(["evaluation", *headings], results),
+            *_markdown(["metric", *(f"`{name}`" for name in rounds)], results),
             "",
             f"{_caption(comparison)} Percent; in brackets the 95 % bootstrap interval; ↑ higher is better, ↓ lower.",
             "",
-            *_markdown(["difference", *headings], differences),
+            *_markdown(["difference", *(f"`{a}` − `{b}`" for a, b in pairs)], gains),
             "",
             "Percentage points, paired by feature. Bold: the 95 % interval leaves zero out.",
             "",

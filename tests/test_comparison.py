@@ -109,7 +109,10 @@ def test_comparison_has_the_shape_everyone_reads():
     assert (comparison["seed"], comparison["subject"], comparison["sae"]) == (7, "sandbox", "main")
     assert list(comparison["rounds"]) == list(evaluations)
     assert list(comparison["differences"]) == ["r1-sft", "r2-r1", "r2-sft", "r2-open_loop", "r2-best_of_6"]
-    metrics = ["generative_accuracy", "hallucination_rate", "collision_rate", "mean_activation"]
+    metrics = [
+        "generative_accuracy", "hallucination_rate", "collision_rate", "mean_activation", "input_accuracy",
+        "output_accuracy", "detection_auc", "fuzzing_auc", "predictive_correlation",
+    ]  # fmt: skip
     assert list(comparison["rounds"]["r2"]) == list(comparison["differences"]["r2-sft"]) == metrics
     accuracy = comparison["rounds"]["r2"]["generative_accuracy"]
     assert set(accuracy) == {"value", "low", "high", "n"} and (accuracy["value"], accuracy["n"]) == (0.625, 4)
@@ -122,7 +125,8 @@ def test_comparison_has_the_shape_everyone_reads():
 
 def test_texts_are_no_metric_and_every_number_is_one():
     assert set(METRICS) == {
-        "generative_accuracy", "hallucination", "collision", "mean_activation", "truth_agreement", "truth_f1",
+        "generative_accuracy", "hallucination", "collision", "mean_activation", "input_accuracy", "output_accuracy",
+        "detection_auc", "fuzzing_auc", "predictive_correlation", "truth_agreement", "truth_f1",
     }  # fmt: skip
 
 
@@ -154,3 +158,15 @@ def test_a_round_is_compared_with_its_own_start():
     starts = {"a": "sft", "b": "a", "c": "sft"}
     assert differences_of(["sft", "a", "b", "c"], starts) == [("a", "sft"), ("b", "a"), ("c", "sft")]
     assert differences_of(["a", "c", "oracle"], starts) == [("c", "oracle")], "what was not evaluated is not subtracted"
+
+
+def test_intervals_cover_the_truth_as_often_as_they_claim():
+    """The share of 95 % intervals that hold the true mean, over yes/no metrics and accuracies of ten texts."""
+    draw = np.random.default_rng(0)
+    held = []
+    for trial in range(1500):
+        chance = 0.3 if trial % 2 else 0.5
+        values = draw.binomial(10, chance, 120) / 10 if trial % 3 else draw.binomial(1, chance, 120).astype(float)
+        interval = bootstrap_mean(values, 400, trial)
+        held.append(interval.low <= chance <= interval.high)
+    assert 0.93 <= np.mean(held) <= 0.97

@@ -10,7 +10,7 @@ from tiny import WIDTH, settings, tiny_model, tiny_tokenizer
 from transformers import PreTrainedModel
 
 from saeexplainer import dpo
-from saeexplainer.config import Architecture, Direction, Round
+from saeexplainer.config import Architecture, Direction, DpoLoss, Round, TrainDpo
 from saeexplainer.errors import UserError
 from saeexplainer.explainer import Prompts, add_feature_tokens, attach
 from saeexplainer.records import PreferencePair
@@ -97,11 +97,14 @@ CONFIG = replace(settings().train_dpo, epochs=3.0, batch_size=2, direction_noise
 ROUND = Round(start="sft", beta=BETA, learning_rate=1e-3)
 
 
-def trained(architecture: Architecture, folder: Path, validation: list[PreferencePair] = PAIRS):
+def trained(
+    architecture: Architecture, folder: Path, validation: list[PreferencePair] = PAIRS, config: TrainDpo = CONFIG,
+    round_: Round = ROUND,
+):  # fmt: skip
     model, reference = explainer(architecture), explainer(architecture)
     data = [dpo.preference_dataset(pairs, prompt_text) for pairs in (PAIRS, validation)]
     torch.manual_seed(0)
-    history = dpo.train(model, reference, trl_tokenizer(), *data, CONFIG, ROUND, seed=0, scratch=folder)
+    history = dpo.train(model, reference, trl_tokenizer(), *data, config, round_, seed=0, scratch=folder)
     return model, reference, [entry for entry in history if "eval_rewards/margins" in entry]
 
 
@@ -119,6 +122,14 @@ def test_a_round_prefers_the_chosen_and_keeps_its_best_checkpoint(architecture, 
     assert best == key and best[1] > 0.05
     assert not [path for path in tmp_path.rglob("*") if path.suffix in (".pt", ".bin", ".pth")]  # nothing is pickled
     assert len(evaluations) > 1 and len({entry["eval_rewards/margins"] for entry in evaluations}) > 1
+
+
+@pytest.mark.parametrize(("loss", "expected"), [(DpoLoss.sigmoid, math.log(2)), (DpoLoss.ipo, (1 / (2 * BETA)) ** 2)])
+def test_the_loss_asked_for_is_the_loss_that_is_minimised(loss, expected, tmp_path):
+    """At the start nothing is preferred: -log sigmoid(0), or (0 - 1 / (2 beta))^2; steps this small stay there."""
+    config = replace(CONFIG, loss=loss, sft_weight=0.0)
+    _, _, evaluations = trained(Architecture.llama, tmp_path, config=config, round_=replace(ROUND, learning_rate=1e-6))
+    assert evaluations[0]["eval_loss"] == pytest.approx(expected, rel=1e-2)
 
 
 def test_an_early_checkpoint_comes_back_if_it_was_the_best(tmp_path):

@@ -71,3 +71,16 @@ def test_three_bundles_hold_the_right_one_once_in_any_place():
     assert places.min() > 40  # chance 1/3 each
     with pytest.raises(ValueError, match="at least 3"):
         evaluation.bundles_of_three(2, seed=3)
+
+
+def test_a_judge_that_knows_nothing_is_at_chance():
+    """What the floor baseline is held against: 1/3 of the bundles, half of the pairs of contexts and of tokens."""
+    draw = np.random.default_rng(0)
+    probes = [ProbeRow("s/m/1", "the dog sleeps", [0.0, 0.9, 0.0])] * 4 + [ProbeRow("s/m/1", "a cat", [0.0, 0.0])] * 4
+    found = [
+        evaluation.detection(probes, [draw.normal(size=len(probe.activations)).tolist() for probe in probes])
+        for _ in range(1500)
+    ]
+    assert np.mean(found, axis=0) == pytest.approx([0.5, 0.5, 0.0], abs=0.02)
+    picks = [metrics.picked(draw.normal(size=3).tolist(), int(draw.integers(3))) for _ in range(3000)]
+    assert np.mean(picks) == pytest.approx(1 / 3, abs=0.03)

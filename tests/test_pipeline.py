@@ -148,6 +148,10 @@ def params(workspace: Path) -> dict:
     return yaml.safe_load((workspace / "params.yaml").read_text(encoding="utf-8"))
 
 
+def evaluated(workspace: Path, name: str) -> list[EvaluationRow]:
+    return read_rows(workspace / f"data/evaluations/{name}.parquet", EvaluationRow)
+
+
 def comparison(workspace: Path) -> dict:
     return json.loads((workspace / "reports/comparison.json").read_text(encoding="utf-8"))
 
@@ -158,7 +162,7 @@ def test_the_report_has_every_evaluation_on_the_test_features(workspace):
     tested = {row.feature_id for row in rows if row.split == "test"}
     assert len(tested) == params(workspace)["extract_activations"]["test_features"]
     for name in params(workspace)["evaluations"]:
-        found = read_rows(workspace / f"data/evaluations/{name}.parquet", EvaluationRow)
+        found = evaluated(workspace, name)
         assert {row.feature_id for row in found} == tested and len(found) == len(tested)
     assert (workspace / "reports/rounds.png").read_bytes().startswith(b"\x89PNG")
     assert (workspace / "own.db").is_file()  # MLflow was told, where it was told to
@@ -175,17 +179,35 @@ def test_no_pair_comes_from_a_held_out_feature_and_every_round_learns(workspace)
         assert all(split_of[pair.feature_id] == pair.split for pair in pairs)
 
 
-def test_a_third_round_is_an_edit_of_params_alone(workspace):
+BASELINES = {
+    "best_of_2": {"kind": "best_of_n", "source": "data/explainers/sft"},
+    "agent": {"kind": "agent", "source": "data/activations"},
+    "other_feature": {"kind": "other_feature", "source": "data/explainers/sft"},
+    "oracle": {"kind": "truth", "source": "data/activations/truth.safetensors"},
+}
+
+
+def test_a_third_round_and_more_baselines_are_an_edit_of_params_alone(workspace):
     """After it nothing is left to do: the run that finds every stage unchanged comes first and last."""
     assert repro(workspace) == []
     text = (workspace / "params.yaml").read_text(encoding="utf-8")
     edited = yaml.safe_load(text)
     edited["rounds"]["r3"] = edited["rounds"]["r2"] | {"start": "r2"}
-    edited["evaluations"]["r3"] = {"kind": "explainer", "source": "data/explainers/r3"}
+    edited["evaluations"] |= {"r3": {"kind": "explainer", "source": "data/explainers/r3"}} | BASELINES
     (workspace / "params.yaml").write_text(yaml.safe_dump(edited, sort_keys=False), encoding="utf-8")
     before = locked(workspace)
-    assert repro(workspace) == [f"{stage}@r3" for stage in ROUND] + ["compare_rounds"]
-    assert "r3" in comparison(workspace)["rounds"]
+    more = {f"evaluate@{name}" for name in BASELINES}
+    ran = repro(workspace)
+    assert [stage for stage in ran if stage not in more] == [f"{stage}@r3" for stage in ROUND] + ["compare_rounds"]
+    assert more < set(ran) and {"r3", *BASELINES} < set(comparison(workspace)["rounds"])
+    costs = {name: evaluated(workspace, name) for name in ("sft", *BASELINES)}
+    texts = params(workspace)["score_explanations"]["writer"]["texts"]
+    assert {row.calls for row in costs["sft"] + costs["other_feature"]} == {1}
+    assert max(row.calls for row in costs["best_of_2"]) == 2 * (1 + texts)
+    assert max(row.calls for row in costs["agent"]) <= 2 * (1 + texts)  # the same budget
+    assert {row.calls for row in costs["oracle"]} == {0}
+    moved = zip(costs["sft"], costs["other_feature"], strict=True)
+    assert all(row.call_tokens > 1 for row in costs["sft"]) and any(a.explanation != b.explanation for a, b in moved)
     after = locked(workspace)
     assert {name: outs for name, outs in after.items() if name in before and name != "compare_rounds"} == {
         name: outs for name, outs in before.items() if name != "compare_rounds"

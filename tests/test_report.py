@@ -6,10 +6,10 @@ import math
 from dataclasses import replace
 
 import pytest
+import tiny
 from test_comparison import evaluated
 
 from saeexplainer.comparison import summarise
-from saeexplainer.config import Reward
 from saeexplainer.errors import UserError
 from saeexplainer.records import EvaluationRow, ScoreRow
 from saeexplainer.report import (
@@ -40,26 +40,28 @@ def comparison():
 
 def test_table_shows_percent_points_and_what_leaves_zero_out(comparison):
     lines = results_table(comparison).splitlines()
-    assert lines[0].startswith("| evaluation | generative accuracy ↑ | hallucination rate ↓ |")
-    assert lines[3].startswith("| `sft` | 25.0 (25.0 to 25.0) | 0.0 (0.0 to 0.0) |")
-    assert lines[6] == (
+    assert lines[0] == "| metric | `open_loop` | `sft` | `r1` |"
+    assert lines[2] == "| generative accuracy ↑ | 50.0 (50.0 to 50.0) | 25.0 (25.0 to 25.0) | 50.0 (50.0 to 50.0) |"
+    assert lines[3].startswith("| hallucination rate ↓ | 0.0 (0.0 to 0.0) |")
+    assert lines[lines.index("") + 1] == (
         "Subject sandbox, SAE main, 4 held-out features. "
         "Percent; in brackets the 95 % bootstrap interval; ↑ higher is better, ↓ lower."
     )
-    assert "| `r1` − `sft` | **+25.0 (+25.0 to +25.0)** | +0.0 (+0.0 to +0.0) |" in results_table(comparison)
-    assert len({line.count("|") for line in lines if line.startswith("|")}) == 1, "every row has every column"
+    gains = lines[lines.index("| difference | `r1` − `sft` | `r1` − `open_loop` |") :]
+    assert gains[2] == "| generative accuracy ↑ | **+25.0 (+25.0 to +25.0)** | +0.0 (+0.0 to +0.0) |"
+    assert [line.count("|") for line in gains if line.startswith("|")] == [4] * 13, "every row has every column"
 
 
 def test_a_metric_that_one_evaluation_lacks_is_a_dash():
     unknown = evaluated([0.5, 0.25])
     table = results_table(summarise({"sft": unknown, "r1": evaluated([0.5, 0.5], truth=1.0)}, 100, 0))
-    assert next(line for line in table.splitlines() if line.startswith("| `sft`")).endswith("| – | – |")
+    assert "| truth f1 ↑ | – | 100.0 (100.0 to 100.0) |" in table.splitlines()
 
 
 def test_plot_rows_are_long_form_in_order(comparison):
     rows = rounds_rows(comparison)
-    assert [row.round for row in rows] == ["open_loop"] * 6 + ["sft"] * 6 + ["r1"] * 6
-    assert (rows[6].metric, rows[6].value, rows[6].low, rows[6].high) == ("generative_accuracy", 0.25, 0.25, 0.25)
+    assert [row.round for row in rows] == ["open_loop"] * 11 + ["sft"] * 11 + ["r1"] * 11
+    assert (rows[11].metric, rows[11].value, rows[11].low, rows[11].high) == ("generative_accuracy", 0.25, 0.25, 0.25)
 
 
 def scored(feature_id: str, reward: float) -> ScoreRow:
@@ -79,7 +81,7 @@ def test_reward_of_an_evaluation_is_that_of_the_rounds(comparison):
         name: [replace(row, activations=activations) for row in evaluated([0.5] * 4)]
         for name, activations in (("open_loop", [1.0]), ("sft", []), ("r1", [1.0, 0.0]))
     }
-    config = Reward(0.5, weight_share=1.0, weight_any=0.2, weight_mean=0.0, weight_max=0.0, shuffle=False)
+    config = replace(tiny.settings().score_explanations.reward, weight_mean=0.0)  # share + 0.2 * any
     rows = reward_hallucination_rows(comparison, evaluations, config, 10)
     assert [(row.round, round(row.reward, 9)) for row in rows] == [("open_loop", 1.2), ("sft", 0.0), ("r1", 0.7)]
     assert rows[1].hallucination == comparison["rounds"]["sft"]["hallucination_rate"]["value"]

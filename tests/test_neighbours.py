@@ -1,0 +1,64 @@
+"""Neighbours of a feature: counted by brute force, picked by hand, and measured in everyone's own unit."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from saeexplainer.neighbours import CoFiring, Neighbourhoods, nearest
+from saeexplainer.records import FeatureRow, NeighbourRow
+from saeexplainer.writer import TextActivations
+
+
+def feature(index: int, maximum: float = 1.0, sae: str = "main") -> FeatureRow:
+    return FeatureRow(f"subject/{sae}/{index}", sae, index, "dpo", maximum, 0.01)
+
+
+@given(st.integers(0, 1000), st.integers(1, 9))
+def test_overlap_is_intersection_over_union_however_the_tokens_are_batched(seed, batch_size):
+    draw = np.random.default_rng(seed)
+    codes = draw.random((12, 5)) * (draw.random((12, 5)) < 0.4)
+    firing = CoFiring(5)
+    for start in range(0, 12, batch_size):
+        firing.update(torch.tensor(codes[start : start + batch_size]).float())
+    found = firing.overlap([0, 3, 4])
+    for row, a in enumerate((0, 3, 4)):
+        for column, b in enumerate((0, 3, 4)):
+            both, either = (codes[:, a] > 0) & (codes[:, b] > 0), (codes[:, a] > 0) | (codes[:, b] > 0)
+            assert found[row, column] == pytest.approx(both.sum() / either.sum() if either.any() else 0.0)
+
+
+def test_half_are_near_by_direction_and_half_by_company():
+    # Of latent 0: latent 1 points almost its way, latent 3 fires with it most often, latent 2 neither, latent 4 is dead.
+    decoder = torch.tensor([[1.0, 0.0], [2.0, 0.2], [0.0, 1.0], [-1.0, 0.1], [1.0, 0.0]])
+    firing = CoFiring(5)
+    firing.update(torch.tensor([[1.0, 0, 0, 1, 0], [1.0, 0, 0, 1, 0], [1.0, 1, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 1, 0, 0]]))
+    rows = [feature(index) for index in (0, 1, 2, 3)]
+    found = [row for row in nearest(rows, decoder, firing, 2) if row.feature_id == "subject/main/0"]
+    assert [row.neighbour for row in found] == [1, 3]
+    assert found[0].cosine == pytest.approx(2.0 / np.hypot(2.0, 0.2)) and found[0].co_firing == pytest.approx(1 / 4)
+    assert found[1].co_firing == pytest.approx(2 / 3)
+
+
+def test_nobody_is_its_own_neighbour_and_few_features_have_few():
+    decoder = torch.eye(3)
+    firing = CoFiring(3)
+    firing.update(torch.ones(4, 3))
+    rows = [feature(index) for index in range(3)]
+    for row in rows:
+        near = [other.neighbour for other in nearest(rows, decoder, firing, 4) if other.feature_id == row.feature_id]
+        assert sorted(near) == [index for index in range(3) if index != row.index]
+
+
+def test_responses_are_in_units_of_each_latents_own_maximum():
+    near = Neighbourhoods(
+        [feature(0, 2.0), feature(1, 4.0), feature(2, 10.0), feature(1, 100.0, "lender")],
+        [NeighbourRow("subject/main/0", 1, 0.9, 0.1), NeighbourRow("subject/main/0", 2, 0.2, 0.8)],
+    )
+    read = TextActivations({"a": 0, "b": 1}, {"main": np.array([[1.0, 1.0, 8.0], [3.0, 2.0, 1.0]], dtype=np.float32)})
+    found = near.responses("subject/main/0", ["b", "a"], read)
+    assert found.own == [1.5, 0.5]
+    assert found.neighbours == pytest.approx([0.5, 0.8])  # of b: latent 1 at 2/4; of a: latent 2 at 8/10
+    assert near.responses("subject/main/1", ["a"], read).neighbours == [0.0]  # no neighbour is kept
+    assert near.responses("subject/main/0", [], read).own == []
