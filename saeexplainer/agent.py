@@ -23,7 +23,7 @@ class Observation:
 
 
 @dataclass(frozen=True)
-class Tested:
+class Hypothesis:
     """A hypothesis with what its texts earned."""
 
     explanation: str
@@ -41,8 +41,9 @@ def from_text(
 ) -> Observation:
     """A text of one's own: `tokens` joined are the text as far as it was read, `activations` (one a token) and
     `threshold` are in the same unit."""
-    ends = [sum(map(len, tokens[: at + 1])) for at in range(len(tokens))]
-    spans = [(end - len(token), end) for end, token in zip(ends, tokens)]
+    starts = [sum(map(len, tokens[:at])) for at in range(len(tokens))]
+    # A token reaches to the start of the next one: without its space, its last character is inside the word.
+    spans = [(start, start + len(token.rstrip())) for start, token in zip(starts, tokens)]
     concepts = concepts_at(domain.annotate(Document(text, None)), spans)
     if activations and max(activations) >= threshold:
         return Observation(frozenset(concepts[list(activations).index(max(activations))]), True)
@@ -50,7 +51,7 @@ def from_text(
 
 
 def hypotheses(
-    seen: Sequence[Observation], tested: Sequence[Tested], domain: Domain, frequency: Mapping[str, int], count: int
+    seen: Sequence[Observation], tested: Sequence[Hypothesis], domain: Domain, frequency: Mapping[str, int], count: int
 ) -> list[str]:
     """Up to `count` sentences to test next: the best one so far made narrower, then the likeliest that are untested.
 
@@ -63,7 +64,7 @@ def hypotheses(
     return [sentence for sentence in dict.fromkeys(proposed) if sentence not in done][:count]
 
 
-def best(tested: Sequence[Tested]) -> str:
+def best(tested: Sequence[Hypothesis]) -> str:
     """The best rewarded explanation, the earliest of equals; empty if nothing could be tested."""
     return max(tested, key=lambda one: one.reward).explanation if tested else ""
 
@@ -80,7 +81,7 @@ def _ranked(seen: Sequence[Observation], frequency: Mapping[str, int]) -> list[s
     return sorted(found, key=likelihood)
 
 
-def _narrower(tested: Sequence[Tested], ranked: Sequence[str], domain: Domain) -> list[str]:
+def _narrower(tested: Sequence[Hypothesis], ranked: Sequence[str], domain: Domain) -> list[str]:
     """The best hypothesis so far with the likeliest modifier added, if it names one concept and did something."""
     named = domain.parse(best(tested))
     if len(named) != 1 or max(one.reward for one in tested) <= 0:

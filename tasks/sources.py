@@ -114,7 +114,7 @@ def from_agent(bench: "Bench", folder: Path) -> list[Explanation]:
             contexts[row.feature_id].append(row)
     frequency = labels.concept_frequency(context for rows in contexts.values() for context in rows)
     seen = [agent.from_contexts(contexts[feature.feature_id]) for feature in bench.features]
-    tested: list[list[agent.Tested]] = [[] for _ in bench.features]
+    tested: list[list[agent.Hypothesis]] = [[] for _ in bench.features]
     calls, tokens = [0] * len(seen), [0] * len(seen)
     for _ in range(params.evaluate.agent_turns):
         asked = [
@@ -125,7 +125,7 @@ def from_agent(bench: "Bench", folder: Path) -> list[Explanation]:
         ]
         for (at, sentence), trial in zip(asked, try_out(bench, asked), strict=True):
             settled = bool(trial.texts) and min(trial.found.own) >= trial.threshold
-            tested[at].append(agent.Tested(sentence, trial.reward, settled))
+            tested[at].append(agent.Hypothesis(sentence, trial.reward, settled))
             seen[at] += observations(bench, at, trial)
             calls[at] += 1 + len(trial.texts)
             tokens[at] += bench.tokens(sentence) + trial.tokens

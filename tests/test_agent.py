@@ -1,7 +1,7 @@
 """The agent: what it proposes first, how a test changes its mind, and what it answers."""
 
 from saeexplainer import agent
-from saeexplainer.agent import Observation, Tested, best, from_text, hypotheses
+from saeexplainer.agent import Observation, Hypothesis, best, from_text, hypotheses
 from saeexplainer.sandbox.world import World
 
 WORLD = World(0)
@@ -25,16 +25,16 @@ def test_a_text_that_leaves_the_feature_silent_speaks_against_what_it_holds():
 
 def test_what_was_tested_is_not_proposed_again_and_the_best_is_made_narrower():
     seen = [Observation(frozenset({"word:dog", "category:animal", "context:question"}), True)]
-    tested = [Tested("the word dog", 0.4, False), Tested("any animal", 0.1, False)]
+    tested = [Hypothesis("the word dog", 0.4, False), Hypothesis("any animal", 0.1, False)]
     found = hypotheses(seen, tested, WORLD, {"context:question": 5}, 5)
     assert found[0] == "the word dog in a question"
     assert not {"the word dog", "any animal"} & set(found)
-    nothing = [Tested("the word dog", 0.0, False)]
+    nothing = [Hypothesis("the word dog", 0.0, False)]
     assert "the word dog in a question" not in hypotheses(seen, nothing, WORLD, {}, 5)
 
 
 def test_the_best_rewarded_is_the_answer_and_the_first_of_equals():
-    assert best([Tested("a", 0.2, False), Tested("b", 0.7, False), Tested("c", 0.7, True)]) == "b"
+    assert best([Hypothesis("a", 0.2, False), Hypothesis("b", 0.7, False), Hypothesis("c", 0.7, True)]) == "b"
     assert best([]) == ""
 
 

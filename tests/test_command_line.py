@@ -20,7 +20,7 @@ from typed import Typed
 from typed import typed as in_a_process
 
 from saeexplainer.config import Architecture
-from saeexplainer.records import ContextRow, EvaluationRow, ExplanationRow, FeatureRow
+from saeexplainer.records import ContextRow, EvaluationRow, ExplanationRow, FeatureRow, NeighbourRow
 from saeexplainer.storage import write_rows, write_tensors
 from tasks import compose, doctor
 from tasks.doctor import Finding
@@ -48,6 +48,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     ]
     write_rows(folder / "data/activations/features.parquet", rows, FeatureRow)
+    near = [NeighbourRow(ids[0], LATENTS[1], 0.5, 0.1)]
+    write_rows(folder / "data/activations/neighbours.parquet", near, NeighbourRow)
     context = ContextRow(ids[1], 0, "the dog runs", ["the", "dog", "runs"], [0.0, 1.0, 0.0], 1, [])
     write_rows(folder / "data/activations/contexts.parquet", [context], ContextRow)
     write_rows(folder / "data/labels.parquet", [ExplanationRow(ids[0], "sft", "a question")], ExplanationRow)

@@ -153,5 +153,5 @@ def test_readme_command_takes_kept_results(comparison, tmp_path, monkeypatch, ca
     block = "<!-- results:{0}:start -->\n<!-- results:{0}:end -->\n"
     (tmp_path / "README.md").write_text(block.format("kept") + block.format("never"))
     assert readme.main() == 0
-    assert "| `r1` | 50.0" in (tmp_path / "README.md").read_text()
+    assert "| generative accuracy ↑ | 50.0" in (tmp_path / "README.md").read_text()
     assert "never: not measured" in capsys.readouterr().out
