@@ -56,6 +56,13 @@ def load(path: Path = Path("params.yaml")) -> Params:
     return build(config, str(path))
 
 
+def text(config: DictConfig, source: str) -> str:
+    """The text of a parameter file: values and order as they are given, checked. Raises UserError."""
+    build(config, source)
+    OmegaConf.resolve(config)
+    return OmegaConf.to_yaml(config)
+
+
 def build(config: DictConfig, source: str) -> Params:
     """A plain config to checked dataclasses; `source` is the file that error messages name."""
     params = _frozen(OmegaConf.to_object(typed(config, source)), Params)

@@ -18,9 +18,9 @@ def rows(accuracies: list[float], **more: list[float]) -> list[EvaluationRow]:
     """One row a feature."""
     columns = {"generative_accuracy": accuracies} | more
     return [
-        EvaluationRow(**BLANK | {"feature_id": f"sandbox/main/{at}"} | {name: column[at] for name, column in columns.items()})
-        for at in range(len(accuracies))
-    ]  # fmt: skip
+        EvaluationRow(**BLANK | {"feature_id": f"sandbox/main/{at}"} | dict(zip(columns, values, strict=True)))
+        for at, values in enumerate(zip(*columns.values(), strict=True))
+    ]
 
 
 def judged(rounds: dict, opponent: list, criterion: str = "generative_accuracy", guarded: tuple = ()) -> Verdict:
@@ -85,8 +85,8 @@ def test_the_reason_names_every_loss_with_its_interval():
         "collision_rate": Interval(0.25, 0.25, 0.25, 2), "input_accuracy": Interval(-0.5, -0.5, -0.5, 2),
     }}  # fmt: skip
     assert verdict.reason("sft") == (
-        "r1 - sft: generative accuracy +30.0 points (+30.0 to +30.0), but it loses collision rate +25.0 points (+25.0 to "
-        "+25.0), input accuracy -50.0 points (-50.0 to -50.0)"
+        "r1 - sft: generative accuracy +30.0 points (+30.0 to +30.0), but it loses collision rate +25.0 points (+25.0 "
+        "to +25.0), input accuracy -50.0 points (-50.0 to -50.0)"
     )
 
 
@@ -95,8 +95,8 @@ def test_the_next_best_round_is_promoted_and_the_reason_says_what_hinders_the_be
     verdict = judged(found, rows([0.2, 0.2]), guarded=("collision_rate",))
     assert (verdict.best, verdict.ahead) == ("r1", "r2")
     assert verdict.reason("sft") == (
-        "r1 - sft: generative accuracy +30.0 points (+30.0 to +30.0); r2 - sft: generative accuracy +50.0 points (+50.0 "
-        "to +50.0), but it loses collision rate +100.0 points (+100.0 to +100.0)"
+        "r1 - sft: generative accuracy +30.0 points (+30.0 to +30.0); r2 - sft: generative accuracy +50.0 points "
+        "(+50.0 to +50.0), but it loses collision rate +100.0 points (+100.0 to +100.0)"
     )
 
 
