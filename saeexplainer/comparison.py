@@ -24,6 +24,7 @@ METRICS = {
     for field in fields(EvaluationRow)
     if field.type is float and field.name != "log_probability"  # how sure the explainer was, not how right
 }
+LOWER_IS_BETTER = ("hallucination_rate", "collision_rate")
 MAY_BE_UNKNOWN = ("truth_agreement", "truth_f1")  # NaN is an answer only here; elsewhere it is a fault
 BASELINE, START = "open_loop", "sft"
 
@@ -58,6 +59,15 @@ def paired_difference(a: Mapping[str, float], b: Mapping[str, float]) -> dict[st
             f"one of the two alone, {lonely[0]} first; rerun `dvc repro` so that both measure the same split"
         )
     return {feature_id: a[feature_id] - b[feature_id] for feature_id in sorted(a)}
+
+
+def known_difference(a: Mapping[str, float], b: Mapping[str, float], resamples: int, seed: int) -> Interval | None:
+    """Mean of a - b over the features for which both are known (not NaN); None if there are none.
+
+    Raises as `paired_difference` does.
+    """
+    values = _known(paired_difference(a, b))
+    return bootstrap_mean(values, resamples, seed) if values else None
 
 
 def pooled_difference(
@@ -161,13 +171,19 @@ def chain_of(comparison: dict) -> list[str]:
     return [b for _, b in found[:1]] + [name for name in comparison["rounds"] if name in rounds]
 
 
+def values_of(rows: Sequence[EvaluationRow], metric: str) -> dict[str, float]:
+    """feature_id -> one metric, a value of METRICS."""
+    field = next(field for field, name in METRICS.items() if name == metric)
+    return {row.feature_id: getattr(row, field) for row in rows}
+
+
 def _by_metric(name: str, rows: Sequence[EvaluationRow]) -> dict[str, dict[str, float]]:
     """metric -> feature_id -> value."""
     if not rows:
         raise UserError(f"evaluation {name}: no rows; lower what removes its features or rerun `dvc repro evaluate`")
     if len({row.feature_id for row in rows}) != len(rows):
         raise UserError(f"evaluation {name}: a feature is measured twice; rerun `dvc repro evaluate@{name}`")
-    table = {metric: {row.feature_id: getattr(row, field) for row in rows} for field, metric in METRICS.items()}
+    table = {metric: values_of(rows, metric) for metric in METRICS.values()}
     for metric, values in table.items():
         if metric not in MAY_BE_UNKNOWN and not np.isfinite(list(values.values())).all():
             raise UserError(f"evaluation {name}: {metric} is not a finite number for every feature")
@@ -188,9 +204,7 @@ def _differences(
     """metric -> {"value", "low", "high"} of a - b, over the features for which both are known."""
     found = {}
     for metric in a:
-        difference = paired_difference(a[metric], b[metric])
-        if _known(difference):
-            interval = _mean(difference, resamples, seed)
+        if interval := known_difference(a[metric], b[metric], resamples, seed):
             found[metric] = {"value": interval.value, "low": interval.low, "high": interval.high}
     return found
 

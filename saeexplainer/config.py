@@ -315,6 +315,8 @@ class CompareRounds:
     resamples: int  # bootstrap
     page_contexts: int  # strongest contexts of a feature that the report page shows
     experiment: str  # the MLflow experiment, named after the experiment file
+    criterion: str  # metric on which a round must beat the champion, beyond its interval, to be promoted
+    guarded: list[str]  # metrics on which it must not lose beyond the interval; none switches the guard off
 
 
 @dataclass(frozen=True)

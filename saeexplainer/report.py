@@ -8,12 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from saeexplainer.comparison import bootstrap_mean, chain_of, subtractions
+from saeexplainer.comparison import LOWER_IS_BETTER, bootstrap_mean, chain_of, subtractions
 from saeexplainer.config import Reward
 from saeexplainer.records import EvaluationRow, ScoreRow
 from saeexplainer.rewards import reward
 
-LOWER_IS_BETTER = ("hallucination_rate", "collision_rate")
 # Panels of the picture, those that the comparison holds.
 PICTURED = {
     "generative_accuracy": "share of texts that make the feature fire",

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from saeexplainer.comparison import METRICS, bootstrap_mean, paired_difference, pooled_difference
+from saeexplainer.comparison import LOWER_IS_BETTER, METRICS, bootstrap_mean, paired_difference, pooled_difference
 from saeexplainer.records import EvaluationRow
-from saeexplainer.report import BASELINE_GREY, LOWER_IS_BETTER
+from saeexplainer.report import BASELINE_GREY
 
 SEEDS, CONTROL, LABELS = "seeds", "control", "labels"  # groups with a section of their own
 COMPLETE = "complete"

@@ -1,4 +1,4 @@
-"""`sae-explainer`: ask, list, compose, check. Every mistake is one line on stderr and exit status 2.
+"""`sae-explainer`: ask, list, compose, add rounds, check. Every mistake is one line on stderr and exit status 2.
 
 Commands import what they need when they run, so that `--help` is there at once.
 """
@@ -19,7 +19,7 @@ CHAMPION = "champion"
 
 app = typer.Typer(
     name="sae-explainer",
-    help="Explain SAE features, list them, compose settings, and check this machine. Run it where params.yaml lies.",
+    help="Explain SAE features, list them, compose settings, add rounds, check this machine; run where params.yaml lies.",
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -118,6 +118,24 @@ def compose(
     from tasks import compose as composing
 
     raise typer.Exit(composing.main([*(overrides or []), "--output", str(output)]))
+
+
+@app.command(short_help="Add rounds while they are worth it.")
+def rounds(
+    at_most: Annotated[
+        int, typer.Option("--at-most", min=1, metavar="N", help="Rounds in all, with those that params.yaml has.")
+    ],
+) -> None:
+    """Bring the pipeline up to date and add rounds to params.yaml while the last one was worth it on valid features.
+
+    Example: sae-explainer rounds --at-most 5
+    """
+    import signal
+
+    from tasks import rounds as preference_rounds
+
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # unwinds, and stops the running stage
+    print(f"rounds: {preference_rounds.run(at_most)}")
 
 
 @app.command(short_help="Show the report page.")

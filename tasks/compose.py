@@ -15,7 +15,7 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from saeexplainer.errors import UserError
@@ -27,10 +27,7 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 
 def composed(overrides: list[str]) -> str:
     """The text of params.yaml under these overrides, checked. Raises UserError."""
-    config = _compose(overrides)
-    parameters.build(parameters.typed(config, "conf"), "conf")
-    OmegaConf.resolve(config)
-    return OmegaConf.to_yaml(config)
+    return parameters.text(_compose(overrides), "conf")
 
 
 def _compose(overrides: list[str]) -> DictConfig:

@@ -191,10 +191,16 @@ def _revisions() -> list[str]:
 
 def _locks() -> Iterator[Finding]:
     """DVC's locks: who holds them, and what a killed one left."""
+    from tasks import repro
+
     if _is_held(DVC_TMP / "lock"):
         holder = (DVC_TMP / "lock").read_text(encoding="utf-8", errors="replace").strip() or "unknown"
         yield Finding("warn", f"DVC: at work here (process {holder})", "let it finish, or stop it, before another starts")
-    gone, alive = _holders(DVC_TMP / "rwlock")
+    if repro.is_torn(repro.USERS):
+        advice = "the next `make flow`, `make study` or `sae-explainer rounds` removes it; else delete it yourself"
+        yield Finding("warn", f"DVC: a kill tore {repro.USERS}, on which `dvc repro` fails", advice)
+        return
+    gone, alive = _holders(repro.USERS)
     if alive:
         yield Finding("warn", f"DVC: files are held by {_some(alive)}", "let it finish, or stop it")
     if gone:
@@ -215,12 +221,12 @@ def _is_held(path: Path) -> bool:
 
 
 def _holders(path: Path) -> tuple[list[str], list[str]]:
-    """(dead, live) processes that .dvc/tmp/rwlock names."""
+    """(dead, live) processes that a list of DVC's users names."""
     import psutil
 
     try:
         held = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
+    except (OSError, ValueError):  # no such file, or torn a moment ago
         return [], []
     entries = [entry for readers in held.get("read", {}).values() for entry in readers]
     entries += list(held.get("write", {}).values())

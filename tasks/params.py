@@ -19,6 +19,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from saeexplainer.comparison import METRICS
 from saeexplainer.config import Architecture, DomainName, EvaluationKind, Params, Writer
 from saeexplainer.errors import UserError
 
@@ -26,6 +27,7 @@ from saeexplainer.errors import UserError
 MAY_BE_ZERO = {  # integers that say "the first", "none" or "no limit below"
     "seed", "hook_block", "injection_block", "lessons", "truth_documents", "context_tokens", "min_pairs",
 }  # fmt: skip
+MAY_BE_EMPTY = {"guarded"}
 ABOVE_ZERO = {
     "temperature", "temperatures", "best_of_temperature", "top_p", "learning_rate", "warmup_learning_rate", "beta", "epochs", "warmup_epochs",
     "injection_scale", "threshold", "twin_cosine", "max_density",
@@ -52,6 +54,13 @@ def load(path: Path = Path("params.yaml")) -> Params:
     if not isinstance(config, DictConfig):
         raise UserError(f"{path}: holds no mapping of sections; write it with `python -m tasks.compose`")
     return build(config, str(path))
+
+
+def text(config: DictConfig, source: str) -> str:
+    """The text of a parameter file: values and order as they are given, checked. Raises UserError."""
+    build(config, source)
+    OmegaConf.resolve(config)
+    return OmegaConf.to_yaml(config)
 
 
 def build(config: DictConfig, source: str) -> Params:
@@ -105,7 +114,8 @@ def check(params: Params) -> None:
     """What types cannot say. Raises UserError (without a file's name) on the first thing that cannot run."""
     for key, name, value in leaves(params):
         _check_leaf(key, name, value)
-    for complaint in chain(*(find(params) for find in (_shapes, _sampling, _features, _limits, _rounds, _evaluations))):
+    finders = (_shapes, _sampling, _features, _limits, _rounds, _evaluations, _comparison)
+    for complaint in chain(*(find(params) for find in finders)):
         raise UserError(complaint)
 
 
@@ -125,7 +135,7 @@ def leaves(node: Any, key: str = "", name: str = "") -> Iterator[tuple[str, str,
 
 
 def _check_leaf(key: str, name: str, value: Any) -> None:
-    if isinstance(value, str | list) and not value:
+    if isinstance(value, str | list) and not value and name not in MAY_BE_EMPTY:
         raise UserError(f"{key}: is empty; give at least one value")
     if isinstance(value, bool) or not isinstance(value, int | float):
         return
@@ -278,6 +288,16 @@ def _evaluations(params: Params) -> Iterator[str]:
         elif source.suffix == ".parquet" or (source.parent == EXPLAINERS and source.name not in explainers):
             choices = ", ".join(str(EXPLAINERS / known) for known in explainers)
             yield f"{key}; there is no such explainer, choose from {choices}"
+
+
+def _comparison(params: Params) -> Iterator[str]:
+    settings, known = params.compare_rounds, list(METRICS.values())
+    guarded = {f"guarded[{index}]": metric for index, metric in enumerate(settings.guarded)}
+    for key, metric in {"criterion": settings.criterion, **guarded}.items():
+        if metric not in known:
+            close = get_close_matches(metric, known, n=1)
+            advice = f"did you mean {close[0]}?" if close else f"choose from {', '.join(known)}"
+            yield f"compare_rounds.{key}: is {metric!r}, which is no metric; {advice}"
 
 
 def _misfits(node: Any, kind: Any, key: str = "") -> Iterator[str]:

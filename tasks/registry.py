@@ -5,9 +5,10 @@
 
 A registered model an MLflow experiment (`sae-explainer-sandbox`), a version a round. A version holds the explainer, its
 features and the rows on which it was measured, so that the next one can be compared with it when data/ is another.
-`champion` moves to the best round whose generative accuracy, paired by feature, is above the champion's beyond the 95 %
-interval; the first champion has to be above what training started from. Results that measure other things (another
-subject, SAE, split or writer) are not comparable: then it stays, and only a person moves it.
+`champion` moves to the best round that beats the champion on `compare_rounds.criterion` and loses on none of
+`compare_rounds.guarded`, both paired by feature and beyond the 95 % interval (`saeexplainer.gate`); the first champion
+has to beat what training started from. Results that measure other things (another subject, SAE, split or writer) are not
+comparable: then it stays, and only a person moves it.
 """
 
 import argparse
@@ -20,17 +21,17 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saeexplainer import storage
-from saeexplainer.comparison import Interval, bootstrap_mean, chain_of, paired_difference
+from saeexplainer import gate, storage
+from saeexplainer.comparison import chain_of
 from saeexplainer.config import EvaluationKind, Params
 from saeexplainer.errors import UserError
 from saeexplainer.explainer import PARTS
-from saeexplainer.records import EvaluationRow, FeatureRow
+from saeexplainer.records import FeatureRow
 from saeexplainer.serving import Explained, ServedExplainer, evaluation_of, missing_files, write_served
 from saeexplainer.storage import read_json, read_rows, read_tensors
 from tasks import params as parameters
@@ -49,33 +50,6 @@ REQUIREMENTS = (
     "tqdm",
 )  # fmt: skip
 PROMOTE = "`python -m tasks.registry promote --version N`"
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What a comparison of a result's rounds with one opponent says."""
-
-    best: str | None  # the round to promote; None if no interval is above 0
-    differences: dict[str, Interval]  # round -> its accuracy minus the opponent's, paired by feature
-
-
-def judge(
-    rounds: Mapping[str, Sequence[EvaluationRow]], opponent: Sequence[EvaluationRow], resamples: int, seed: int
-) -> Verdict:
-    """The round with the largest difference among those whose interval is above 0.
-
-    Raises UserError if they measure other features than the opponent.
-    """
-    differences = {
-        name: bootstrap_mean(list(paired_difference(_accuracy(rows), _accuracy(opponent)).values()), resamples, seed)
-        for name, rows in rounds.items()
-    }
-    above = [name for name, interval in differences.items() if interval.low > 0]
-    return Verdict(max(above, key=lambda name: differences[name].value, default=None), differences)
-
-
-def _accuracy(rows: Sequence[EvaluationRow]) -> dict[str, float]:
-    return {row.feature_id: row.generative_accuracy for row in rows}
 
 
 def model_name(experiment: str) -> str:
@@ -251,20 +225,16 @@ def _choice(client: "MlflowClient", name: str, result: _Result) -> tuple[str | N
                 opponent = evaluation_of(folder)
         except UserError as error:
             return None, f"{whom} stays: {error}"
+    settings = result.params.compare_rounds
     try:
-        verdict = judge(result.evaluated, opponent, result.params.compare_rounds.resamples, result.params.seed)
+        verdict = gate.judge(
+            result.evaluated, opponent, settings.criterion, settings.guarded, settings.resamples, result.params.seed
+        )
     except UserError as error:
         return None, f"{whom} stays: {error}; promote by hand: {PROMOTE}"
-    best = verdict.best or max(verdict.differences, key=lambda item: verdict.differences[item].value)
-    interval = verdict.differences[best]
-    points = f"{best} - {whom}: {_points(interval.value)} points ({_points(interval.low)} to {_points(interval.high)})"
     if verdict.best:
-        return best, f"champion is now {best}: {points}"
-    return None, f"{'no champion yet' if champion is None else f'{whom} stays'}: {points}, not above 0"
-
-
-def _points(value: float) -> str:
-    return f"{100 * value:+.1f}"
+        return verdict.best, f"champion is now {verdict.best}: {verdict.reason(whom)}"
+    return None, f"{'no champion yet' if champion is None else f'{whom} stays'}: {verdict.reason(whom)}"
 
 
 def champion_version(client: "MlflowClient", name: str) -> "ModelVersion | None":

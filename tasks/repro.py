@@ -204,32 +204,31 @@ def started(*command: str, folder: Path = Path(), seconds: float | None = None) 
             child.process.stdout.close()
 
 
-def mend(folder: Path = Path()) -> bool:
-    """Remove the list of DVC's users if a kill tore it: DVC does not write it in one step. Whether it did.
+def mend(folder: Path = Path()) -> None:
+    """Remove the list of DVC's users if a kill tore it: DVC does not write it in one step, and fails on what is left.
 
     Nobody is at work when it is torn and DVC's own guard is free, so that it lists nobody who lives.
     """
     path = folder / USERS
-    if not _is_torn(path):
-        return False
+    if not is_torn(path):
+        return
     with path.with_name(f"{path.name}.lock").open("a") as guard:  # DVC's own: whoever writes the list has it locked
         try:
             fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            return False
-        torn = _is_torn(path)
-        if torn:
+            return
+        if is_torn(path):
             path.unlink()
-        return torn
 
 
-def _is_torn(path: Path) -> bool:
+def is_torn(path: Path) -> bool:
+    """Whether a list of DVC's users is there and is no JSON."""
     try:
         json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return False
     except ValueError:
         return True
+    except OSError:  # above all: no such file
+        return False
     return False
 
 

@@ -119,6 +119,15 @@ def log(params: Params, comparison: dict) -> Logged:
     return Logged(parent, created=True, skipped=skipped)
 
 
+def tag(params: Params, comparison: dict, name: str, value: str) -> None:
+    """Set a tag on the parent run of a result, if the store has one. Raises as `log` does."""
+    client = open_client()
+    experiment = experiment_id(client, params.compare_rounds.experiment)
+    asked = f"tags.pipeline_key = '{pipeline_key(params, comparison)}' AND tags.level = 'pipeline'"
+    for run in client.search_runs([experiment], asked):
+        client.set_tag(run.info.run_id, name, value)
+
+
 def _log_child(
     client: "MlflowClient", experiment: str, parent: str, name: str, params: Params, points: list[Point], tags: dict
 ) -> None:

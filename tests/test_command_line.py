@@ -152,7 +152,7 @@ def test_without_data_it_says_what_makes_it(tmp_path: Path, command: str) -> Non
 def test_help_names_every_command_and_loads_nothing_heavy(folder: Path) -> None:
     shown = typed(folder).stdout
     assert [line.split()[0] for line in shown.split("Commands:\n")[1].splitlines()] == [
-        "explain", "features", "compose", "report", "doctor",
+        "explain", "features", "compose", "rounds", "report", "doctor",
     ]  # fmt: skip
     heavy = ["torch", "transformers", "mlflow", "prefect", "pyarrow", "hydra", "dvc", "pandas"]
     code = f"import sys; from tasks import command_line; command_line.main([]); print(set({heavy}) & set(sys.modules))"
@@ -201,6 +201,9 @@ def test_doctor_tells_who_holds_dvcs_locks_from_who_left_them(here: Path) -> Non
     ]
     (here / ".dvc/tmp/rwlock").write_text(json.dumps({"read": {}, "write": {"/a": entries[1]}}))
     assert [f.what for f in doctor._locks()] == [f"DVC: files are held by process {os.getpid()} (dvc exp run)"]
+    (here / ".dvc/tmp/rwlock").write_text('{"read": {}, "wri')
+    (torn,) = doctor._locks()
+    assert torn.line.startswith("warn  DVC: a kill tore .dvc/tmp/rwlock, on which `dvc repro` fails; the next ")
     (here / ".dvc/tmp/rwlock").unlink()
     (here / ".dvc/tmp/lock").write_text(f" {os.getpid()}")
     assert [f.level for f in doctor._locks()] == ["ok"]

@@ -96,6 +96,12 @@ WRONG = {
     "no baseline": ({"evaluations__open_loop": REMOVED}, "evaluations.open_loop", "data/labels.parquet"),
     "unknown explainer": ({"evaluations__sft__source": "data/explainers/r9"}, "evaluations.sft.source", "r9"),
     "explainer that is a table": ({"evaluations__sft__kind": "table"}, "evaluations.sft.source", ".parquet"),
+    "unknown criterion": ({"compare_rounds__criterion": "accuracy"}, "compare_rounds.criterion", "'accuracy'"),
+    "unknown guarded metric": (
+        {"compare_rounds__guarded": ["detection_auc", "collision"]},
+        "compare_rounds.guarded[1]",
+        "did you mean collision_rate?",
+    ),
     "round measured elsewhere": ({"evaluations__r2__source": "data/explainers/r1"}, "evaluations.r2.source", "r1"),
 }
 
@@ -132,6 +138,10 @@ def test_a_broken_file_is_one_line(tmp_path: Path, text: str) -> None:
 def test_an_absent_file_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="No such file.*tasks.compose"):
         params.load(tmp_path / "params.yaml")
+
+
+def test_no_metric_need_be_guarded(tmp_path: Path) -> None:
+    assert params.load(edited(tmp_path, compare_rounds__guarded=[])).compare_rounds.guarded == []
 
 
 def test_a_third_round_needs_no_code(tmp_path: Path) -> None:

@@ -109,6 +109,16 @@ def test_one_parent_and_one_child_an_evaluation(project):
     assert {path.name for path in Path("mlruns").iterdir()} == {"mlflow.db", "artifacts"}
 
 
+def test_a_tag_goes_to_the_result_it_is_about(project):
+    settings = params.load()
+    tracking.log(settings, project)
+    tracking.tag(settings, project, "stop_rule", "not above 0")
+    tracking.tag(settings, project | {"seed": 9}, "stop_rule", "of a result that was never logged")
+    _, (parent,), children = stored(settings.compare_rounds.experiment)
+    assert parent.data.tags["stop_rule"] == "not above 0"
+    assert not any("stop_rule" in child.data.tags for child in children.values())
+
+
 def test_rewards_and_seconds_are_metrics(project):
     settings = params.load()
     tracking.log(settings, project)

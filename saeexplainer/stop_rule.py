@@ -1,0 +1,44 @@
+"""Was a preference round worth it, as far as features tell that neither train nor report.
+
+A round's explainer is first measured when the next round samples its candidates and has them scored. So the candidates
+that the next round's start wrote are compared with those that this round's start wrote, feature by feature.
+
+Only valid features count. On the dpo features the explainer was trained, so that it gains there by fitting alone. The
+test features are those of the report: a rule that looked at them would stop at the round that was lucky on them, and
+the reported figure would be too good. Valid features give no gradient. But `train_dpo` picks its checkpoint by the
+preferences among them, so a gain here may be a little too good: that can cost a round too many, and no reported figure.
+
+The measure is the share of texts that reach the threshold, not the reward: a reward may weigh other things as well.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from saeexplainer.comparison import Interval, bootstrap_mean, paired_difference
+from saeexplainer.records import ScoreRow
+
+SPLIT = "valid"
+
+
+def gain(
+    before: Sequence[ScoreRow], after: Sequence[ScoreRow], threshold: float, resamples: int, seed: int
+) -> Interval:
+    """Mean over valid features of `after`'s share minus `before`'s, paired, with its 95 % interval.
+
+    `threshold` is in units of a feature's corpus maximum. Raises UserError if the two hold different valid features.
+    """
+    difference = paired_difference(shares(after, threshold), shares(before, threshold))
+    return bootstrap_mean(list(difference.values()), resamples, seed)
+
+
+def shares(rows: Sequence[ScoreRow], threshold: float) -> dict[str, float]:
+    """Valid feature_id -> mean over its candidates of the share of texts at or over the threshold.
+
+    A candidate without texts has share 0, as its explanation is missing.
+    """
+    found: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        if row.split == SPLIT:
+            firing = [value >= threshold for value in row.activations]
+            found[row.feature_id].append(sum(firing) / max(len(firing), 1))
+    return {feature_id: sum(values) / len(values) for feature_id, values in found.items()}

@@ -1,0 +1,55 @@
+"""Was a round worth it: by hand, on valid features alone."""
+
+import pytest
+
+from saeexplainer.comparison import Interval
+from saeexplainer.errors import UserError
+from saeexplainer.records import ScoreRow
+from saeexplainer.stop_rule import gain, shares
+
+
+def scored(feature: str, *candidates: list[float], split: str = "valid", reward: float = 0.0) -> list[ScoreRow]:
+    """A feature's candidates by the activations of their texts."""
+    return [
+        ScoreRow(feature, split, rank, "the word dog", ["a dog"] * len(found), found, [0.0] * len(found), reward)
+        for rank, found in enumerate(candidates)
+    ]
+
+
+def test_the_share_is_a_mean_of_candidates_and_of_no_other_split() -> None:
+    rows = [
+        *scored("a", [0.5, 0.49], [0.9, 0.6, 0.0, 0.0], []),  # 1/2, 1/2, and 0 for no text: the threshold itself counts
+        *scored("b", [0.0]),
+        *scored("c", [1.0], split="dpo"),
+        *scored("d", [1.0], split="test"),
+    ]
+    assert shares(rows, 0.5) == {"a": pytest.approx(1 / 3), "b": 0.0}
+
+
+# Two valid features, one candidate of two texts each: how many of them fire, before and after; (value, low, high).
+# Resampled means of two differences x, y are x, (x + y) / 2, y with chances 1/4, 1/2, 1/4: the interval is (x, y).
+GAINS = {
+    "both gain": ((0, 1), (1, 2), (0.5, 0.5, 0.5)),
+    "nothing changes": ((1, 1), (1, 1), (0.0, 0.0, 0.0)),
+    "one gains": ((0, 1), (2, 1), (0.5, 0.0, 1.0)),
+    "one gains more than the other loses": ((0, 1), (2, 0), (0.25, -0.5, 1.0)),
+    "both lose": ((2, 1), (0, 0), (-0.75, -1.0, -0.5)),
+}
+
+
+@pytest.mark.parametrize(("before", "after", "expected"), GAINS.values(), ids=GAINS)
+def test_the_gain_is_paired_by_feature(before: tuple, after: tuple, expected: tuple) -> None:
+    def rows(firing: tuple, reward: float) -> list[ScoreRow]:
+        valid = [
+            row for at, n in enumerate(firing) for row in scored(f"{at}", [1.0] * n + [0.0] * (2 - n), reward=reward)
+        ]
+        # What is trained on and what is reported say the opposite, and so do rewards: none of them may count.
+        others = [scored(f"{split}", [1.0 - reward], split=split) for split in ("dpo", "test")]
+        return [*reversed(valid), *others[0], *others[1]]
+
+    assert gain(rows(before, reward=0.0), rows(after, reward=1.0), 0.5, 500, 0) == Interval(*expected, n=2)
+
+
+def test_other_features_are_not_compared() -> None:
+    with pytest.raises(UserError, match="cannot be paired"):
+        gain(scored("a", [1.0]), scored("b", [1.0]), 0.5, 50, 0)
