@@ -1,8 +1,8 @@
 """The judge that is a local chat model: it is asked for yes or no, and its log-odds are the score.
 
 No text is generated: a score is log p(yes) - log p(no) of the answer's first token, in nats, whatever else the model
-would say. For the tokens of a text the question is asked once a token, with that token marked; the same question is asked
-once. That is a short forward pass a token: hundreds of contexts are minutes on a GPU and hours on a few cores.
+would say. For the tokens of a text the question is asked once a token, with that token marked: a short forward pass each.
+The same question is asked once.
 """
 
 from collections.abc import Sequence
@@ -112,7 +112,8 @@ class ChatJudge:
         limit = getattr(self.model.config, "max_position_embeddings", None)
         if limit is not None and tokens > limit:
             raise UserError(
-                f"{self.folder}: a question to the judge has {tokens} tokens, it reads {limit}; name a model that reads more"
+                f"{self.folder}: a question to the judge has {tokens} tokens, it reads {limit}; "
+                "name a model that reads more"
             )
 
 

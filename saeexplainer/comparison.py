@@ -24,7 +24,8 @@ METRICS = {
     for field in fields(EvaluationRow)
     if field.type is float and field.name != "log_probability"  # how sure the explainer was, not how right
 }
-MAY_BE_UNKNOWN = ("truth_agreement", "truth_f1", "judge_agreement")  # NaN is an answer only here; elsewhere it is a fault
+# NaN is an answer only here; elsewhere it is a fault.
+MAY_BE_UNKNOWN = ("truth_agreement", "truth_f1", "judge_agreement")
 BASELINE, START = "open_loop", "sft"
 
 Values = Sequence[float] | np.ndarray  # one number a feature

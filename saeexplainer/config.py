@@ -313,7 +313,7 @@ class Endpoint:
     backoff_seconds: float  # pause before the second attempt; it doubles, and is longer if the server says so
     concurrency: int  # calls at once
     cache: str  # folder of all answers; a call whose answer is there is not made again
-    max_failed_share: float  # of calls without a usable answer, each scored as knowing nothing; beyond it the stage stops
+    max_failed_share: float  # of calls without a usable answer, scored as knowing nothing; beyond it the stage stops
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 Every reply is kept on disk under the hash of what was asked, usable or not, before anything is made of it: a killed run
 goes on where it was, and what was paid is never paid again. Replies that are no JSON with one rating an item get one
-request to mend them. A call that still has no usable answer is a `Failure`, counted, and its items get the middle of the
-scale: they all look alike, as they do to who knows nothing. Too many of them stop the stage.
+request to mend them. A call that still has no usable answer is a `Failure`; it is counted, and its items get the middle
+of the scale: they all look alike, as they do to who knows nothing. Too many of them stop the stage.
 """
 
 import hashlib
@@ -45,9 +45,9 @@ OF_TOKENS = """Description: {description}
 One text, cut into tokens, as a JSON list:
 {items}
 
-Rate each token from 0 (not what the description is about) to {highest} (exactly what it is about), reading it in its text.
+Rate each token, as it stands in the text, from 0 (not what the description is about) to {highest} (exactly that).
 Answer with JSON alone: {{"ratings": [one number for each of the {count} tokens, in their order]}}"""
-REPAIR = """That was not JSON of the form {{"ratings": [{count} numbers from 0 to {highest}]}}. Answer with that JSON alone."""
+REPAIR = """That was not {{"ratings": [{count} numbers from 0 to {highest}]}}. Answer with that JSON alone."""
 
 Messages = list[dict[str, str]]
 
@@ -287,6 +287,6 @@ def _said(role: str, content: str) -> dict[str, str]:
 
 
 def _shuffled(texts: list[str]) -> list[str]:
-    """An order that depends on the texts alone: contexts come sorted by how hard the feature fires, and a judge that saw
-    that order could guess."""
+    """An order that depends on the texts alone: contexts come sorted by how hard the feature fires, and a judge that
+    saw that order could guess."""
     return sorted(texts, key=lambda text: hashlib.sha256(text.encode()).digest())

@@ -107,9 +107,9 @@ def detection(
 ) -> tuple[float, float, float]:
     """(detection AUC, fuzzing AUC, correlation) from a judge's score of each probe and of each of its tokens.
 
-    Detection ranks contexts. Fuzzing ranks the tokens of the contexts in which the feature fires; it fires on a token at
-    half its maximum of that context or more. The correlation is over all tokens of all contexts. Equal scores, as those of
-    a missing explanation, are at chance.
+    Detection ranks contexts. Fuzzing ranks the tokens of the contexts in which the feature fires; it fires on a token
+    at half its maximum of that context or more. The correlation is over all tokens of all contexts. Equal scores, as
+    those of a missing explanation, are at chance.
     """
     firing = [max(probe.activations) > 0 for probe in probes]
     tokens: list[float] = []
@@ -130,8 +130,8 @@ def detection(
 
 
 def agreement(first: Sequence[float], others: Sequence[Sequence[float]]) -> float:
-    """Spearman's rank correlation of the first judge's scores with each other judge's, averaged over those for whom it is
-    defined; NaN if there is none, as where scores are constant."""
+    """Spearman's rank correlation of the first judge's scores with each other judge's, averaged over those for whom it
+    is defined; NaN if there is none, as where scores are constant."""
     from scipy.stats import spearmanr
 
     able = [other for other in others if len(set(first)) > 1 and len(set(other)) > 1]

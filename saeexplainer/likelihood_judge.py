@@ -39,7 +39,7 @@ class LikelihoodJudge:
 
     def relevance(self, questions: Sequence[Question]) -> list[float]:
         """The log-likelihood ratio of each text in nats: the sum of its lifts."""
-        return [sum(lifts) for lifts in self._lifts_of(questions)]
+        return [sum(lifts, 0.0) for lifts in self._lifts_of(questions)]
 
     def token_relevance(self, questions: Sequence[Question]) -> list[list[float]]:
         """The lifts; the tokens of a question must be cut by the writer's own tokenizer."""
