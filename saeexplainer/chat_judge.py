@@ -1,8 +1,8 @@
 """The judge that is a local chat model: it is asked for yes or no, and its log-odds are the score.
 
 No text is generated: a score is log p(yes) - log p(no) of the answer's first token, in nats, whatever else the model
-would say. For the tokens of a text the question is asked once a token, with that token marked: a short forward pass each.
-The same question is asked once.
+would say. For the tokens of a text the question is asked once a token, with that token marked: a short forward pass
+each. The same question is asked once.
 """
 
 from collections.abc import Sequence

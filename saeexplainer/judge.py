@@ -1,7 +1,7 @@
 """Who says how much a text is about a description: one protocol, three ways to answer it.
 
 `likelihood_judge` needs no instruct model, `chat_judge` asks a local chat model for yes or no, `endpoint_judge` asks a
-served one for ratings. Scores of different judges have different units: only comparisons within one judge mean anything.
+served one for ratings. Judges score in different units: only comparisons within one judge mean anything.
 """
 
 from collections.abc import Sequence

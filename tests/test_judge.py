@@ -1,4 +1,4 @@
-"""Judges: each scores as its definition says when asked one text at a time, whatever the batch and the server's moods."""
+"""Judges: each scores as its definition says when asked one text at a time, whatever the batch or the server's mood."""
 
 import json
 import math
@@ -12,7 +12,6 @@ import pytest
 import torch
 from tiny import settings, tiny_model, tiny_tokenizer
 
-from saeexplainer import evaluation
 from saeexplainer.chat_judge import ChatJudge
 from saeexplainer.config import Architecture, Endpoint, JudgeKind
 from saeexplainer.config import Judge as JudgeConfig
@@ -191,7 +190,8 @@ def serve():
 def endpoint_judge(server: Server, folder: Path, batch_size: int = 2, **changes) -> EndpointJudge:
     plain = Endpoint(
         base_url=f"http://127.0.0.1:{server.server_port}/v1", key_variable=None, request={"temperature": 0.0},
-        timeout_seconds=20.0, attempts=3, backoff_seconds=0.001, concurrency=4, cache=str(folder / "cache"), max_failed_share=1.0,
+        timeout_seconds=20.0, attempts=3, backoff_seconds=0.001, concurrency=4, cache=str(folder / "cache"),
+        max_failed_share=1.0,
     )  # fmt: skip
     config = JudgeConfig(JudgeKind.endpoint, "tiny", batch_size, replace(plain, **changes))
     return EndpointJudge(config, "evaluate.judges[0]")
@@ -275,26 +275,6 @@ def test_nobody_at_the_address_is_a_failure(serve, tmp_path):
 )  # fmt: skip
 def test_only_one_rating_an_item_counts(reply, ratings):
     assert parsed(reply, 2) == ratings
-
-
-PROBES = [ProbeRow("f", "a dog", [0.0, 1.0]), ProbeRow("f", "dog dog", [0.4, 0.8]), ProbeRow("f", "a cat", [0.0, 0.0])]
-SILENT = [0.0, 0.0]
-
-
-def test_any_scores_give_the_metrics():
-    # Contexts: both that fire are above the silent one. Tokens: 0 and 5, 5 and 5, of which all but the first fire.
-    assert evaluation.detection(PROBES, [5.0, 10.0, 0.0], [[0.0, 5.0], [5.0, 5.0], SILENT])[:2] == (1.0, 1.0)
-    assert evaluation.detection(PROBES, [0.0] * 3, [SILENT] * 3) == (0.5, 0.5, 0.0)
-    assert evaluation.detection(PROBES, [5.0, 0.0, 3.0], [SILENT] * 3)[0] == 0.5
-
-
-def test_agreement_is_of_ranks_and_unknown_without_spread():
-    up, flat = [1.0, 2.0, 3.0], [5.0, 5.0, 5.0]
-    assert evaluation.agreement(up, [[10.0, 200.0, 3000.0]]) == pytest.approx(1.0)
-    assert evaluation.agreement(up, [up, up[::-1], flat]) == pytest.approx(0.0)  # the constant one has no say
-    assert evaluation.agreement(up, [[1.0, 3.0, 2.0]]) == pytest.approx(0.5)  # 1 - 6 * 2 / (3 * 8)
-    for first, others in ((up, []), (up, [flat]), (flat, [up])):
-        assert math.isnan(evaluation.agreement(first, others))
 
 
 def test_the_first_judge_answers_and_the_others_only_agree(serve, tmp_path):
