@@ -25,7 +25,8 @@ METRICS = {
     if field.type is float and field.name != "log_probability"  # how sure the explainer was, not how right
 }
 LOWER_IS_BETTER = ("hallucination_rate", "collision_rate")
-MAY_BE_UNKNOWN = ("truth_agreement", "truth_f1")  # NaN is an answer only here; elsewhere it is a fault
+# NaN is an answer only here; elsewhere it is a fault.
+MAY_BE_UNKNOWN = ("truth_agreement", "truth_f1", "judge_agreement")
 BASELINE, START = "open_loop", "sft"
 
 Values = Sequence[float] | np.ndarray  # one number a feature

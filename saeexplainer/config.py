@@ -293,6 +293,39 @@ class Evaluation:
     source: str  # the parquet table, the explainer's folder, or for truth the truth table
 
 
+class JudgeKind(StrEnum):
+    """Who says how much a text is about an explanation (docs/METHOD.md, Judges)."""
+
+    likelihood = "likelihood"  # the writer: how much the explanation raises its probability of the text
+    chat = "chat"  # a local chat model: log-odds of yes against no
+    endpoint = "endpoint"  # a chat completions endpoint: ratings from 0 to 10
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An OpenAI-compatible server, and how patient to be with it."""
+
+    base_url: str  # /chat/completions is added
+    key_variable: str | None  # name of the environment variable that holds the key, never the key; null: none is sent
+    request: dict[str, float]  # further fields of each call, such as temperature or max_tokens
+    timeout_seconds: float  # of one attempt
+    attempts: int  # at a call, on status 429 and 5xx, timeouts and broken connections
+    backoff_seconds: float  # pause before the second attempt; it doubles, and is longer if the server says so
+    concurrency: int  # calls at once
+    cache: str  # folder of all answers; a call whose answer is there is not made again
+    max_failed_share: float  # of calls without a usable answer, scored as knowing nothing; beyond it the stage stops
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Who answers questions about explanations."""
+
+    kind: JudgeKind
+    model: str | None  # chat: folder; endpoint: the name it serves the model by; likelihood: null, the writer judges
+    batch_size: int  # texts read at once; of an endpoint the texts in one call
+    endpoint: Endpoint | None  # null but for kind endpoint
+
+
 @dataclass(frozen=True)
 class Evaluate:
     """The metrics of METHOD section 2 on one split."""
@@ -304,7 +337,7 @@ class Evaluate:
     best_of: int  # explanations best_of_n chooses from: the greedy one and samples
     best_of_temperature: float  # of those samples
     negatives: int  # texts of other explanations that input accuracy compares with
-    judge_batch_size: int  # texts the judge reads at once
+    judges: list[Judge]  # the first gives the metrics; how far the others agree with it is a metric of its own
     collision_max_density: float  # rivals that fire on a larger share of tokens cannot be singled out by any text
 
 

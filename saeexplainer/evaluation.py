@@ -35,6 +35,7 @@ class Answers:
     detection_auc: float
     fuzzing_auc: float
     predictive_correlation: float
+    judge_agreement: float
 
 
 FIRING = 0.5  # share of the corpus maximum: METHOD section 2, T_f
@@ -81,6 +82,7 @@ def evaluation_row(
         detection_auc=answers.detection_auc,
         fuzzing_auc=answers.fuzzing_auc,
         predictive_correlation=answers.predictive_correlation,
+        judge_agreement=answers.judge_agreement,
         truth_agreement=truth[0],
         truth_f1=truth[1],
     )
@@ -106,28 +108,40 @@ def truth_scores(
     return scores
 
 
-def detection(probes: Sequence[ProbeRow], lifts: Sequence[Sequence[float]]) -> tuple[float, float, float]:
-    """(detection AUC, fuzzing AUC, correlation) from the judge's lift on each token of each probe.
+def detection(
+    probes: Sequence[ProbeRow], relevance: Sequence[float], token_relevance: Sequence[Sequence[float]]
+) -> tuple[float, float, float]:
+    """(detection AUC, fuzzing AUC, correlation) from a judge's score of each probe and of each of its tokens.
 
-    Detection ranks contexts by their total lift. Fuzzing ranks the tokens of the contexts in which the feature fires; it
-    fires on a token at half its maximum of that context or more. The correlation is over all tokens of all contexts. A
-    missing explanation, whose lifts are empty, is at chance.
+    Detection ranks contexts. Fuzzing ranks the tokens of the contexts in which the feature fires; it fires on a token
+    at half its maximum of that context or more. The correlation is over all tokens of all contexts. Equal scores, as
+    those of a missing explanation, are at chance.
     """
-    if not any(map(len, lifts)):
-        return metrics.CHANCE_AUC, metrics.CHANCE_AUC, 0.0
     firing = [max(probe.activations) > 0 for probe in probes]
-    tokens, positive = [], []
-    for probe, lift in zip(probes, lifts, strict=True):
+    tokens: list[float] = []
+    positive = []
+    for probe, scores in zip(probes, token_relevance, strict=True):
         peak = max(probe.activations)
         if peak > 0:
-            tokens += lift
+            tokens += scores
             positive += [value >= FIRING * peak for value in probe.activations]
-    everything = [value for probe in probes for value in probe.activations]
     return (
-        metrics.auc([sum(lift) for lift in lifts], firing),
+        metrics.auc(relevance, firing),
         metrics.auc(tokens, positive),
-        metrics.correlation([value for lift in lifts for value in lift], everything),
+        metrics.correlation(
+            [score for scores in token_relevance for score in scores],
+            [value for probe in probes for value in probe.activations],
+        ),
     )
+
+
+def agreement(first: Sequence[float], others: Sequence[Sequence[float]]) -> float:
+    """Spearman's rank correlation of the first judge's scores with each other judge's, averaged over those for whom it
+    is defined; NaN if there is none, as where scores are constant."""
+    from scipy.stats import spearmanr
+
+    able = [other for other in others if len(set(first)) > 1 and len(set(other)) > 1]
+    return float(np.mean([spearmanr(first, other).statistic for other in able])) if able else math.nan
 
 
 def other_explanations(explanations: Sequence[str], count: int, seed: int) -> list[list[int]]:

@@ -1,83 +1,74 @@
-"""The judge by likelihood: how much an explanation raises the writer's probability of a text, token by token.
+"""Who says how much a text is about a description: one protocol, three ways to answer it.
 
-It needs no instruct model: whoever can write texts about a description can say how much better the description
-predicts a text. The lift of a token is log p(token | description, text before it) - log p(token | text before it), in
-nats; the sum over a text is the log-likelihood ratio of "written about it" against "written about nothing".
+`likelihood_judge` needs no instruct model, `chat_judge` asks a local chat model for yes or no, `endpoint_judge` asks a
+served one for ratings. Judges score in different units: only comparisons within one judge mean anything.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
-from saeexplainer.models import by_length
+from saeexplainer.config import Evaluate, JudgeKind
+from saeexplainer.config import Judge as JudgeConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 
-class LikelihoodJudge:
-    """A writer asked the other way round. Plain log-probabilities are kept, so a text costs them once."""
+@dataclass(frozen=True)
+class Question:
+    """A description and a text that may be about it."""
 
-    def __init__(
-        self,
-        model: "PreTrainedModel",
-        tokenizer: "PreTrainedTokenizerFast",
-        prompt: str,
-        context_length: int,
-        batch_size: int,
-    ) -> None:
-        """`prompt` holds {description}; `context_length` tokens of a text are read, `batch_size` texts at once."""
-        self.model, self.tokenizer, self.prompt = model, tokenizer, prompt
-        self.context_length, self.batch_size = context_length, batch_size
-        self._plain: dict[str, list[float]] = {}
-
-    def lifts(self, asked: Sequence[tuple[str, str]]) -> list[list[float]]:
-        """For each (description, text) the lift of every token of the text, special tokens left out; [] if either is
-        empty."""
-        new = sorted({text for _, text in asked if text} - self._plain.keys())
-        bos = [self.tokenizer.bos_token_id]
-        self._plain |= dict(zip(new, self._log_probabilities([(bos, text) for text in new])))
-        able = sorted({(description, text) for description, text in asked if description and text})
-        prompts = [(self._prompt_ids(description), text) for description, text in able]
-        known = dict(zip(able, self._log_probabilities(prompts)))
-        return [
-            [told - plain for told, plain in zip(known[pair], self._plain[pair[1]], strict=True)]
-            if pair in known else []
-            for pair in asked
-        ]  # fmt: skip
-
-    def _prompt_ids(self, description: str) -> list[int]:
-        return self.tokenizer(self.prompt.format(description=description))["input_ids"]
-
-    @torch.no_grad()
-    def _log_probabilities(self, asked: Sequence[tuple[list[int], str]]) -> list[list[float]]:
-        """log p of each token of a text after a prompt (token ids), in nats."""
-        texts = [
-            self.tokenizer(text, add_special_tokens=False, truncation=True, max_length=self.context_length)["input_ids"]
-            for _, text in asked
-        ]
-        found: list[list[float]] = [[] for _ in asked]
-        lengths = [len(prompt) + len(ids) for (prompt, _), ids in zip(asked, texts)]
-        special = set(self.tokenizer.all_special_ids)
-        for indices in by_length(lengths, self.batch_size):
-            ids, mask = _padded([asked[at][0] + texts[at] for at in indices], self.tokenizer.pad_token_id)
-            logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
-            scores = -F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
-            for row, at in enumerate(indices):
-                start = len(asked[at][0])
-                values = scores[row, start - 1 : start - 1 + len(texts[at])].tolist()
-                found[at] = [value for value, token in zip(values, texts[at], strict=True) if token not in special]
-        return found
+    description: str  # empty where an explanation is missing
+    text: str
+    tokens: tuple[str, ...] = ()  # the text cut in pieces; needed where one answer a piece is asked for
 
 
-def _padded(sequences: list[list[int]], pad: int) -> tuple[Tensor, Tensor]:
-    """Ids and attention mask [batch, tokens], padded on the right."""
-    ids = torch.full((len(sequences), max(map(len, sequences))), pad)
-    mask = torch.zeros_like(ids)
-    for row, sequence in enumerate(sequences):
-        ids[row, : len(sequence)] = torch.tensor(sequence)
-        mask[row, : len(sequence)] = 1
-    return ids, mask
+@runtime_checkable
+class Judge(Protocol):
+    """Whatever can rank texts, and the tokens of a text, by how much they are about a description."""
+
+    def relevance(self, questions: Sequence[Question]) -> list[float]:
+        """One score a question, higher where the text is more about the description; 0 if either is empty."""
+        ...
+
+    def token_relevance(self, questions: Sequence[Question]) -> list[list[float]]:
+        """One score a token of each question; zeros if the description is empty."""
+        ...
+
+    def notes(self) -> list[str]:
+        """What a person should know of its work so far, such as answers that never came."""
+        ...
+
+
+def open_judges(
+    config: Evaluate, writer: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", context_length: int
+) -> list[Judge]:
+    """The judges of the settings, in their order; `writer` is who judges by likelihood, `context_length` its limit in
+    tokens. Raises UserError on a folder without a chat model and on a key that is not in the environment."""
+    return [
+        _open(judge, f"evaluate.judges[{at}]", config.writer.prompt, writer, tokenizer, context_length)
+        for at, judge in enumerate(config.judges)
+    ]
+
+
+def _open(
+    config: JudgeConfig,
+    where: str,
+    prompt: str,
+    writer: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerFast",
+    context_length: int,
+) -> Judge:
+    if config.kind is JudgeKind.likelihood:
+        from saeexplainer.likelihood_judge import LikelihoodJudge
+
+        return LikelihoodJudge(writer, tokenizer, prompt, context_length, config.batch_size)
+    if config.kind is JudgeKind.chat:
+        from saeexplainer.chat_judge import ChatJudge
+
+        return ChatJudge(Path(str(config.model)), config.batch_size)
+    from saeexplainer.endpoint_judge import EndpointJudge
+
+    return EndpointJudge(config, where)

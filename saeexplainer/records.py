@@ -148,7 +148,8 @@ class EvaluationRow:
     output_accuracy: float  # 1.0 if the judge finds the feature's steered texts by it, among three bundles (chance 1/3)
     detection_auc: float  # does the judge tell contexts where the feature fires from silent ones (chance 0.5)
     fuzzing_auc: float  # and the tokens on which it fires, in those contexts (chance 0.5)
-    predictive_correlation: float  # Pearson r of the judge's lift and the feature over the tokens of all contexts
+    predictive_correlation: float  # Pearson r of the judge's token score and the feature over tokens of all contexts
+    judge_agreement: float  # Spearman r of the judges' scores of those contexts; NaN with one judge or constant scores
     truth_agreement: float  # 1.0 if it names the concept with the best F1; NaN where no truth is known
     truth_f1: float  # F1 over tokens of the named concepts and the feature; NaN where no truth is known
 

@@ -75,22 +75,31 @@ def read_tokens(
     asked: Sequence[tuple[str, int]], model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", sae: "SAE",
     block: int, context_length: int,
 ) -> list[tuple[list[str], list[float]]]:  # fmt: skip
-    """For each (text, latent): the text's tokens, and the latent's activation on each, in activation units.
-
-    Special tokens are left out. A token reaches to the start of the next, so that the tokens joined are the text, as far
-    as `context_length` lets it be read.
-    """
+    """For each (text, latent): the text's tokens as `cut_texts` has them, and the latent's activation on each, in
+    activation units."""
     found: list[tuple[list[str], list[float]]] = [([], [])] * len(asked)
     for indices in tqdm(list(by_length([len(text) for text, _ in asked], 512)), desc="reading tokens"):
         texts = [asked[index][0] for index in indices]
         ids, mask, valid = encode_batch(tokenizer, texts, context_length)
-        spans = tokenizer(texts, truncation=True, max_length=context_length, return_offsets_mapping=True)
         codes = sae.encode(read_residual(model, block, ids, mask))
-        for row, index in enumerate(indices):
+        for row, (index, tokens) in enumerate(zip(indices, cut_texts(texts, tokenizer, context_length))):
             here = valid[row].nonzero().flatten().tolist()
-            offsets = spans["offset_mapping"][row]
-            starts = [0, *(offsets[at][0] for at in here[1:])] if here else []
-            ends = [*starts[1:], max(end for _, end in offsets)]
-            tokens = [texts[row][start:end] for start, end in zip(starts, ends)]
             found[index] = (tokens, codes[row, here, asked[index][1]].tolist())
+    return found
+
+
+def cut_texts(texts: Sequence[str], tokenizer: "PreTrainedTokenizerFast", context_length: int) -> list[list[str]]:
+    """The tokens of each text; special tokens are left out.
+
+    A token reaches to the start of the next, so that the tokens joined are the text, as far as `context_length` lets it
+    be read.
+    """
+    spans = tokenizer(list(texts), truncation=True, max_length=context_length, return_offsets_mapping=True)
+    special = set(tokenizer.all_special_ids)
+    found = []
+    for text, ids, offsets in zip(texts, spans["input_ids"], spans["offset_mapping"]):
+        here = [at for at, token in enumerate(ids) if token not in special]
+        starts = [0, *(offsets[at][0] for at in here[1:])] if here else []
+        ends = [*starts[1:], max((end for _, end in offsets), default=0)]
+        found.append([text[start:end] for start, end in zip(starts, ends)])
     return found

@@ -18,7 +18,7 @@ from saeexplainer import evaluation, metrics, models, sae, truth, writer
 from saeexplainer.config import Params
 from saeexplainer.domains import open_domain
 from saeexplainer.evaluation import Answers, Explanation
-from saeexplainer.judge import LikelihoodJudge
+from saeexplainer.judge import Judge, Question, open_judges
 from saeexplainer.neighbours import Neighbourhoods
 from saeexplainer.probes import by_feature
 from saeexplainer.records import EvaluationRow, FeatureRow, NeighbourRow, ProbeRow, SteeredRow
@@ -48,6 +48,7 @@ class Bench:
         self.steered: dict[str, list[str]] = {}
         for row in read_rows(PROBES / "steered.parquet", SteeredRow):
             self.steered.setdefault(row.feature_id, []).append(row.text)
+        self.judges = open_judges(params.evaluate, self.model, self.tokenizer, params.prepare_subject.context_length)
 
     def read(self, texts: Sequence[str]) -> writer.TextActivations:
         """Maxima of the explained SAE on texts."""
@@ -94,7 +95,8 @@ def run(params: Params, item: str) -> Report:
     means = {name: float(np.mean([getattr(row, name) for row in rows])) for name in names}
     missing = sum(not row.explanation for row in rows)
     known = {name: value for name, value in means.items() if not np.isnan(value)}
-    return Report(known, [f"{len(rows)} {params.evaluate.split} features, {missing} without an explanation"])
+    notes = [note for judge in bench.judges for note in judge.notes()]
+    return Report(known, [f"{len(rows)} {params.evaluate.split} features, {missing} without an explanation", *notes])
 
 
 def measure(bench: Bench, explanations: Sequence[Explanation]) -> list[EvaluationRow]:
@@ -141,23 +143,33 @@ def input_accuracies(
 
 
 def answers(bench: Bench, named: Sequence[str]) -> list[Answers]:
-    """What the judge makes of each explanation: contexts, tokens, and the feature's steered texts among three bundles."""
-    params = bench.params
-    judge = LikelihoodJudge(
-        bench.model, bench.tokenizer, params.evaluate.writer.prompt, params.prepare_subject.context_length,
-        params.evaluate.judge_batch_size,
-    )  # fmt: skip
-    probes = [bench.probes[feature.feature_id] for feature in bench.features]
-    lifts = iter(judge.lifts([(name, probe.text) for name, own in zip(named, probes) for probe in own]))
-    bundles = [bench.steered[feature.feature_id] for feature in bench.features]
-    choices = evaluation.bundles_of_three(len(named), stage_seed(params.seed, "bundles"))
-    asked = [(name, text) for name, (three, _) in zip(named, choices) for other in three for text in bundles[other]]
-    totals = (sum(lift) for lift in judge.lifts(asked))
+    """What the first judge makes of each explanation: contexts, tokens, and the feature's steered texts among three
+    bundles; and how far the other judges agree with it about the contexts."""
+    judge, probes = bench.judges[0], [bench.probes[feature.feature_id] for feature in bench.features]
+    texts = [probe.text for own in probes for probe in own]
+    names = [name for name, own in zip(named, probes) for _ in own]
+    cut = writer.cut_texts(texts, bench.tokenizer, bench.params.prepare_subject.context_length)
+    asked = [Question(name, text, tuple(tokens)) for name, text, tokens in zip(names, texts, cut)]
+    relevances = [iter(each.relevance(asked)) for each in bench.judges]
+    tokens = iter(judge.token_relevance(asked))
     found = []
-    for name, own, (three, right) in zip(named, probes, choices):
-        contexts = evaluation.detection(own, list(islice(lifts, len(own))))
-        scores = [sum(islice(totals, len(bundles[other]))) for other in three]
-        found.append(Answers(0.0, metrics.picked(scores, right) if name else 0.0, *contexts))
+    for own, output in zip(probes, output_accuracies(bench, judge, named)):
+        scores, *others = [list(islice(relevance, len(own))) for relevance in relevances]
+        contexts = evaluation.detection(own, scores, list(islice(tokens, len(own))))
+        found.append(Answers(0.0, output, *contexts, evaluation.agreement(scores, others)))
+    return found
+
+
+def output_accuracies(bench: Bench, judge: Judge, named: Sequence[str]) -> list[float]:
+    """Whether the judge finds the feature's steered texts by its explanation, among three bundles."""
+    bundles = [bench.steered[feature.feature_id] for feature in bench.features]
+    choices = evaluation.bundles_of_three(len(named), stage_seed(bench.params.seed, "bundles"))
+    asked = [Question(name, text) for name, (three, _) in zip(named, choices) for at in three for text in bundles[at]]
+    relevance = iter(judge.relevance(asked))
+    found = []
+    for name, (three, right) in zip(named, choices):
+        scores = [sum(islice(relevance, len(bundles[at]))) for at in three]
+        found.append(metrics.picked(scores, right) if name else 0.0)
     return found
 
 

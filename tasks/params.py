@@ -13,14 +13,15 @@ from difflib import get_close_matches
 from functools import cache
 from itertools import chain
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Any, Optional, get_args, get_origin
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from saeexplainer.comparison import METRICS
-from saeexplainer.config import Architecture, DomainName, EvaluationKind, Params, Writer
+from saeexplainer.config import Architecture, DomainName, Endpoint, EvaluationKind, JudgeKind, Params, Writer
 from saeexplainer.errors import UserError
 
 # Every number is finite and at least 0, every integer at least 1, every list and text not empty, but for these names.
@@ -30,13 +31,13 @@ MAY_BE_ZERO = {  # integers that say "the first", "none" or "no limit below"
 MAY_BE_EMPTY = {"guarded"}
 ABOVE_ZERO = {
     "temperature", "temperatures", "best_of_temperature", "top_p", "learning_rate", "warmup_learning_rate", "beta", "epochs", "warmup_epochs",
-    "injection_scale", "threshold", "twin_cosine", "max_density",
+    "injection_scale", "threshold", "twin_cosine", "max_density", "timeout_seconds",
 }  # fmt: skip
 AT_MOST_ONE = {
     "top_p", "min_density", "max_density", "collision_max_density", "sft_share", "modifier_share", "wrong_share",
     "warmup_modifier_share", "replay_share", "max_dropped_share", "twin_cosine", "threshold", "min_spread", "min_gap",
     "max_quarantined_share", "best_is_zero", "below_floor", "best_is_empty", "no_spread", "no_gap", "max_top_share",
-    "min_distinct_share", "max_dropped_drift", "max_vocabulary_drift",
+    "min_distinct_share", "max_dropped_drift", "max_vocabulary_drift", "max_failed_share",
 }  # fmt: skip
 EXPLAINERS = Path("data/explainers")
 
@@ -94,6 +95,8 @@ def _schema(kind: Any) -> Any:
     """`kind` with every dataclass in it thawed: OmegaConf makes frozen ones read-only and cannot merge into them."""
     if is_dataclass(kind):
         return make_dataclass(kind.__name__, [(field.name, _schema(field.type)) for field in fields(kind)])
+    if get_origin(kind) is UnionType:
+        return Optional[_schema(_given(kind))]
     if get_origin(kind) in (list, dict):
         return get_origin(kind)[tuple(_schema(argument) for argument in get_args(kind))]
     return kind
@@ -101,6 +104,8 @@ def _schema(kind: Any) -> Any:
 
 def _frozen(value: Any, kind: Any) -> Any:
     """The way back from `_schema`: the thawed values as instances of the dataclasses of `kind`."""
+    if get_origin(kind) is UnionType:
+        return None if value is None else _frozen(value, _given(kind))
     if is_dataclass(kind):
         return kind(**{field.name: _frozen(getattr(value, field.name), field.type) for field in fields(kind)})
     if get_origin(kind) is list:
@@ -110,11 +115,17 @@ def _frozen(value: Any, kind: Any) -> Any:
     return value
 
 
+def _given(kind: Any) -> Any:
+    """The X of `X | None`, the one union that settings know."""
+    (found,) = set(get_args(kind)) - {NoneType}
+    return found
+
+
 def check(params: Params) -> None:
     """What types cannot say. Raises UserError (without a file's name) on the first thing that cannot run."""
     for key, name, value in leaves(params):
         _check_leaf(key, name, value)
-    finders = (_shapes, _sampling, _features, _limits, _rounds, _evaluations, _comparison)
+    finders = (_shapes, _sampling, _features, _limits, _rounds, _evaluations, _judges, _comparison)
     for complaint in chain(*(find(params) for find in finders)):
         raise UserError(complaint)
 
@@ -228,10 +239,10 @@ def _features(params: Params) -> Iterator[str]:
             f"probe_features.first_rank: is {params.probe_features.first_rank}; must be below "
             f"extract_activations.top_contexts ({extract.top_contexts}), which are counted from 0"
         )
-    if params.label_features.contexts > extract.top_contexts:
+    if params.label_features.contexts > params.probe_features.first_rank:
         yield (
             f"label_features.contexts: is {params.label_features.contexts}; must be at most "
-            f"extract_activations.top_contexts ({extract.top_contexts})"
+            f"probe_features.first_rank ({params.probe_features.first_rank}): explanations are asked about later contexts"
         )
 
 
@@ -300,9 +311,40 @@ def _comparison(params: Params) -> Iterator[str]:
             yield f"compare_rounds.{key}: is {metric!r}, which is no metric; {advice}"
 
 
+def _judges(params: Params) -> Iterator[str]:
+    for index, judge in enumerate(params.evaluate.judges):
+        key, kind = f"evaluate.judges[{index}]", judge.kind
+        if judge in params.evaluate.judges[:index]:
+            yield f"{key}: is the same as an earlier one; agreement with itself says nothing"
+        if (judge.model is None) is not (kind is JudgeKind.likelihood):
+            yield f"{key}.model: is {judge.model!r}; {_MODEL_OF_JUDGE[kind]}"
+        if (judge.endpoint is None) is (kind is JudgeKind.endpoint):
+            yield f"{key}.endpoint: kind is {kind}; only kind endpoint has one, and must"
+        if judge.endpoint is not None:
+            yield from _endpoint(f"{key}.endpoint", judge.endpoint)
+
+
+_MODEL_OF_JUDGE = {
+    JudgeKind.likelihood: "give null, the writer judges",
+    JudgeKind.chat: "name the folder of a chat model",
+    JudgeKind.endpoint: "name the model as the endpoint does",
+}
+
+
+def _endpoint(key: str, endpoint: Endpoint) -> Iterator[str]:
+    """Neither message repeats the value: it may hold a key."""
+    if not re.fullmatch(r"https?://[^\s@?#]+", endpoint.base_url):
+        yield f"{key}.base_url: must be like https://host/v1, without user, password or query"
+    if endpoint.key_variable is not None and not re.fullmatch(r"[A-Z][A-Z0-9_]*", endpoint.key_variable):
+        yield f"{key}.key_variable: must be the name of an environment variable (A-Z, 0-9, _), never the key itself"
+
+
 def _misfits(node: Any, kind: Any, key: str = "") -> Iterator[str]:
     """Unknown keys, and whatever is wrong inside a list: OmegaConf finds both, but loses their place in a list."""
-    if is_dataclass(kind):
+    if get_origin(kind) is UnionType:
+        if node is not None:
+            yield from _misfits(node, _given(kind), key)
+    elif is_dataclass(kind):
         yield from _misfits_of_mapping(node, kind, key)
     elif get_origin(kind) is dict and isinstance(node, dict):
         for child, value in node.items():

@@ -38,6 +38,12 @@ def test_nano_shrinks_every_subject(subject: str) -> None:
     assert text["prepare_subject"]["d_model"] == 32 and text["prepare_subject"]["domain"] == subject
 
 
+@pytest.mark.parametrize("judge", sorted(path.stem for path in (ROOT / "conf" / "judge").glob("*.yaml")))
+def test_every_judge_composes_and_is_the_first(judge: str) -> None:
+    found = yaml.safe_load(compose.composed([f"judge={judge}", "evaluate.judges.0.batch_size=7"]))["evaluate"]["judges"]
+    assert (found[0]["kind"], found[0]["batch_size"], found[-1]["kind"]) == (judge, 7, "likelihood")
+
+
 WRONG = {
     "experiment": ("experiment=nope", "choose from decoder_row"),
     "group choice": ("size=tiny", "choose from full, nano"),

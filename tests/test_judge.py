@@ -1,11 +1,27 @@
-"""The judge by likelihood: lifts are differences of plain log-probabilities, whatever the batch."""
+"""Judges: each scores as its definition says when asked one text at a time, whatever the batch or the server's mood."""
+
+import json
+import math
+import threading
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import tiny_model, tiny_tokenizer
+from tiny import settings, tiny_model, tiny_tokenizer
 
-from saeexplainer.config import Architecture
-from saeexplainer.judge import LikelihoodJudge
+from saeexplainer.chat_judge import ChatJudge
+from saeexplainer.config import Architecture, Endpoint, JudgeKind
+from saeexplainer.config import Judge as JudgeConfig
+from saeexplainer.endpoint_judge import UNKNOWN, EndpointJudge, parsed
+from saeexplainer.errors import UserError
+from saeexplainer.judge import Judge, Question, open_judges
+from saeexplainer.likelihood_judge import LikelihoodJudge
+from saeexplainer.records import FeatureRow, ProbeRow
+from saeexplainer.storage import read_json
+from tasks import evaluate
 
 PROMPT = "<example> {description} <text>"
 ASKED = [("the word dog", "the dogs chase ."), ("any animal", "the cat"), ("", "the cat"), ("any animal", ""),
@@ -42,3 +58,248 @@ def test_long_texts_are_cut_and_special_tokens_left_out(model):
     (cut,) = judge.lifts([("any animal", "the dogs chase the cats")])
     (whole,) = judge.lifts([("any animal", "the <text> dogs")])
     assert len(cut) == 3 and len(whole) == 2
+
+
+def test_the_likelihood_judge_sums_lifts_and_reads_each_pair_once(model):
+    judge = LikelihoodJudge(model, tiny_tokenizer(), PROMPT, 64, 8)
+    questions = [Question(description, text, tuple(text.split())) for description, text in ASKED]
+    relevance = judge.relevance(questions)
+    model.forward = None  # a second reading would fail
+    tokens = judge.token_relevance(questions)
+    assert relevance == pytest.approx([sum(lifts) for lifts in judge.lifts(ASKED)])
+    assert (relevance[2], tokens[2]) == (0.0, [0.0, 0.0]) and (relevance[3], tokens[3]) == (0.0, [])
+    assert [len(one) for one in tokens] == [len(question.tokens) for question in questions]
+
+
+# A chat model of a few thousand weights: bytes as tokens, so that yes and no differ in their first.
+TEMPLATE = (
+    "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+TEXT = Question("the word dog", "a dog barks", ("a", " dog", " barks"))
+QUESTIONS = [TEXT, Question("any animal", "the cat", ("the", " cat")), Question("", "the cat", ("the", " cat")),
+             Question("any animal", "", ()), TEXT]  # fmt: skip
+
+
+def chat_folder(folder: Path, template: str | None = TEMPLATE) -> Path:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE({token: at for at, token in enumerate(["<eos>", *alphabet])}, []))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>")
+    tokenizer.chat_template = template
+    torch.manual_seed(0)
+    shape = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=512, initializer_range=0.5,
+    )  # fmt: skip
+    LlamaForCausalLM(shape).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@torch.no_grad()
+def log_odds(judge: ChatJudge, said: str) -> float:
+    """Of one of "yYnN"-beginning answers, with no batch and no padding; a space begins words of both kinds alike."""
+    ids = judge.tokenizer(f"<user>{said}<assistant>", add_special_tokens=False)["input_ids"]
+    chances = judge.model(input_ids=torch.tensor([ids])).logits[0, -1].softmax(-1)
+    yes, no = (sum(chances[judge.tokenizer.convert_tokens_to_ids(letter)] for letter in pair) for pair in ("yY", "nN"))
+    return math.log(yes / no)
+
+
+@pytest.mark.parametrize("batch_size", [1, 64])
+def test_a_chat_model_scores_by_the_odds_of_yes(tmp_path, batch_size):
+    judge = ChatJudge(chat_folder(tmp_path), batch_size)
+    asked = "Description: the word dog\nText: {}\n\nIs the {}? Answer yes or no."
+    whole = log_odds(judge, asked.format("a dog barks", "text about what the description says"))
+    part = "part between << and >> what the description is about"
+    texts = ("<<a>> dog barks", "a <<dog>> barks", "a dog <<barks>>")
+    marked = [log_odds(judge, asked.format(text, part)) for text in texts]
+    relevance, tokens = judge.relevance(QUESTIONS), judge.token_relevance(QUESTIONS)
+    assert relevance[0] == relevance[4] == pytest.approx(whole, abs=1e-4)
+    assert tokens[0] == tokens[4] == pytest.approx(marked, abs=1e-4)
+    assert len({whole, *marked}) == 4 and relevance[1] != 0
+    assert relevance[2:4] == [0.0, 0.0] and tokens[2:4] == [[0.0, 0.0], []]
+
+
+def test_a_folder_that_cannot_judge_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no chat template"):
+        ChatJudge(chat_folder(tmp_path / "plain", None), 8)
+    with pytest.raises(UserError, match="not a model folder"):
+        ChatJudge(tmp_path / "nothing", 8)
+    judge = ChatJudge(chat_folder(tmp_path / "chat"), 8)
+    with pytest.raises(UserError, match="reads 512"):
+        judge.relevance([Question("any animal", "cat " * 200)])
+
+
+class Server(ThreadingHTTPServer):
+    """A chat completions endpoint that rates an item by how often it says dog, and misbehaves by a script: the answers
+    to the first requests, a status or a text each."""
+
+    def __init__(self, *script: int | str) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.script, self.requests, self.keys = list(script), [], set()
+        self.turn = threading.Lock()
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_POST(self):  # noqa: N802 (http.server's name)
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with self.server.turn:
+            self.server.requests.append(body)
+            self.server.keys.add(self.headers["Authorization"])
+            answer = self.server.script.pop(0) if self.server.script else right_answer(body)
+        status, text = (answer, "") if isinstance(answer, int) else (200, answer)
+        reply = {"choices": [{"message": {"role": "assistant", "content": text}}], "key": self.headers["Authorization"]}
+        data = json.dumps(reply).encode()
+        self.send_response(status if self.path == "/v1/chat/completions" else 404)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_):
+        pass
+
+
+def right_answer(body: dict) -> str:
+    asked = body["messages"][0]["content"]
+    items = json.loads(asked[asked.index("[") : asked.index("]") + 1])
+    return "```json\n" + json.dumps({"ratings": [min(10, 5 * item.count("dog")) for item in items]}) + "\n```"
+
+
+@pytest.fixture
+def serve():
+    servers = []
+
+    def start(*script: int | str) -> Server:
+        servers.append(Server(*script))
+        threading.Thread(target=servers[-1].serve_forever, args=(0.01,), daemon=True).start()
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def endpoint_judge(server: Server, folder: Path, batch_size: int = 2, **changes) -> EndpointJudge:
+    plain = Endpoint(
+        base_url=f"http://127.0.0.1:{server.server_port}/v1", key_variable=None, request={"temperature": 0.0},
+        timeout_seconds=20.0, attempts=3, backoff_seconds=0.001, concurrency=4, cache=str(folder / "cache"),
+        max_failed_share=1.0,
+    )  # fmt: skip
+    config = JudgeConfig(JudgeKind.endpoint, "tiny", batch_size, replace(plain, **changes))
+    return EndpointJudge(config, "evaluate.judges[0]")
+
+
+DOGS = [Question("the word dog", text, tuple(text.split())) for text in ("a dog", "a cat", "dog dog", "a dog", "")]
+
+
+def test_an_endpoint_rates_texts_and_tokens_and_is_asked_once(serve, tmp_path):
+    server = serve()
+    judge = endpoint_judge(server, tmp_path)
+    missing = Question("", "a dog", ("a", "dog"))
+    assert judge.relevance([*DOGS, missing]) == [5.0, 0.0, 10.0, 5.0, 0.0, 0.0]
+    assert len(server.requests) == 2  # three different texts, two in a call
+    assert judge.token_relevance([*DOGS, missing]) == [[0, 5], [0, 0], [5, 5], [0, 5], [], [0, 0]]
+    assert len(server.requests) == 5 and judge.notes() == []
+    assert server.keys == {None} and all(body["temperature"] == 0 for body in server.requests)
+    again = endpoint_judge(server, tmp_path)  # as after a kill
+    assert again.relevance(DOGS) == [5.0, 0.0, 10.0, 5.0, 0.0] and again.token_relevance(DOGS)[2] == [5, 5]
+    assert len(server.requests) == 5
+
+
+def test_what_passes_is_tried_again_and_prose_is_mended(serve, tmp_path):
+    server = serve(429, 500, "I rate them highly.")
+    judge = endpoint_judge(server, tmp_path, batch_size=9)
+    assert judge.relevance(DOGS) == [5.0, 0.0, 10.0, 5.0, 0.0] and judge.notes() == []
+    assert [len(body["messages"]) for body in server.requests] == [1, 1, 1, 3]
+
+
+@pytest.mark.parametrize(
+    ("script", "reason", "requests"),
+    [((500, 503, 429), "no answer after all attempts", 3), ((400,), "refused", 1),
+     (("prose", '{"ratings": [1, 11, 2]}'), "no ratings in the answer", 2)],
+    ids=["attempts", "status", "prose"],
+)  # fmt: skip
+def test_a_call_that_fails_is_counted_and_knows_nothing(serve, tmp_path, script, reason, requests):
+    server = serve(*script)
+    judge = endpoint_judge(server, tmp_path, batch_size=9)
+    assert judge.relevance(DOGS) == [UNKNOWN] * 4 + [0.0]
+    assert judge.notes() == [f"evaluate.judges[0]: 1 of 1 calls failed ({reason} 1)"]
+    assert len(server.requests) == requests
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 500])
+def test_a_server_that_never_answers_is_one_line_without_the_key(serve, tmp_path, status, monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", "a-secret")
+    server = serve(*[status] * 20)
+    judge = endpoint_judge(server, tmp_path, key_variable="JUDGE_KEY", max_failed_share=0.1, concurrency=1)
+    with pytest.raises(UserError, match=r"evaluate\.judges\[0\].*" + str(status)) as caught:
+        judge.token_relevance(DOGS)
+    assert "a-secret" not in str(caught.value) and "\n" not in str(caught.value)
+    assert server.keys == {"Bearer a-secret"} and len(server.requests) <= 6
+
+
+def test_the_key_is_nowhere_on_disk_and_must_be_set(serve, tmp_path, monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", "a-secret")
+    endpoint_judge(serve(), tmp_path, key_variable="JUDGE_KEY").relevance(DOGS)
+    kept = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert len(kept) == 2 and not any("a-secret" in path.read_text(encoding="utf-8") for path in kept)
+    assert {read_json(path)["request"]["model"] for path in kept} == {"tiny"}
+    monkeypatch.delenv("JUDGE_KEY")
+    with pytest.raises(UserError, match="JUDGE_KEY is not set"):
+        endpoint_judge(serve(), tmp_path, key_variable="JUDGE_KEY")
+
+
+def test_nobody_at_the_address_is_a_failure(serve, tmp_path):
+    server = serve()
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(UserError, match="ConnectError"):
+        endpoint_judge(server, tmp_path, max_failed_share=0.0).relevance(DOGS)
+
+
+@pytest.mark.parametrize(
+    ("reply", "ratings"),
+    [('{"ratings": [0, 10]}', [0.0, 10.0]), ('Sure: {"ratings": [1.5, 2]} Done.', [1.5, 2.0]), ("", None), ("}{", None),
+     ('<think>{"a": 1}</think>{"ratings": [3, 4]}', [3.0, 4.0]), ('{"ratings": [1]}', None),
+     ('{"rating": [1, 2]}', None),
+     ('{"ratings": [1, true]}', None), ('{"ratings": [1, NaN]}', None), ('{"ratings": [-1, 2]}', None),
+     ('{"ratings": ["1", "2"]}', None), ('{"ratings": 2}', None), ("[" * 100_000, None)],
+)  # fmt: skip
+def test_only_one_rating_an_item_counts(reply, ratings):
+    assert parsed(reply, 2) == ratings
+
+
+def test_the_first_judge_answers_and_the_others_only_agree(serve, tmp_path):
+    params, tokenizer = settings(), tiny_tokenizer()
+    model = tiny_model(Architecture.llama)
+    endpoint = endpoint_judge(serve(), tmp_path).config
+    chat = JudgeConfig(JudgeKind.chat, str(chat_folder(tmp_path / "chat")), 8, None)
+    judges = {"one": params.evaluate.judges, "three": [endpoint, *params.evaluate.judges, chat]}
+    texts = ["the dog sleeps", "the cat sleeps", "a dog", "the dogs"]
+    cut = evaluate.writer.cut_texts(texts, tokenizer, 64)
+    own = [ProbeRow("", text, [float("dog" in token) for token in tokens]) for text, tokens in zip(texts, cut)]
+    features = [FeatureRow(f"s/main/{at}", "main", at, "test", maximum=1.0, density=0.01) for at in range(3)]
+    steered = {"s/main/0": ["the dog", "dog dog"], "s/main/1": ["the cat", "a"], "s/main/2": ["the", "cat"]}
+    found = {}
+    for name, some in judges.items():
+        bench = SimpleNamespace(
+            params=params, tokenizer=tokenizer, features=features, probes={row.feature_id: own for row in features},
+            steered=steered, judges=open_judges(replace(params.evaluate, judges=some), model, tokenizer, 64),
+        )  # fmt: skip
+        assert all(isinstance(judge, Judge) for judge in bench.judges)
+        found[name] = evaluate.answers(bench, ["the word dog", "any animal", ""])
+    assert all(math.isnan(answer.judge_agreement) for answer in found["one"])
+    best, missing = found["three"][0], found["three"][2]
+    assert (best.detection_auc, best.fuzzing_auc, best.predictive_correlation) == (1.0, 1.0, pytest.approx(1.0))
+    assert best.output_accuracy == 1.0 and abs(best.judge_agreement) <= 1
+    assert (missing.detection_auc, missing.fuzzing_auc, missing.output_accuracy) == (0.5, 0.5, 0.0)
+    assert math.isnan(missing.judge_agreement)
+    assert [type(judge) for judge in bench.judges] == [EndpointJudge, LikelihoodJudge, ChatJudge]

@@ -1,5 +1,7 @@
 """The metrics that were not the reward: by hand, and against independent implementations."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -43,15 +45,26 @@ FIRES, SILENT = ProbeRow("s/m/1", "the dog", [0.0, 0.8]), ProbeRow("s/m/1", "a c
 
 
 def test_detection_by_hand():
-    # Lifts 1.0 in total against 0.5: the firing context ranks first; inside it the firing token has the higher lift.
-    assert evaluation.detection([FIRES, SILENT], [[-1.0, 2.0], [0.5, 0.0]])[:2] == (1.0, 1.0)
-    assert evaluation.detection([FIRES, SILENT], [[2.0, -1.0], [2.0, 0.0]])[:2] == (0.0, 0.0)
-    found = evaluation.detection([FIRES, SILENT], [[-1.0, 2.0], [0.5, 0.0]])[2]
+    # The firing context scores higher; inside it the firing token does.
+    assert evaluation.detection([FIRES, SILENT], [1.0, 0.5], [[-1.0, 2.0], [0.5, 0.0]])[:2] == (1.0, 1.0)
+    assert evaluation.detection([FIRES, SILENT], [1.0, 2.0], [[2.0, -1.0], [2.0, 0.0]])[:2] == (0.0, 0.0)
+    # A context's score is the judge's own, whatever its tokens add up to.
+    assert evaluation.detection([FIRES, SILENT], [0.0, 0.5], [[-1.0, 2.0], [0.5, 0.0]])[:2] == (0.0, 1.0)
+    found = evaluation.detection([FIRES, SILENT], [1.0, 0.5], [[-1.0, 2.0], [0.5, 0.0]])[2]
     assert found == pytest.approx(pearsonr([-1.0, 2.0, 0.5, 0.0], [0.0, 0.8, 0.0, 0.0]).statistic)
 
 
 def test_a_missing_explanation_is_at_chance():
-    assert evaluation.detection([FIRES, SILENT], [[], []]) == (0.5, 0.5, 0.0)
+    assert evaluation.detection([FIRES, SILENT], [0.0, 0.0], [[0.0, 0.0], [0.0, 0.0]]) == (0.5, 0.5, 0.0)
+
+
+def test_agreement_is_of_ranks_and_unknown_without_spread():
+    up, flat = [1.0, 2.0, 3.0], [5.0, 5.0, 5.0]
+    assert evaluation.agreement(up, [[10.0, 200.0, 3000.0]]) == pytest.approx(1.0)
+    assert evaluation.agreement(up, [up, up[::-1], flat]) == pytest.approx(0.0)  # the constant one has no say
+    assert evaluation.agreement(up, [[1.0, 3.0, 2.0]]) == pytest.approx(0.5)  # 1 - 6 * 2 / (3 * 8)
+    for first, others in ((up, []), (up, [flat]), (flat, [up])):
+        assert math.isnan(evaluation.agreement(first, others))
 
 
 def test_negatives_are_other_explanations_and_the_same_each_time():

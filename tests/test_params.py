@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from saeexplainer.config import Architecture, Direction, EvaluationKind
+from saeexplainer.config import Architecture, Direction, Endpoint, EvaluationKind
 from saeexplainer.errors import UserError
 from tasks import params
 
@@ -124,6 +124,48 @@ def test_a_wrong_sae_is_one_line(tmp_path: Path, name: int, field: str, value: A
     with pytest.raises(UserError, match=rf"prepare_sae\.saes\[{name}\]\.{field}: .*") as caught:
         params.load(edited(tmp_path, prepare_sae__saes=saes))
     assert "\n" not in str(caught.value)
+
+
+ENDPOINT = {
+    "base_url": "https://host/v1", "key_variable": "KEY", "request": {}, "timeout_seconds": 1.0, "attempts": 1,
+    "backoff_seconds": 0.0, "concurrency": 1, "cache": "c", "max_failed_share": 0.1,
+}  # fmt: skip
+SERVED = {"kind": "endpoint", "model": "m", "batch_size": 1, "endpoint": ENDPOINT}
+PLAIN = {"kind": "likelihood", "model": None, "batch_size": 1, "endpoint": None}
+WRONG_JUDGES = {
+    "nobody": ([], "", "empty"),
+    "twice the same": ([SERVED, PLAIN, PLAIN], "[2]", "earlier"),
+    "unknown kind": ([PLAIN | {"kind": "oracle"}], "[0].kind", "oracle"),
+    "likelihood of another": ([PLAIN | {"model": "m"}], "[0].model", "null"),
+    "chat without a model": ([PLAIN | {"kind": "chat"}], "[0].model", "folder"),
+    "chat with an endpoint": ([SERVED | {"kind": "chat"}], "[0].endpoint", "only kind endpoint"),
+    "endpoint without one": ([SERVED | {"endpoint": None}], "[0].endpoint", "must"),
+    "unknown key": ([SERVED | {"endpoint": ENDPOINT | {"attempt": 2}}], "[0].endpoint.attempt", "attempts"),
+    "missing key": ([SERVED | {"endpoint": {"cache": "c"}}], "[0].endpoint", "missing"),
+    "no address": ([SERVED | {"endpoint": ENDPOINT | {"base_url": "host/v1"}}], "[0].endpoint.base_url", "https://"),
+    "no patience": ([SERVED | {"endpoint": ENDPOINT | {"timeout_seconds": 0.0}}], "[0].endpoint.timeout", "above 0"),
+}
+
+
+@pytest.mark.parametrize(("judges", "key", "said"), WRONG_JUDGES.values(), ids=WRONG_JUDGES)
+def test_a_wrong_judge_is_one_line(tmp_path: Path, judges: list[dict[str, Any]], key: str, said: str) -> None:
+    path = edited(tmp_path, evaluate__judges=judges)
+    with pytest.raises(UserError) as caught:
+        params.load(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: evaluate.judges{key}") and said in message and "\n" not in message
+
+
+def test_judges_load_with_and_without_an_endpoint(tmp_path: Path) -> None:
+    served, plain = params.load(edited(tmp_path, evaluate__judges=[SERVED, PLAIN])).evaluate.judges
+    assert served.endpoint == Endpoint(**ENDPOINT) and (plain.model, plain.endpoint) == (None, None)
+
+
+@pytest.mark.parametrize("secret", [{"key_variable": "sk-a1b2"}, {"base_url": "https://me:sk-a1b2@host/v1"}])
+def test_a_key_in_the_settings_is_refused_and_not_repeated(tmp_path: Path, secret: dict[str, str]) -> None:
+    with pytest.raises(UserError) as caught:
+        params.load(edited(tmp_path, evaluate__judges=[SERVED | {"endpoint": ENDPOINT | secret}]))
+    assert f"endpoint.{next(iter(secret))}: " in str(caught.value) and "sk-a1b2" not in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["seed: [", "seed: 1\nseed: 2", "- 1", "", "just words"])

@@ -1,0 +1,102 @@
+"""The judge by likelihood: how much an explanation raises the writer's probability of a text, token by token.
+
+It needs no instruct model: whoever can write texts about a description can say how much better the description
+predicts a text. The lift of a token is log p(token | description, text before it) - log p(token | text before it), in
+nats; the sum over a text is the log-likelihood ratio of "written about it" against "written about nothing".
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from saeexplainer.judge import Question
+from saeexplainer.models import by_length
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+
+class LikelihoodJudge:
+    """A writer asked the other way round. What was computed is kept, so that a text, and a text under a description,
+    cost once whatever is asked of them."""
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerFast",
+        prompt: str,
+        context_length: int,
+        batch_size: int,
+    ) -> None:
+        """`prompt` holds {description}; `context_length` tokens of a text are read, `batch_size` texts at once."""
+        self.model, self.tokenizer, self.prompt = model, tokenizer, prompt
+        self.context_length, self.batch_size = context_length, batch_size
+        self._plain: dict[str, list[float]] = {}
+        self._lifts: dict[tuple[str, str], list[float]] = {}
+
+    def relevance(self, questions: Sequence[Question]) -> list[float]:
+        """The log-likelihood ratio of each text in nats: the sum of its lifts."""
+        return [sum(lifts, 0.0) for lifts in self._lifts_of(questions)]
+
+    def token_relevance(self, questions: Sequence[Question]) -> list[list[float]]:
+        """The lifts; the tokens of a question must be cut by the writer's own tokenizer."""
+        found = self._lifts_of(questions)
+        return [
+            lifts[: len(question.tokens)] if lifts else [0.0] * len(question.tokens)
+            for question, lifts in zip(questions, found)
+        ]
+
+    def notes(self) -> list[str]:
+        """Nothing: it always answers."""
+        return []
+
+    def _lifts_of(self, questions: Sequence[Question]) -> list[list[float]]:
+        return self.lifts([(question.description, question.text) for question in questions])
+
+    def lifts(self, asked: Sequence[tuple[str, str]]) -> list[list[float]]:
+        """For each (description, text) the lift of every token of the text, special tokens left out; [] if either is
+        empty."""
+        plain = sorted({text for _, text in asked if text} - self._plain.keys())
+        bos = [self.tokenizer.bos_token_id]
+        self._plain |= dict(zip(plain, self._log_probabilities([(bos, text) for text in plain])))
+        new = sorted({pair for pair in asked if all(pair)} - self._lifts.keys())
+        prompts = [(self._prompt_ids(description), text) for description, text in new]
+        for pair, told in zip(new, self._log_probabilities(prompts)):
+            self._lifts[pair] = [a - b for a, b in zip(told, self._plain[pair[1]], strict=True)]
+        return [self._lifts.get(pair, []) for pair in asked]
+
+    def _prompt_ids(self, description: str) -> list[int]:
+        return self.tokenizer(self.prompt.format(description=description))["input_ids"]
+
+    @torch.no_grad()
+    def _log_probabilities(self, asked: Sequence[tuple[list[int], str]]) -> list[list[float]]:
+        """log p of each token of a text after a prompt (token ids), in nats."""
+        texts = [
+            self.tokenizer(text, add_special_tokens=False, truncation=True, max_length=self.context_length)["input_ids"]
+            for _, text in asked
+        ]
+        found: list[list[float]] = [[] for _ in asked]
+        lengths = [len(prompt) + len(ids) for (prompt, _), ids in zip(asked, texts)]
+        special = set(self.tokenizer.all_special_ids)
+        for indices in by_length(lengths, self.batch_size):
+            ids, mask = _padded([asked[at][0] + texts[at] for at in indices], self.tokenizer.pad_token_id)
+            logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
+            scores = -F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+            for row, at in enumerate(indices):
+                start = len(asked[at][0])
+                values = scores[row, start - 1 : start - 1 + len(texts[at])].tolist()
+                found[at] = [value for value, token in zip(values, texts[at], strict=True) if token not in special]
+        return found
+
+
+def _padded(sequences: list[list[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """Ids and attention mask [batch, tokens], padded on the right."""
+    ids = torch.full((len(sequences), max(map(len, sequences))), pad)
+    mask = torch.zeros_like(ids)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)] = torch.tensor(sequence)
+        mask[row, : len(sequence)] = 1
+    return ids, mask
