@@ -7,8 +7,9 @@ training run would. `pooled_difference` joins several seeds.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import numpy as np
 
@@ -48,7 +49,7 @@ def bootstrap_mean(values: Values, resamples: int, seed: int) -> Interval:
     A single value has no spread to resample: its interval is the value itself. Raises ValueError on an empty or
     non-finite sequence.
     """
-    return _bootstrap([values], resamples, seed)
+    return pooled_mean([values], resamples, seed)
 
 
 def paired_difference(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, float]:
@@ -79,31 +80,76 @@ def pooled_difference(
     Ids of different seeds name different features, so pairing and resampling stay inside a seed (a stratified
     bootstrap); each feature weighs the same. Raises as `paired_difference` and `bootstrap_mean` do.
     """
-    return _bootstrap([list(paired_difference(a, b).values()) for a, b in pairs], resamples, seed)
+    return pooled_mean([list(paired_difference(a, b).values()) for a, b in pairs], resamples, seed)
 
 
-def _bootstrap(strata: Sequence[Values], resamples: int, seed: int) -> Interval:
+def pooled_ratio(
+    pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]], resamples: int, seed: int
+) -> Interval | None:
+    """Mean of a over mean of b, one (a, b) a seed: what share of b's mean a reaches.
+
+    A resample draws features, and both means are taken over the same ones. None where b's mean,
+    or that of a resample, is 0. Raises as `pooled_difference` does.
+    """
+    above, below = [], []
+    for a, b in pairs:
+        order = list(paired_difference(a, b))
+        above.append(np.array([a[feature_id] for feature_id in order], dtype=float))
+        below.append(np.array([b[feature_id] for feature_id in order], dtype=float))
+    n = _count([*above, *below]) // 2
+
+    def ratio(*drawn: np.ndarray, axis: int = -1) -> np.ndarray | np.floating:
+        places = [part.astype(int) for part in drawn]
+        tops, bottoms = (
+            sum(values[place].sum(axis=axis) for values, place in zip(side, places, strict=True))
+            for side in (above, below)
+        )
+        return np.divide(tops, bottoms)
+
+    if not any(values.any() for values in below):
+        return None
+    samples = [np.arange(values.size) for values in above]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value = float(ratio(*samples))
+        low, high = _ends(samples, ratio, value, resamples, seed)
+    return Interval(value, low, high, n) if np.isfinite([low, high]).all() else None
+
+
+def pooled_mean(strata: Sequence[Values], resamples: int, seed: int) -> Interval:
+    """Mean over the features of several seeds, one stratum a seed; as in `pooled_difference`."""
     samples = [np.asarray(values, dtype=float) for values in strata]
-    n = sum(sample.size for sample in samples)
-    if not samples or any(sample.size == 0 for sample in samples):
-        raise ValueError("no values to average")
-    if not all(np.isfinite(sample).all() for sample in samples):
-        raise ValueError("values to average must be finite")
+    n = _count(samples)
 
     def mean(*drawn: np.ndarray, axis: int = -1) -> np.ndarray | np.floating:
         return sum(part.sum(axis=axis) for part in drawn) / n
 
     value = float(mean(*samples))
+    return Interval(value, *_ends(samples, mean, value, resamples, seed), n)
+
+
+def _count(samples: Sequence[np.ndarray]) -> int:
+    """Values in all strata. Raises ValueError unless each has some and all are finite."""
+    if not samples or any(sample.size == 0 for sample in samples):
+        raise ValueError("no values to average")
+    if not all(np.isfinite(sample).all() for sample in samples):
+        raise ValueError("values to average must be finite")
+    return sum(sample.size for sample in samples)
+
+
+def _ends(
+    samples: Sequence[np.ndarray], statistic: Callable[..., Any], value: float, resamples: int, seed: int
+) -> tuple[float, float]:
+    """Percentile interval of a statistic of the strata, each resampled by itself."""
     if any(sample.size == 1 for sample in samples):
         # scipy refuses a sample of one; a stratum of one feature cannot be resampled, so no interval is claimed.
-        if n > 1:
+        if len(samples) > 1:
             raise ValueError("a seed with a single feature cannot be resampled")
-        return Interval(value, value, value, n)
+        return value, value
     from scipy.stats import bootstrap
 
     interval = bootstrap(
         samples,
-        mean,
+        statistic,
         n_resamples=resamples,
         batch=BOOTSTRAP_BATCH,
         vectorized=True,
@@ -111,7 +157,7 @@ def _bootstrap(strata: Sequence[Values], resamples: int, seed: int) -> Interval:
         confidence_level=CONFIDENCE_LEVEL,
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return Interval(value, float(interval.low), float(interval.high), n)
+    return float(interval.low), float(interval.high)
 
 
 def summarise(

@@ -5,53 +5,44 @@
 resampled inside each seed. A variant without figures stays in every list, with the reason.
 """
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from saeexplainer.comparison import LOWER_IS_BETTER, METRICS, bootstrap_mean, paired_difference, pooled_difference
-from saeexplainer.records import EvaluationRow
+from saeexplainer.comparison import LOWER_IS_BETTER
 from saeexplainer.report import BASELINE_GREY
+from saeexplainer.study_figures import (
+    ACCURACY,
+    COMPLETE,
+    POOLED,
+    Variant,
+    bold,
+    both,
+    described,
+    difference,
+    heading,
+    mean,
+    of_group,
+    ordered,
+    percent,
+    plain,
+    points,
+    state,
+    table,
+    words,
+)
 
-SEEDS, CONTROL, LABELS = "seeds", "control", "labels"  # groups with a section of their own
-COMPLETE = "complete"
-POOLED = "pooled"
-ACCURACY, HALLUCINATION = "generative_accuracy", "hallucination_rate"
+# Groups with a section of their own. Seeds: what counts. Looked at: seeds seen on test while settings were chosen.
+SEEDS, LOOKED_AT, CONTROL, LABELS = "seeds", "looked_at", "control", "labels"
+HALLUCINATION = "hallucination_rate"
 SHOWN = (ACCURACY, HALLUCINATION, "collision_rate", "truth_agreement", "truth_f1")
-ORDER = ("open_loop", "warmup", "sft", "r1", "r2")  # of the evaluations; others follow
 FIRST_DIFFERENCES = (("r1", "sft"), ("r2", "r1"), ("r2", "sft"))  # then the last round against all others
 GAIN = "r2-sft"
 WANTED_GAIN = 0.08  # mean difference in generative accuracy that the study asks for
 CEILINGS = ("best_of_", "oracle")  # what no single explanation of a trained explainer is asked to beat
-BOOTSTRAP_SEED = 0
 # Okabe and Ito's colour-blind-safe colours.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One variant of the study with what it measured."""
-
-    name: str
-    group: str  # section of the report
-    source: str | None  # the variant that it shares its first stages with
-    status: str  # COMPLETE, or why there are no figures
-    seed: int | None  # of the run
-    contexts: int | None  # that the labeller saw of each feature
-    subject: dict[str, Any] | None  # reports/subject.json
-    sae: dict[str, Any] | None  # reports/sae.json, of the explained SAE
-    seconds: float | None  # of all stages, those that were restored at what they took where they ran
-    own_seconds: float | None  # of the stages that ran for this variant
-    outdated: list[str]  # modules that changed since
-    evaluations: dict[str, list[EvaluationRow]]  # empty unless complete
-
-
-def absent(name: str, group: str, source: str | None, status: str) -> Variant:
-    """A variant without figures."""
-    return Variant(name, group, source, status, None, None, None, None, None, None, [], {})
 
 
 def summarise(variants: Sequence[Variant], resamples: int) -> dict[str, Any]:
@@ -59,96 +50,61 @@ def summarise(variants: Sequence[Variant], resamples: int) -> dict[str, Any]:
 
     Raises UserError where evaluations of one variant measure different features.
     """
-    seeds, control = _of(variants, SEEDS), _of(variants, CONTROL)
+    control = of_group(variants, CONTROL)
     study: dict[str, Any] = {
         "resamples": resamples,
         "variants": {variant.name: _described(variant, resamples) for variant in variants},
-        "differences": {f"{a}-{b}": _by_metric(seeds, a, b, resamples) for a, b in _subtractions(seeds)},
+        "differences": {group: _differences(of_group(variants, group), resamples) for group in (SEEDS, LOOKED_AT)},
         "control": _by_metric(control, "r2", "sft", resamples),
         "labels": _label_quality(variants, resamples),
     }
-    groups = dict.fromkeys(variant.group for variant in variants)
     study["others"] = {
-        variant.name: {metric: _difference([variant], "r2", "sft", metric, resamples) for metric in SHOWN}
-        for group in groups
-        if group not in (SEEDS, CONTROL, LABELS)
-        for variant in _of(variants, group)
+        variant.name: {metric: difference(both([variant], "r2", "sft"), metric, resamples) for metric in SHOWN}
+        for variant in variants
+        if variant.group not in (SEEDS, LOOKED_AT, CONTROL, LABELS)
     }
     return study | {"targets": list(_targets(study))}
-
-
-def _of(variants: Sequence[Variant], group: str) -> list[Variant]:
-    return [variant for variant in variants if variant.group == group]
 
 
 def _described(variant: Variant, resamples: int) -> dict[str, Any]:
     """All that is kept of a variant: its fields, with an interval of each metric in place of the rows."""
     evaluations = {
-        name: {metric: _mean(variant.evaluations[name], metric, resamples) for metric in SHOWN}
-        for name in _ordered(variant.evaluations)
+        name: {metric: mean([variant.evaluations[name]], metric, resamples) for metric in SHOWN}
+        for name in ordered(variant.evaluations)
     }
-    kept = {key: value for key, value in vars(variant).items() if key not in ("name", "evaluations")}
-    return kept | {"evaluations": evaluations}
+    return described(variant) | {"evaluations": evaluations}
 
 
-def _ordered(names: Mapping[str, Any] | Sequence[str]) -> list[str]:
-    return [name for name in ORDER if name in names] + [name for name in names if name not in ORDER]
+def _differences(variants: Sequence[Variant], resamples: int) -> dict[str, Any]:
+    return {f"{a}-{b}": _by_metric(variants, a, b, resamples) for a, b in _subtractions(variants)}
 
 
 def _subtractions(variants: Sequence[Variant]) -> list[tuple[str, str]]:
     names = list(dict.fromkeys(name for variant in variants for name in variant.evaluations))
-    against = [("r2", name) for name in _ordered(names) if name != "r2"]
+    against = [("r2", name) for name in ordered(names) if name != "r2"]
     return list(dict.fromkeys([*FIRST_DIFFERENCES, *against]))
 
 
 def _by_metric(variants: Sequence[Variant], a: str, b: str, resamples: int) -> dict[str, dict[str, Any]]:
     """metric -> variant or "pooled" -> interval of a - b."""
     return {
-        metric: {variant.name: _difference([variant], a, b, metric, resamples) for variant in variants}
-        | {POOLED: _difference(variants, a, b, metric, resamples)}
+        metric: {variant.name: difference(both([variant], a, b), metric, resamples) for variant in variants}
+        | {POOLED: difference(both(variants, a, b), metric, resamples)}
         for metric in SHOWN
     }
 
 
-def _values(rows: Sequence[EvaluationRow], metric: str) -> dict[str, float]:
-    field = next(field for field, name in METRICS.items() if name == metric)
-    return {row.feature_id: getattr(row, field) for row in rows}
-
-
-def _mean(rows: Sequence[EvaluationRow], metric: str, resamples: int) -> dict[str, Any] | None:
-    known = [value for _, value in sorted(_values(rows, metric).items()) if not math.isnan(value)]
-    return asdict(bootstrap_mean(known, resamples, BOOTSTRAP_SEED)) if known else None
-
-
-def _difference(
-    variants: Sequence[Variant], a: str, b: str, metric: str, resamples: int
-) -> dict[str, Any] | None:
-    """a - b over the features of all these variants, each variant a stratum; None if none has both."""
-    pairs = []
-    for variant in variants:
-        if {a, b} <= variant.evaluations.keys():
-            pairs.append(_known(*(_values(variant.evaluations[name], metric) for name in (a, b))))
-    pairs = [pair for pair in pairs if pair[0]]
-    return asdict(pooled_difference(pairs, resamples, BOOTSTRAP_SEED)) if pairs else None
-
-
-def _known(a: Mapping[str, float], b: Mapping[str, float]) -> tuple[dict[str, float], dict[str, float]]:
-    """Both, over the features where both are known: truth is NaN where no domain tells it."""
-    known = [feature_id for feature_id, value in paired_difference(a, b).items() if not math.isnan(value)]
-    return {feature_id: a[feature_id] for feature_id in known}, {feature_id: b[feature_id] for feature_id in known}
-
-
 def _label_quality(variants: Sequence[Variant], resamples: int) -> list[dict[str, Any]]:
     """A row for each variant of the group and for those they come from, from the poorest labels to the best."""
-    group = _of(variants, LABELS)
+    group = of_group(variants, LABELS)
     sources = {variant.source for variant in group}
     rows = []
     for variant in [other for other in variants if other.name in sources] + group:
         means = {
-            name: _mean(variant.evaluations[name], ACCURACY, resamples) if name in variant.evaluations else None
+            name: mean([variant.evaluations[name]], ACCURACY, resamples) if name in variant.evaluations else None
             for name in ("open_loop", "sft", "r2")
         }
-        gain = _difference([variant], "r2", "sft", ACCURACY, resamples)
+        gain = difference(both([variant], "r2", "sft"), ACCURACY, resamples)
         row = {"variant": variant.name, "status": variant.status, "contexts": variant.contexts}
         rows.append(row | means | {"gain": gain})
     return sorted(rows, key=lambda row: row["open_loop"]["value"] if row["open_loop"] else math.inf)
@@ -156,8 +112,8 @@ def _label_quality(variants: Sequence[Variant], resamples: int) -> list[dict[str
 
 def _targets(study: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """{"target", "reached": true, false or null for open, "detail"} of each thing that the study set out to show."""
-    accuracy = {key: found[ACCURACY] for key, found in study["differences"].items()}
-    hallucination = study["differences"][GAIN][HALLUCINATION]
+    accuracy = {key: found[ACCURACY] for key, found in study["differences"][SEEDS].items()}
+    hallucination = study["differences"][SEEDS][GAIN][HALLUCINATION]
     yield _in_every_seed("r2 is above sft beyond its interval in every seed", accuracy[GAIN], _above_zero)
     yield _over_all_seeds(
         f"r2 is at least {100 * WANTED_GAIN:.0f} points above sft, seeds pooled",
@@ -236,30 +192,6 @@ def target_lines(study: dict[str, Any]) -> list[str]:
     return [f"{words[one['reached']]}: {one['target']} ({one['detail']})" for one in study["targets"]]
 
 
-def as_json(study: dict[str, Any]) -> str:
-    """study.json; not sorted, the order of variants and evaluations is information."""
-    return json.dumps(study, indent=1, allow_nan=False) + "\n"
-
-
-def percent(interval: Mapping[str, Any] | None) -> str:
-    """A share with its interval, in percent."""
-    if interval is None:
-        return "–"
-    return f"{100 * interval['value']:.1f} ({100 * interval['low']:.1f} to {100 * interval['high']:.1f})"
-
-
-def points(interval: Mapping[str, Any] | None) -> str:
-    """A difference with its interval, in percentage points."""
-    if interval is None:
-        return "–"
-    return f"{100 * interval['value']:+.1f} ({100 * interval['low']:+.1f} to {100 * interval['high']:+.1f})"
-
-
-def _bold(interval: Mapping[str, Any] | None) -> str:
-    decided = interval is not None and (interval["low"] > 0 or interval["high"] < 0)
-    return f"**{points(interval)}**" if decided else points(interval)
-
-
 def page(study: dict[str, Any]) -> str:
     """docs/STUDY.md."""
     sections = [
@@ -274,10 +206,12 @@ def page(study: dict[str, Any]) -> str:
         "## Runs",
         _runs(study),
         "## Seeds",
+        _whose_figures_count(study),
         "![generative accuracy and hallucination rate of every seed](study_seeds.png)",
-        *_seed_tables(study),
+        *_seed_tables(study, SEEDS),
         "## Differences between rounds",
-        *_difference_tables(study),
+        *_difference_tables(study, SEEDS),
+        *_looked_at(study),
         "## Control: shuffled rewards",
         "Rewards are permuted among the candidates of each feature before the pairs are built; all else is the same.",
         _control_table(study),
@@ -290,9 +224,12 @@ def page(study: dict[str, Any]) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    alignment = ["---", *["---:"] * (len(header) - 1)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, alignment, *rows))
+def _whose_figures_count(study: dict[str, Any]) -> str:
+    fresh, seen = (", ".join(f"`{name}`" for name in _group(study, group)) or "none" for group in (SEEDS, LOOKED_AT))
+    return (
+        f"Nobody looked at these seeds while settings were being chosen: {fresh}. Settings were chosen after some of "
+        f"these were seen on test, so they stand apart and no target counts them: {seen}."
+    )
 
 
 def _runs(study: dict[str, Any]) -> str:
@@ -304,30 +241,32 @@ def _runs(study: dict[str, Any]) -> str:
     rows = []
     for name, found in study["variants"].items():
         subject, sae = found["subject"] or {}, found["sae"] or {}
-        state = found["status"]
-        if found["outdated"]:
-            state += f"; since then changed: {', '.join(found['outdated'])}"
         figures = [
-            _figure(subject.get("loss"), ".3f"),
-            _figure(subject.get("entropy_floor"), ".3f"),
-            _figure(sae.get("fraction_variance_unexplained"), ".3f"),
-            _figure(sae.get("l0"), ".1f"),
-            _figure(sae.get("dead_features"), ","),
-            _figure(sae.get("cross_entropy_recovered"), ".3f"),
-            _figure(found["seconds"], ",.0f"),
-            _figure(found["own_seconds"], ",.0f"),
+            plain(subject.get("loss"), ".3f"),
+            plain(subject.get("entropy_floor"), ".3f"),
+            plain(sae.get("fraction_variance_unexplained"), ".3f"),
+            plain(sae.get("l0"), ".1f"),
+            plain(sae.get("dead_features"), ","),
+            plain(sae.get("cross_entropy_recovered"), ".3f"),
+            plain(found["seconds"], ",.0f"),
+            plain(found["own_seconds"], ",.0f"),
         ]
-        numbers = [_figure(found["seed"], ""), _figure(found["contexts"], "")]
-        rows.append([f"`{name}`", found["group"], state, *numbers, *figures])
-    return _table(header, rows)
+        numbers = [plain(found["seed"], ""), plain(found["contexts"], "")]
+        rows.append([f"`{name}`", found["group"], state(found), *numbers, *figures])
+    return table(header, rows)
 
 
-def _figure(value: float | int | None, form: str) -> str:
-    return "–" if value is None else format(value, form)
+def _looked_at(study: dict[str, Any]) -> Iterator[str]:
+    """The seeds that confirm nothing, where there are any, apart from those that do."""
+    if _group(study, LOOKED_AT):
+        yield "## Seeds that were looked at before"
+        yield from _seed_tables(study, LOOKED_AT)
+        yield "## Differences between rounds, seeds that were looked at before"
+        yield from _difference_tables(study, LOOKED_AT)
 
 
-def _seed_tables(study: dict[str, Any]) -> Iterator[str]:
-    for name, found in _group(study, SEEDS).items():
+def _seed_tables(study: dict[str, Any], group: str) -> Iterator[str]:
+    for name, found in _group(study, group).items():
         yield f"### {name}"
         yield _evaluations_table(found)
 
@@ -343,30 +282,26 @@ def _evaluations_table(found: dict[str, Any]) -> str:
         [f"`{name}`", *(percent(metrics[metric]) for metric in SHOWN), f"{metrics[ACCURACY]['n']:,}"]
         for name, metrics in found["evaluations"].items()
     ]
-    return _table(["explanations", *map(_heading, SHOWN), "features"], rows)
+    return table(["explanations", *map(heading, SHOWN), "features"], rows)
 
 
-def _heading(metric: str) -> str:
-    return f"{metric.replace('_', ' ')} {'↓' if metric in LOWER_IS_BETTER else '↑'}"
-
-
-def _difference_tables(study: dict[str, Any]) -> Iterator[str]:
-    seeds = list(_group(study, SEEDS))
+def _difference_tables(study: dict[str, Any], group: str) -> Iterator[str]:
+    seeds = list(_group(study, group))
     for metric in SHOWN:
         rows = [
-            [f"`{key.replace('-', ' − ')}`", *(_bold(found[metric][name]) for name in [*seeds, POOLED])]
-            for key, found in study["differences"].items()
+            [f"`{key.replace('-', ' − ')}`", *(bold(found[metric][name]) for name in [*seeds, POOLED])]
+            for key, found in study["differences"][group].items()
         ]
-        yield f"### {_heading(metric)}"
-        yield _table(["difference", *seeds, POOLED], rows)
+        yield f"### {heading(metric)}"
+        yield table(["difference", *seeds, POOLED], rows)
 
 
 def _control_table(study: dict[str, Any]) -> str:
     names = [*_group(study, CONTROL), POOLED]
     rows = [
-        [name, *(_bold(study["control"][metric][name]) for metric in SHOWN), _state(study, name)] for name in names
+        [name, *(bold(study["control"][metric][name]) for metric in SHOWN), _state(study, name)] for name in names
     ]
-    return _table(["r2 − sft", *map(_heading, SHOWN), "state"], rows)
+    return table(["r2 − sft", *map(heading, SHOWN), "state"], rows)
 
 
 def _state(study: dict[str, Any], name: str) -> str:
@@ -376,12 +311,12 @@ def _state(study: dict[str, Any], name: str) -> str:
 def _labels_table(study: dict[str, Any]) -> str:
     rows = [
         [
-            f"`{row['variant']}`", _figure(row["contexts"], ""),
-            *(percent(row[name]) for name in ("open_loop", "sft", "r2")), _bold(row["gain"]), row["status"],
+            f"`{row['variant']}`", plain(row["contexts"], ""),
+            *(percent(row[name]) for name in ("open_loop", "sft", "r2")), bold(row["gain"]), row["status"],
         ]
         for row in study["labels"]
     ]  # fmt: skip
-    return _table(["run", "label contexts", "open_loop", "sft", "r2", "r2 − sft", "state"], rows)
+    return table(["run", "label contexts", "open_loop", "sft", "r2", "r2 − sft", "state"], rows)
 
 
 def _others(study: dict[str, Any]) -> Iterator[str]:
@@ -391,13 +326,13 @@ def _others(study: dict[str, Any]) -> Iterator[str]:
         yield f"## {found['group']}: {name}"
         yield _evaluations_table(found)
         if gain[ACCURACY] is not None:
-            yield "r2 − sft: " + ", ".join(f"{metric.replace('_', ' ')} {_bold(gain[metric])}" for metric in SHOWN)
+            yield "r2 − sft: " + ", ".join(f"{words(metric)} {bold(gain[metric])}" for metric in SHOWN)
 
 
 def plot_seeds(study: dict[str, Any], path: Path) -> None:
     """Every evaluation of every seed, a panel a metric; training's own steps are joined. The same bytes each time."""
     seeds = {name: found["evaluations"] for name, found in _group(study, SEEDS).items()}
-    names = _ordered(list(dict.fromkeys(name for evaluations in seeds.values() for name in evaluations)))
+    names = ordered(list(dict.fromkeys(name for evaluations in seeds.values() for name in evaluations)))
     figure, (left, right) = _figure_of(10.0, 3.8, 2)
     for axes, metric in ((left, ACCURACY), (right, HALLUCINATION)):
         for number, (seed, evaluations) in enumerate(seeds.items()):
@@ -410,7 +345,7 @@ def plot_seeds(study: dict[str, Any], path: Path) -> None:
             axes.plot([places[name] for name in chain], heights, color=colour, linewidth=1.4)
         axes.set_xticks(range(len(names)), [name.replace("_", " ") for name in names], rotation=25, ha="right")
         better = "lower" if metric in LOWER_IS_BETTER else "higher"
-        _dress(axes, f"{metric.replace('_', ' ')}, % ({better} is better)", "")
+        _dress(axes, f"{words(metric)}, % ({better} is better)", "")
     if any(seeds.values()):
         left.legend(frameon=False, fontsize=8)
     _save(figure, path)

@@ -1,15 +1,17 @@
-"""Run the experiments behind the figures, each in a folder of its own, and write docs/STUDY.md from them.
+"""Run the experiments behind the figures, each in a folder of its own, and write the pages that show them.
 
-    python -m tasks.study [--only NAME ...] [--report-only]
+    python -m tasks.study [--plan study|ablation] [--only NAME ...] [--report-only]
 
-conf/study.yaml lists the variants. A variant's folder .study/NAME holds a copy of the repository's files, params.yaml
-composed with its overrides, and its own results; DVC brings it up to date there. All folders share one DVC cache, and
-with it DVC's memory of runs: a stage whose code, inputs and parameters another variant already had is restored, not run
-again. So a study that was stopped goes on where it stopped, and one that is complete only checks that it is.
+conf/study.yaml lists the variants of the study (docs/STUDY.md), conf/ablation.yaml those of the ablation;
+docs/RESULTS.md shows both, from the figures kept of each in docs/*.json. A variant's folder .study/PLAN/NAME holds a
+copy of the repository's files, params.yaml composed with its overrides, and its own results; DVC brings it up to date
+there. All folders of both plans share one DVC cache, and with it DVC's memory of runs: a stage whose code, inputs and
+parameters another variant already had is restored, not run again. So a study that was stopped goes on where it stopped,
+and one that is complete only checks that it is.
 
 Every variant is prepared before the first one runs: a mistake in an override shows at once, and all run the same code.
-What the stages print is in .study/NAME.log. Exit status: 0; 1 if a variant failed, after the others had their turn; 2
-if nothing could start; 130 or 143 when interrupted or terminated, the running stage included.
+What the stages print is in .study/PLAN/NAME.log. Exit status: 0; 1 if a variant failed, after the others had their
+turn; 2 if nothing could start; 130 or 143 when interrupted or terminated, the running stage included.
 """
 
 import argparse
@@ -30,16 +32,17 @@ from typing import Any, NoReturn, Self
 
 import yaml
 
-from saeexplainer import study_report
+from saeexplainer import ablation_report, confirmation_report, results_page, study_figures, study_report
 from saeexplainer.errors import UserError
 from saeexplainer.records import EvaluationRow
 from saeexplainer.storage import read_json, read_rows, replacing, write_json
 from tasks import params as parameters
 from tasks import repro
 
-CONF = Path("conf/study.yaml")
+CONF = Path("conf")
+PLANS = ("study", "ablation")  # files of conf/
 STUDY = Path(".study")
-CACHE = "cache"  # DVC's, shared by all variants; no variant may be called that
+CACHE = "cache"  # DVC's, beside the folders of the plans
 DOCS = Path("docs")
 DONE = "done.json"  # in a variant's folder: what was asked for when it last came to its end
 OWN = ("data", "reports", "mlruns", "params.yaml", "dvc.lock", DONE, STUDY.name)  # never copied into a variant's folder
@@ -47,9 +50,10 @@ OWN = ("data", "reports", "mlruns", "params.yaml", "dvc.lock", DONE, STUDY.name)
 
 @dataclass(frozen=True)
 class VariantSpec:
-    """One entry of conf/study.yaml, what it extends worked in."""
+    """One entry of a plan, what it extends worked in."""
 
-    name: str  # its folder under .study
+    plan: str  # the file of conf/ that it stands in
+    name: str  # its folder under that of the plan
     group: str  # section of the report
     overrides: list[str]  # of tasks.compose
     source: str | None  # `from`: the variant that is brought up to date before it
@@ -58,11 +62,16 @@ class VariantSpec:
     @property
     def folder(self) -> Path:
         """Where it runs."""
-        return STUDY / self.name
+        return STUDY / self.plan / self.name
+
+    @property
+    def log(self) -> Path:
+        """What its stages print."""
+        return self.folder.with_suffix(".log")
 
     @property
     def wish(self) -> dict[str, Any]:
-        """What its results depend on, as far as conf/study.yaml says."""
+        """What its results depend on, as far as the plan says."""
         return {"overrides": self.overrides, "until": self.until}
 
 
@@ -70,7 +79,7 @@ class VariantFailed(Exception):
     """A variant cannot go on; the message is one line."""
 
 
-def load_specs(path: Path = CONF) -> tuple[list[VariantSpec], int]:
+def load_specs(path: Path) -> tuple[list[VariantSpec], int]:
     """The variants, in the file's order, and the number of bootstrap resamples. Raises UserError."""
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -79,14 +88,15 @@ def load_specs(path: Path = CONF) -> tuple[list[VariantSpec], int]:
         raise UserError(f"{path}: must hold `resamples` and a mapping `variants` ({error})") from None
     specs: dict[str, VariantSpec] = {}
     for name, entry in entries:
-        specs[name] = _spec(f"{path}: variants.{name}", str(name), entry, specs)
+        specs[name] = _spec(path, str(name), entry, specs)
     return list(specs.values()), resamples
 
 
-def _spec(place: str, name: str, entry: Any, above: dict[str, VariantSpec]) -> VariantSpec:
+def _spec(path: Path, name: str, entry: Any, above: dict[str, VariantSpec]) -> VariantSpec:
+    place = f"{path}: variants.{name}"
     known = ("group", "overrides", "from", "until", "extends")
-    if not re.fullmatch(r"[a-z0-9_]+", name) or name == CACHE:
-        raise UserError(f"{place}: use small letters, digits and _, and not {CACHE!r}: it names a folder")
+    if not re.fullmatch(r"[a-z0-9_]+", name):
+        raise UserError(f"{place}: use small letters, digits and _: it names a folder")
     if not isinstance(entry, dict) or (set(entry) - set(known)):
         raise UserError(f"{place}: is {entry!r}; must be a mapping of {', '.join(known)}")
     for key in ("from", "extends"):
@@ -100,6 +110,7 @@ def _spec(place: str, name: str, entry: Any, above: dict[str, VariantSpec]) -> V
     if not group:
         raise UserError(f"{place}.group: missing; add it, such as {study_report.SEEDS}")
     return VariantSpec(
+        plan=path.stem,
         name=name,
         group=group,
         overrides=[*(base.overrides if base else []), *overrides],
@@ -188,10 +199,9 @@ def bring_up_to_date(spec: VariantSpec) -> None:
     (spec.folder / DONE).unlink(missing_ok=True)
     counts: Counter[str] = Counter()
     command = ("dvc", "repro", *([spec.until] if spec.until else []))
-    path = STUDY / f"{spec.name}.log"
     with (
         _StageLine(spec.name) as stage,
-        path.open("a", encoding="utf-8") as log,
+        spec.log.open("a", encoding="utf-8") as log,
         repro.started(*command, folder=spec.folder) as child,
     ):
         for line in child:
@@ -204,7 +214,7 @@ def bring_up_to_date(spec: VariantSpec) -> None:
                         stage.starts(found[1])
     if child.status:
         said = repro.reason(child.said, child.status)
-        raise VariantFailed(f"{stage.name}: {said} (see {path})" if stage.name else f"{said} (see {path})")
+        raise VariantFailed(f"{stage.name}: {said} (see {spec.log})" if stage.name else f"{said} (see {spec.log})")
     write_json(spec.folder / DONE, spec.wish | {"params": _text(spec.folder / "params.yaml")})
     told = ", ".join(f"{counts[event]} {event}" for event in ("ran", "restored", "unchanged"))
     print(f"{spec.name}: complete, {time.perf_counter() - start:.1f} s ({told})", flush=True)
@@ -234,23 +244,23 @@ class _StageLine:
         self.start = None
 
 
-def collect(spec: VariantSpec, specs: Sequence[VariantSpec]) -> study_report.Variant:
-    """What a variant's folder holds; its figures only if it came to its end as conf/study.yaml has it now."""
+def collect(spec: VariantSpec, specs: Sequence[VariantSpec]) -> study_figures.Variant:
+    """What a variant's folder holds; its figures only if it came to its end as the plan has it now."""
+    about = (spec.name, spec.group, spec.source, changes(spec, specs))
     if not spec.folder.is_dir():
-        return study_report.absent(spec.name, spec.group, spec.source, "not run")
+        return study_figures.absent(*about, "not run")
     if not _complete(spec):
-        return study_report.absent(spec.name, spec.group, spec.source, "not finished, or its settings changed since")
+        return study_figures.absent(*about, "not finished, or its settings changed since")
     try:
         params = parameters.load(spec.folder / "params.yaml")
         reports = {name: _json_or_none(spec.folder / "reports" / f"{name}.json") for name in ("subject", "sae")}
         paths = {name: spec.folder / "data/evaluations" / f"{name}.parquet" for name in params.evaluations}
         seconds = _seconds(spec, specs)
-        return study_report.Variant(
-            name=spec.name,
-            group=spec.group,
-            source=spec.source,
-            status=study_report.COMPLETE,
+        return study_figures.Variant(
+            *about,
+            status=study_figures.COMPLETE,
             seed=params.seed,
+            split=params.evaluate.split,
             contexts=params.label_features.contexts,
             subject=reports["subject"],
             sae=(reports["sae"] or {}).get(params.prepare_sae.saes[0].name),
@@ -260,7 +270,13 @@ def collect(spec: VariantSpec, specs: Sequence[VariantSpec]) -> study_report.Var
             evaluations={name: read_rows(path, EvaluationRow) for name, path in paths.items() if path.is_file()},
         )
     except UserError as error:
-        return study_report.absent(spec.name, spec.group, spec.source, f"not readable: {error}")
+        return study_figures.absent(*about, f"not readable: {error}")
+
+
+def changes(spec: VariantSpec, specs: Sequence[VariantSpec]) -> list[str]:
+    """The overrides that a variant has and the one it comes from has not; none if it comes from no other."""
+    sources = [candidate.overrides for candidate in specs if candidate.name == spec.source]
+    return [override for theirs in sources for override in spec.overrides if override not in theirs]
 
 
 def _complete(spec: VariantSpec) -> bool:
@@ -310,40 +326,66 @@ def _json_or_none(path: Path) -> Any:
         return None
 
 
-def write_report(specs: Sequence[VariantSpec], resamples: int) -> dict[str, Any]:
-    """docs/STUDY.md, docs/study.json and the two pictures; the content of study.json. Raises UserError."""
-    study = study_report.summarise([collect(spec, specs) for spec in specs], resamples)
-    with replacing(DOCS / "study.json") as temporary:
-        temporary.write_text(study_report.as_json(study), encoding="utf-8")
+def write_report(plan: str, variants: Sequence[study_figures.Variant], resamples: int) -> list[str]:
+    """A plan's figures and page under docs/, and docs/RESULTS.md; the verdicts, one a line. Raises UserError."""
+    if plan == "ablation":
+        ablation = ablation_report.summarise(variants, resamples)
+        _write("ablation.json", study_figures.as_json(ablation))
+        write_results()
+        return ablation_report.verdict_lines(ablation)
+    study = study_report.summarise(variants, resamples)
+    _write("study.json", study_figures.as_json(study))
     for name, plot in (("study_seeds.png", study_report.plot_seeds), ("study_labels.png", study_report.plot_labels)):
         with replacing(DOCS / name) as temporary:
             plot(study, temporary)
-    with replacing(DOCS / "STUDY.md") as temporary:
-        temporary.write_text(study_report.page(study), encoding="utf-8")
-    return study
+    _write("STUDY.md", study_report.page(study))
+    _write("confirmation.json", study_figures.as_json(confirmation_report.summarise(variants, resamples)))
+    write_results()
+    return study_report.target_lines(study)
+
+
+def write_results() -> None:
+    """docs/RESULTS.md from what both plans left under docs/, or else in their folders."""
+    kept = []
+    for plan, name, report in zip(PLANS, ("confirmation", "ablation"), (confirmation_report, ablation_report)):
+        found = _json_or_none(DOCS / f"{name}.json")
+        if found is None:
+            specs, resamples = load_specs(CONF / f"{plan}.yaml")
+            found = report.summarise([collect(spec, specs) for spec in specs], resamples)
+            _write(f"{name}.json", study_figures.as_json(found))
+        kept.append(found)
+    confirmation, ablation = kept
+    _write("RESULTS.md", results_page.page(ablation, confirmation))
+
+
+def _write(name: str, text: str) -> None:
+    with replacing(DOCS / name) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tasks.study", description="Run the study and write its report.")
+    parser.add_argument("--plan", choices=PLANS, default=PLANS[0], help="file of conf/ (default: %(default)s)")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these variants or groups of variants")
-    parser.add_argument("--report-only", action="store_true", help="only write docs/STUDY.md from what is there")
+    parser.add_argument("--report-only", action="store_true", help="only write the pages from what is there")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        specs, resamples = load_specs()
+        specs, resamples = load_specs(CONF / f"{options.plan}.yaml")
         wanted = chosen(specs, options.only)
         failed = [] if options.report_only else run(wanted)
-        study = write_report(specs, resamples)
+        lines = write_report(options.plan, [collect(spec, specs) for spec in specs], resamples)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from the stage it stopped in", file=sys.stderr)
         return 130
-    for line in study_report.target_lines(study):
+    for line in lines:
         print(line)
-    print(f"{DOCS / 'STUDY.md'}: written")
+    written = ("STUDY.md", "RESULTS.md") if options.plan == "study" else ("RESULTS.md",)
+    print(f"{' and '.join(str(DOCS / name) for name in written)}: written")
     return 1 if failed else 0
 
 

@@ -1,5 +1,6 @@
 """Rows for tests that care about a few fields: the others are empty or zero, whichever fields the record comes to have."""
 
+import math
 from dataclasses import fields
 from typing import get_origin
 
@@ -14,6 +15,30 @@ def evaluation(**given) -> EvaluationRow:
 def score(**given) -> ScoreRow:
     """A scored candidate."""
     return _row(ScoreRow, given)
+
+
+def evaluated(accuracies: list[float], truth: float = math.nan, sae: str = "main", **columns: list) -> list[EvaluationRow]:
+    """A row a feature, ids sandbox/<sae>/0, 1, ...; `columns` gives other fields, one value a feature."""
+    return [
+        evaluation(
+            feature_id=f"sandbox/{sae}/{index}",
+            explanation="the word dog",
+            log_probability=math.nan,
+            texts=["a dog"],
+            activations=[accuracy],
+            tokens=[["a ", "dog"]],
+            token_activations=[[0.0, accuracy]],
+            generative_accuracy=accuracy,
+            hallucination=float(accuracy == 0),
+            collision=float(index % 2),
+            mean_activation=accuracy / 2,
+            judge_agreement=math.nan,
+            truth_agreement=truth,
+            truth_f1=truth,
+            **{name: values[index] for name, values in columns.items()},
+        )
+        for index, accuracy in enumerate(accuracies)
+    ]
 
 
 def _row(record: type, given: dict):

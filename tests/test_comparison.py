@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from rows import evaluation
+from rows import evaluated
 
 from saeexplainer.comparison import (
     METRICS,
@@ -16,27 +16,6 @@ from saeexplainer.comparison import (
     summarise,
 )
 from saeexplainer.errors import UserError
-
-
-def evaluated(accuracies, truth=math.nan, sae="main"):
-    return [
-        evaluation(
-            feature_id=f"sandbox/{sae}/{index}",
-            explanation="the word dog",
-            log_probability=math.nan,
-            texts=["a dog"],
-            activations=[accuracy],
-            tokens=[["a ", "dog"]],
-            token_activations=[[0.0, accuracy]],
-            generative_accuracy=accuracy,
-            hallucination=float(accuracy == 0),
-            collision=float(index % 2),
-            mean_activation=accuracy / 2,
-            truth_agreement=truth,
-            truth_f1=truth,
-        )
-        for index, accuracy in enumerate(accuracies)
-    ]
 
 
 def test_interval_of_two_values_is_known_by_hand():

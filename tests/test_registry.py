@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_comparison import evaluated
+from rows import evaluated
 from test_tracking import empty_store  # noqa: F401  a fixture
 from tiny import ROOT, WIDTH, settings, tiny_model, tiny_tokenizer
 

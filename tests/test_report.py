@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import tiny
-from test_comparison import evaluated
+from rows import evaluated
 
 from saeexplainer.comparison import summarise
 from saeexplainer.errors import UserError

@@ -8,16 +8,21 @@ import signal
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 
 import pytest
-from test_comparison import evaluated
+import yaml
+from rows import evaluated
 
 from saeexplainer import study_report
+from saeexplainer.ablation_report import BASE
+from saeexplainer.confirmation_report import REWARD
 from saeexplainer.errors import UserError
 from saeexplainer.records import EvaluationRow
 from saeexplainer.storage import write_json, write_rows
-from saeexplainer.study_report import COMPLETE, CONTROL, LABELS, SEEDS, Variant, absent, summarise
+from saeexplainer.study_figures import COMPLETE, Variant, absent, as_json
+from saeexplainer.study_report import CONTROL, LABELS, LOOKED_AT, SEEDS, summarise
 from tasks import study
 from tasks.compose import composed
 
@@ -41,11 +46,11 @@ import os, pathlib, sys, time, yaml
 name, params = sys.argv[1], yaml.safe_load(open("params.yaml"))
 pathlib.Path("data").mkdir(exist_ok=True)
 pathlib.Path("reports").mkdir(exist_ok=True)
-print(name, params["seed"], params["mode"], file=open("../../ran.txt", "a"))
+print(name, params["seed"], params["mode"], file=open("../../../ran.txt", "a"))
 if name == "second" and params["mode"] == "wrong":
     sys.exit("error: mode: is 'wrong'; change it")
-if name == "second" and params["mode"] == "slow" and not os.path.exists("../../quick"):
-    open("../../pid", "w").write(str(os.getpid()))
+if name == "second" and params["mode"] == "slow" and not os.path.exists("../../../quick"):
+    open("../../../pid", "w").write(str(os.getpid()))
     time.sleep(60)
 pathlib.Path("data", name + ".txt").write_text(str(params))
 if name == "first":
@@ -69,6 +74,12 @@ variants:
   other: {group: labels, from: seed0, overrides: [mode=other]}
   slow: {group: slow, overrides: [mode=slow]}
 """
+ABLATION = """
+resamples: 100
+variants:
+  seed0: {group: base, overrides: [seed=0]}
+  other: {group: setting, extends: seed0, from: seed0, overrides: [mode=other]}
+"""
 
 
 @pytest.fixture
@@ -80,6 +91,7 @@ def toy(tmp_path: Path) -> Path:
         "tasks/__init__.py": "",
         "tasks/compose.py": COMPOSE,
         "conf/study.yaml": VARIANTS,
+        "conf/ablation.yaml": ABLATION,
         ".gitignore": "/.study/\n/ran.txt\n/pid\n/quick\n",
     }.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -113,20 +125,33 @@ def test_what_variants_share_runs_once_and_a_failure_stops_nobody_else(toy: Path
     assert ran(toy) == ["first 0 plain", "second 0 plain", "first 1 plain", "second 0 wrong", "second 0 other"]
     assert failed.splitlines() == [
         "impossible: failed: conf: mode: is 'impossible'; correct the override (tasks.compose)",
-        "wrong: failed: second: mode: is 'wrong'; change it (see .study/wrong.log)",
+        "wrong: failed: second: mode: is 'wrong'; change it (see .study/study/wrong.log)",
         "after: failed: it comes from wrong, which failed",
     ]
     lines = printed.splitlines()
     assert lines[0].startswith("seed0: first ") and lines[0].endswith(" s")
     assert "(1 ran, 1 restored, 0 unchanged)" in next(line for line in lines if line.startswith("other: complete"))
-    assert (toy / ".study/other/reports/first.json").read_text() == "{}", "a metric outside the cache is restored too"
-    assert not (toy / ".study/seed1/data/second.txt").exists(), "until"
+    assert (toy / ".study/study/other/reports/first.json").read_text() == "{}", "a metric outside the cache is restored too"
+    assert not (toy / ".study/study/seed1/data/second.txt").exists(), "until"
     page = (toy / "docs/STUDY.md").read_text()
     assert "| `wrong` | control | not finished" in page and "| `slow` | slow | not run |" in page
 
     process = started(toy, "--only", "other")
     assert "seed0: complete" in process.communicate(timeout=240)[0]
     assert (process.returncode, ran(toy)) == (0, [])
+    check_the_other_plan(toy)
+
+
+def check_the_other_plan(toy: Path) -> None:
+    """Its variants of the same names have folders of their own, share what was run, and leave the study's page alone."""
+    before = (toy / "docs/STUDY.md").read_bytes()
+    process = started(toy, "--plan", "ablation")
+    printed = process.communicate(timeout=240)[0].splitlines()
+    assert (process.returncode, ran(toy)) == (0, [])
+    assert printed[-1] == "docs/RESULTS.md: written" and printed[-2].startswith("not run: `setting` (`mode=other`): other")
+    assert "mode: other" in (toy / ".study/ablation/other/params.yaml").read_text()
+    assert (toy / "docs/STUDY.md").read_bytes() == before
+    assert "| `other` | setting | " in (toy / "docs/RESULTS.md").read_text()
 
 
 def test_a_terminated_study_takes_its_stage_along_and_goes_on_from_there(toy: Path) -> None:
@@ -136,7 +161,7 @@ def test_a_terminated_study_takes_its_stage_along_and_goes_on_from_there(toy: Pa
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
     busy = started(toy, "--only", "slow")
-    assert "slow: failed: .study/slow: study variant slow (process " in busy.communicate(timeout=120)[1]
+    assert "slow: failed: .study/study/slow: study variant slow (process " in busy.communicate(timeout=120)[1]
     process.send_signal(signal.SIGTERM)
     assert process.communicate(timeout=120)[0].endswith("slow: second stopped\n") and process.returncode == 143
     with pytest.raises(ProcessLookupError):
@@ -147,11 +172,40 @@ def test_a_terminated_study_takes_its_stage_along_and_goes_on_from_there(toy: Pa
     assert ran(toy) == ["second 0 slow"]
 
 
+@cache
+def settings(overrides: tuple[str, ...]) -> dict:
+    """What overrides compose to but for the seed, once for all seeds."""
+    return yaml.safe_load(composed(list(overrides)))
+
+
+def without_seed(spec: study.VariantSpec) -> tuple[str, ...]:
+    return tuple(override for override in spec.overrides if not override.startswith("seed="))
+
+
+def seed_of(spec: study.VariantSpec) -> str:
+    return [override for override in spec.overrides if override.startswith("seed=")][-1]
+
+
 def test_the_repositorys_variants_are_well_formed_and_compose() -> None:
     specs, resamples = study.load_specs(ROOT / "conf/study.yaml")
-    assert resamples > 0 and {spec.group for spec in specs} >= {SEEDS, CONTROL, LABELS}
+    assert resamples > 0 and {spec.group for spec in specs} >= {SEEDS, LOOKED_AT, CONTROL, LABELS, REWARD}
+    assert {settings(without_seed(spec))["evaluate"]["split"] for spec in specs} == {"test"}
+    seen = {group: {seed_of(spec) for spec in specs if spec.group == group} for group in (SEEDS, LOOKED_AT)}
+    assert len(seen[SEEDS]) == 3 and seen[SEEDS].isdisjoint(seen[LOOKED_AT])
+
+
+def test_the_repositorys_ablation_measures_valid_and_changes_a_base_of_the_same_seed() -> None:
+    specs, resamples = study.load_specs(ROOT / "conf/ablation.yaml")
+    assert resamples > 0
+    by_name = {spec.name: spec for spec in specs}
     for spec in specs:
-        composed(spec.overrides)
+        assert settings(without_seed(spec))["evaluate"]["split"] == "valid"
+        if spec.group == BASE:
+            assert spec.source is None and study.changes(spec, specs) == []
+        else:
+            base = by_name[spec.source]
+            assert (base.group, seed_of(base)) == (BASE, seed_of(spec)) and study.changes(spec, specs)
+            assert settings(without_seed(spec)) != settings(without_seed(base))
 
 
 @pytest.mark.parametrize(
@@ -174,7 +228,8 @@ def test_a_wrong_entry_is_named(entry: str, said: str, tmp_path: Path) -> None:
 def test_extends_puts_the_others_overrides_first_and_only_brings_sources_along(tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text(VARIANTS)
     specs, _ = study.load_specs(tmp_path / "study.yaml")
-    assert specs[1] == study.VariantSpec("seed1", "seeds", ["seed=0", "seed=1"], None, "first")
+    assert specs[1] == study.VariantSpec("study", "seed1", "seeds", ["seed=0", "seed=1"], None, "first")
+    assert study.changes(specs[2], specs) == ["mode=wrong"] and study.changes(specs[1], specs) == []
     assert [spec.name for spec in study.chosen(specs, ["after"])] == ["seed0", "wrong", "after"]
     with pytest.raises(UserError, match="--only nope"):
         study.chosen(specs, ["nope"])
@@ -183,7 +238,8 @@ def test_extends_puts_the_others_overrides_first_and_only_brings_sources_along(t
 def variant(name: str, group: str, accuracies: dict[str, list[float]], contexts: int = 4, **changes) -> Variant:
     """Four features an evaluation, truth unknown."""
     fields = {
-        "name": name, "group": group, "source": None, "status": COMPLETE, "seed": 0, "contexts": contexts,
+        "name": name, "group": group, "source": None, "changes": [], "status": COMPLETE, "seed": 0, "split": "test",
+        "contexts": contexts,
         "subject": {"loss": 2.5, "entropy_floor": 2.25}, "sae": {"l0": 15.5}, "seconds": 100.0, "own_seconds": 60.0,
         "outdated": [], "evaluations": {key: evaluated(values) for key, values in accuracies.items()},
     }  # fmt: skip
@@ -212,11 +268,11 @@ def test_figures_are_those_of_the_rows() -> None:
     means = {name: metrics["generative_accuracy"]["value"] for name, metrics in evaluations.items()}
     assert list(means) == ["open_loop", "warmup", "sft", "r1", "r2", "best_of_6", "oracle"]
     assert (means["sft"], means["r2"]) == (0.1875, 0.5)
-    gain = found["differences"]["r2-sft"]["generative_accuracy"]
+    gain = found["differences"][SEEDS]["r2-sft"]["generative_accuracy"]
     assert [gain[name]["value"] for name in ("seed0", "seed1", "pooled")] == [0.3125, 0.0, 0.15625]
     assert (gain["seed0"]["low"], gain["pooled"]["n"]) == (0.25, 8), "no feature gained less than a quarter"
-    assert found["differences"]["r2-sft"]["truth_f1"]["pooled"] is None
-    assert {"r1-sft", "r2-r1", "r2-open_loop", "r2-warmup", "r2-best_of_6"} <= found["differences"].keys()
+    assert found["differences"][SEEDS]["r2-sft"]["truth_f1"]["pooled"] is None
+    assert {"r1-sft", "r2-r1", "r2-open_loop", "r2-warmup", "r2-best_of_6"} <= found["differences"][SEEDS].keys()
 
 
 def test_targets_that_hold_and_targets_that_fail() -> None:
@@ -233,14 +289,24 @@ def test_targets_that_hold_and_targets_that_fail() -> None:
 
 
 def test_a_missing_seed_leaves_targets_open_and_stays_in_every_list() -> None:
-    found = summarise([variant("seed0", SEEDS, BETTER), absent("seed1", SEEDS, None, "not run")], 200)
+    found = summarise([variant("seed0", SEEDS, BETTER), absent("seed1", SEEDS, None, [], "not run")], 200)
     assert verdicts(found) == [None] * 9
     assert "r2 is above sft beyond its interval in every seed (seed0 +31.2 (+25.0 to +43.8), seed1 –)" in (
         study_report.page(found)
     )
-    failing = summarise([variant("seed0", SEEDS, SAME), absent("seed1", SEEDS, None, "not run")], 200)
+    failing = summarise([variant("seed0", SEEDS, SAME), absent("seed1", SEEDS, None, [], "not run")], 200)
     assert verdicts(failing)[0] is False, "one seed that fails settles what is asked of every seed"
     assert "### seed1\n\nNo figures: not run." in study_report.page(failing)
+
+
+def test_seeds_that_were_looked_at_have_tables_of_their_own_and_count_for_no_target() -> None:
+    found = summarise([variant("seed3", SEEDS, BETTER), variant("seed0", LOOKED_AT, SAME)], 200)
+    gains = {group: found["differences"][group]["r2-sft"]["generative_accuracy"] for group in (SEEDS, LOOKED_AT)}
+    assert {group: gain["pooled"]["value"] for group, gain in gains.items()} == {SEEDS: 0.3125, LOOKED_AT: 0.0}
+    assert "seed0" not in found["targets"][0]["detail"] and verdicts(found)[0] is True
+    before, after = study_report.page(found).split("## Seeds that were looked at before")
+    assert "### seed3" in before and "### seed0" not in before and "### seed0" in after and "### seed3" not in after
+    assert "while settings were being chosen: `seed3`." in before
 
 
 def test_label_quality_takes_the_source_in_and_goes_from_poor_to_clean() -> None:
@@ -250,7 +316,7 @@ def test_label_quality_takes_the_source_in_and_goes_from_poor_to_clean() -> None
             variant("seed0", SEEDS, BETTER, contexts=4),
             variant("labels20", LABELS, SAME | clean, contexts=20, source="seed0"),
             variant("labels1", LABELS, BETTER | poor, contexts=1, source="seed0"),
-            absent("labels6", LABELS, "seed0", "not run"),
+            absent("labels6", LABELS, "seed0", [], "not run"),
         ],
         100,
     )
@@ -261,7 +327,7 @@ def test_label_quality_takes_the_source_in_and_goes_from_poor_to_clean() -> None
 def test_page_and_pictures_need_only_the_json_and_are_the_same_each_time(tmp_path: Path) -> None:
     others = [variant("l1", LABELS, SAME, source="seed0"), variant("odd", "odd", SAME)]
     found = summarise([variant("seed0", SEEDS, BETTER), *others], 100)
-    again = json.loads(study_report.as_json(found))
+    again = json.loads(as_json(found))
     assert study_report.page(again) == study_report.page(found)
     assert "## odd: odd" in study_report.page(found)
     rows = [line for line in study_report.page(found).splitlines() if line.startswith("| `seed0`")]
@@ -273,15 +339,15 @@ def test_page_and_pictures_need_only_the_json_and_are_the_same_each_time(tmp_pat
 
 
 def test_nothing_measured_is_a_page_too(tmp_path: Path) -> None:
-    found = summarise([absent("seed0", SEEDS, None, "not run"), absent("labels1", LABELS, "seed0", "not run")], 100)
-    assert "NaN" not in study_report.as_json(found) and "not run" in study_report.page(found)
+    found = summarise([absent("seed0", SEEDS, None, [], "not run"), absent("labels1", LABELS, "seed0", [], "not run")], 100)
+    assert "NaN" not in as_json(found) and "not run" in study_report.page(found)
     study_report.plot_seeds(found, tmp_path / "a.png")
     study_report.plot_labels(found, tmp_path / "b.png")
 
 
 def test_a_folder_is_read_only_if_it_came_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    spec = study.VariantSpec("seed0", SEEDS, ["seed=3"], None, None)
+    spec = study.VariantSpec("study", "seed0", SEEDS, ["seed=3"], None, None)
     assert study.collect(spec, [spec]).status == "not run"
     params = composed(spec.overrides)
     for name in ("open_loop", "sft", "r1", "r2"):
@@ -297,9 +363,10 @@ def test_a_folder_is_read_only_if_it_came_to_its_end(tmp_path: Path, monkeypatch
     write_json(spec.folder / study.DONE, spec.wish | {"params": params})
     read = study.collect(spec, [spec])
     assert (read.status, read.seed, read.seconds, read.sae, read.subject) == (COMPLETE, 3, 15.0, {"l0": 16.0}, None)
+    assert (read.split, read.changes) == ("test", [])
     assert list(read.evaluations) == ["open_loop", "sft", "r1", "r2"] and read.outdated == ["gone.py", "here.py"]
-    other = study.VariantSpec("seed0", SEEDS, ["seed=4"], None, None)
-    assert study.collect(other, [other]).status.startswith("not finished"), "conf/study.yaml changed since"
-    child = study.VariantSpec("child", CONTROL, ["seed=3"], "seed0", None)
+    other = study.VariantSpec("study", "seed0", SEEDS, ["seed=4"], None, None)
+    assert study.collect(other, [other]).status.startswith("not finished"), "the plan changed since"
+    child = study.VariantSpec("study", "child", CONTROL, ["seed=3"], "seed0", None)
     shutil.copytree(spec.folder, child.folder, ignore=shutil.ignore_patterns("timings.json"))
     assert (lambda read: (read.seconds, read.own_seconds))(study.collect(child, [spec, child])) == (15.0, 0)

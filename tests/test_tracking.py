@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_comparison import evaluated
+from rows import evaluated
 
 from saeexplainer.comparison import summarise
 from saeexplainer.errors import UserError

@@ -4,8 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from saeexplainer.comparison import chain_of, subtractions
-from saeexplainer.report import LOWER_IS_BETTER
+from saeexplainer.comparison import LOWER_IS_BETTER, chain_of, subtractions
 
 DASH = "–"
 # What a metric says, for people who meet it here first.

@@ -1,0 +1,153 @@
+"""The ablation of docs/RESULTS.md: one setting changed at a time around the default, on valid, and the verdicts.
+
+`summarise` makes ablation.json, `sections` its part of the page from that alone. A setting is a group of variants, one
+a seed, each compared with the variant it comes `from`: last round against last round, paired by feature. Whether a
+setting helps is decided by the interval of the criterion and by nothing else.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from saeexplainer.comparison import METRICS
+from saeexplainer.study_figures import (
+    ACCURACY,
+    Variant,
+    against_sources,
+    bold,
+    described,
+    direction,
+    heading,
+    known_metrics,
+    last_round,
+    mean,
+    percent,
+    plain,
+    runs,
+    state,
+    table,
+    words,
+)
+
+BASE = "base"  # the group of the default
+CRITERION = ACCURACY
+HELPS, HURTS, NO_DIFFERENCE, NOT_RUN = "helps", "hurts", "no difference shown", "not run"
+VERDICTS = {1: HELPS, -1: HURTS, 0: NO_DIFFERENCE}
+
+
+def summarise(variants: Sequence[Variant], resamples: int) -> dict[str, Any]:
+    """The content of ablation.json; every interval is {"value", "low", "high", "n"} or, where unknown, null."""
+    everyone = {variant.name: variant for variant in variants}
+    groups = list(dict.fromkeys(variant.group for variant in variants if variant.group != BASE))
+    settings = {
+        group: _setting([variant for variant in variants if variant.group == group], everyone, resamples)
+        for group in groups
+    }
+    return {
+        "resamples": resamples,
+        "variants": {variant.name: _last_round(variant, resamples) for variant in variants},
+        "settings": settings,
+        "preferred": _preferred(settings),
+    }
+
+
+def _setting(variants: Sequence[Variant], everyone: Mapping[str, Variant], resamples: int) -> dict[str, Any]:
+    found = against_sources(variants, everyone, resamples)
+    interval = found["differences"][CRITERION]
+    return found | {"verdict": VERDICTS[direction(CRITERION, interval)] if interval else NOT_RUN}
+
+
+def _last_round(variant: Variant, resamples: int) -> dict[str, Any]:
+    """All that is kept of a variant, with an interval of every metric of its last round."""
+    name = last_round(variant.evaluations)
+    metrics = {
+        metric: mean([variant.evaluations[name]], metric, resamples) if name else None for metric in METRICS.values()
+    }
+    return described(variant) | {"round": name, "metrics": metrics}
+
+
+def _preferred(settings: Mapping[str, Any]) -> str | None:
+    """The setting that helps most by the criterion; None where none helps."""
+    helping = [name for name, found in settings.items() if found["verdict"] == HELPS]
+    return max(helping, key=lambda name: abs(settings[name]["differences"][CRITERION]["value"]), default=None)
+
+
+def verdict_lines(ablation: dict[str, Any]) -> list[str]:
+    """One line a setting."""
+    return [f"{found['verdict']}: {_told(name, found)}" for name, found in ablation["settings"].items()]
+
+
+def sections(ablation: dict[str, Any]) -> Iterator[str]:
+    """The part of docs/RESULTS.md, in markdown."""
+    measured = ", ".join(dict.fromkeys(found["split"] for found in ablation["variants"].values() if found["split"]))
+    yield f"## Ablation: one change at a time, measured on {measured or 'valid (nothing measured yet)'}"
+    yield (
+        "Each setting differs from the default in what stands beside it; the last rounds are compared, and "
+        f"{words(CRITERION)} decides. The product of all directions, rewards, pairings, losses, rounds and "
+        "seeds was not run, so what two settings do together is not known. "
+        f"No interval is corrected for the {len(ablation['settings'])} comparisons: about one in twenty leaves zero "
+        "out by chance. The features of valid also pick the checkpoint of each round."
+    )
+    yield _preference(ablation)
+    for verdict in (HELPS, HURTS, NO_DIFFERENCE, NOT_RUN):
+        yield f"### {verdict.capitalize()}"
+        chosen = {name: found for name, found in ablation["settings"].items() if found["verdict"] == verdict}
+        yield "\n".join(f"- {_told(name, found)}" for name, found in chosen.items()) or "None."
+    yield "### Differences from the default"
+    yield _differences(ablation)
+    yield "### Every variant"
+    yield _levels(ablation)
+
+
+def _preference(ablation: dict[str, Any]) -> str:
+    settings = ablation["settings"]
+    measured = sum(found["verdict"] != NOT_RUN for found in settings.values())
+    if not measured:
+        return "No setting has been measured: nothing is preferred yet."
+    name = ablation["preferred"]
+    preferred = f"`{name}` ({_changes(settings[name])})" if name else "the default, which no setting beats"
+    return f"Preferred, by {measured} of {len(settings)} settings that were measured: {preferred}."
+
+
+def _told(name: str, found: Mapping[str, Any]) -> str:
+    """A setting, what it did to the criterion, what else moved beyond its interval, and what is missing."""
+    missing = [f"{variant}: {why}" for variant, why in found["unpaired"].items()]
+    if found["verdict"] == NOT_RUN:
+        return f"`{name}` ({_changes(found)}): {'; '.join(missing)}"
+    differences = found["differences"]
+    others = [metric for metric in differences if metric != CRITERION]
+    interval = differences[CRITERION]
+    parts = [f"{words(CRITERION)} {bold(interval)}, {runs(len(found['paired']))}, {interval['n']:,} features"]
+    for sign, label in ((1, "also better"), (-1, "worse")):
+        moved = [metric for metric in others if direction(metric, differences[metric]) == sign]
+        if moved:
+            parts.append(f"{label}: " + ", ".join(f"{words(metric)} {bold(differences[metric])}" for metric in moved))
+    return "; ".join([f"`{name}` ({_changes(found)}): {parts[0]}", *parts[1:], *missing])
+
+
+def _changes(found: Mapping[str, Any]) -> str:
+    return ", ".join(f"`{change}`" for change in found["changes"]) or "no change"
+
+
+def _differences(ablation: dict[str, Any]) -> str:
+    metrics = known_metrics(found["differences"] for found in ablation["settings"].values())
+    rows = [
+        [
+            f"`{name}`", found["verdict"], f"{len(found['paired'])}",
+            *(bold(found["differences"][metric]) for metric in metrics),
+        ]
+        for name, found in ablation["settings"].items()
+    ]  # fmt: skip
+    return table(["setting − default", "verdict", "runs", *map(heading, metrics)], rows)
+
+
+def _levels(ablation: dict[str, Any]) -> str:
+    metrics = known_metrics(found["metrics"] for found in ablation["variants"].values())
+    rows = [
+        [
+            f"`{name}`", found["group"], state(found), plain(found["seed"], ""), found["round"] or "–",
+            *(percent(found["metrics"][metric]) for metric in metrics),
+        ]
+        for name, found in ablation["variants"].items()
+    ]  # fmt: skip
+    return table(["run", "setting", "state", "seed", "round", *map(heading, metrics)], rows)
+

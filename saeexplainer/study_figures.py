@@ -1,0 +1,230 @@
+"""What the reports of the study share: the record of a variant, the figures of its rows, and how a figure is written.
+
+Everything a figure says is an interval of `saeexplainer.comparison`, kept as {"value", "low", "high", "n"} so that the
+reports can be written again from their JSON alone. Rows of different runs are paired only where the runs measured the
+same features of the same SAE.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from saeexplainer.comparison import (
+    LOWER_IS_BETTER,
+    METRICS,
+    default_starts,
+    paired_difference,
+    pooled_difference,
+    pooled_mean,
+)
+from saeexplainer.records import EvaluationRow
+
+COMPLETE = "complete"
+POOLED = "pooled"
+ACCURACY = "generative_accuracy"
+ORDER = ("open_loop", "warmup", "sft", "r1", "r2")  # of the evaluations; others follow
+BOOTSTRAP_SEED = 0
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One variant of a plan with what it measured."""
+
+    name: str
+    group: str  # section of the report
+    source: str | None  # the variant that it shares its first stages with
+    changes: list[str]  # overrides that it has and its source has not
+    status: str  # COMPLETE, or why there are no figures
+    seed: int | None  # of the run
+    split: str | None  # that was measured: valid or test
+    contexts: int | None  # that the labeller saw of each feature
+    subject: dict[str, Any] | None  # reports/subject.json
+    sae: dict[str, Any] | None  # reports/sae.json, of the explained SAE
+    seconds: float | None  # of all stages, those that were restored at what they took where they ran
+    own_seconds: float | None  # of the stages that ran for this variant
+    outdated: list[str]  # modules that changed since
+    evaluations: dict[str, list[EvaluationRow]]  # empty unless complete
+
+
+def absent(name: str, group: str, source: str | None, changes: list[str], status: str) -> Variant:
+    """A variant without figures."""
+    return Variant(name, group, source, changes, status, None, None, None, None, None, None, None, [], {})
+
+
+def of_group(variants: Iterable[Variant], group: str) -> list[Variant]:
+    """The variants of a group, in order."""
+    return [variant for variant in variants if variant.group == group]
+
+
+def described(variant: Variant) -> dict[str, Any]:
+    """All that is kept of a variant but its rows."""
+    return {key: value for key, value in vars(variant).items() if key not in ("name", "evaluations")}
+
+
+def state(found: Mapping[str, Any]) -> str:
+    """Whether a described variant ran, and whether its code is still today's."""
+    changed = found["outdated"]
+    return found["status"] + (f"; since then changed: {', '.join(changed)}" if changed else "")
+
+
+def ordered(names: Iterable[str]) -> list[str]:
+    """Names of evaluations: training's own steps first."""
+    names = list(names)
+    return [name for name in ORDER if name in names] + [name for name in names if name not in ORDER]
+
+
+def last_round(names: Iterable[str]) -> str | None:
+    """The last of the evaluations named r1, r2, ..."""
+    return next(reversed(default_starts(list(names))), None)
+
+
+def values(rows: Sequence[EvaluationRow], metric: str) -> dict[str, float]:
+    """feature_id -> value of a metric, where it is known: truth is NaN where no domain tells it."""
+    field = next(field for field, name in METRICS.items() if name == metric)
+    found = {row.feature_id: getattr(row, field) for row in rows}
+    return {feature_id: value for feature_id, value in found.items() if not math.isnan(value)}
+
+
+def mean(tables: Sequence[Sequence[EvaluationRow]], metric: str, resamples: int) -> dict[str, Any] | None:
+    """A metric over the features of several runs, a table of rows each; None if nobody knows it."""
+    strata = [[value for _, value in sorted(values(rows, metric).items())] for rows in tables]
+    strata = [stratum for stratum in strata if stratum]
+    return asdict(pooled_mean(strata, resamples, BOOTSTRAP_SEED)) if strata else None
+
+
+def both(variants: Iterable[Variant], a: str, b: str) -> list[tuple[list[EvaluationRow], list[EvaluationRow]]]:
+    """The rows of evaluations a and b of every variant that has both."""
+    found = [variant.evaluations for variant in variants]
+    return [(evaluations[a], evaluations[b]) for evaluations in found if {a, b} <= evaluations.keys()]
+
+
+def difference(
+    pairs: Sequence[tuple[Sequence[EvaluationRow], Sequence[EvaluationRow]]], metric: str, resamples: int
+) -> dict[str, Any] | None:
+    """a - b, paired by feature inside each pair of tables, over the features of all; None if no pair knows the metric.
+
+    Raises UserError where a pair measures different features.
+    """
+    known = [known_to_both(a, b, metric) for a, b in pairs]
+    known = [pair for pair in known if pair[0]]
+    return asdict(pooled_difference(known, resamples, BOOTSTRAP_SEED)) if known else None
+
+
+def known_to_both(
+    a: Sequence[EvaluationRow], b: Sequence[EvaluationRow], metric: str
+) -> tuple[dict[str, float], dict[str, float]]:
+    """A metric by feature, over the features where both know it. Raises UserError if they hold different features."""
+    paired_difference({row.feature_id: 0.0 for row in a}, {row.feature_id: 0.0 for row in b})
+    left, right = values(a, metric), values(b, metric)
+    known = sorted(left.keys() & right.keys())
+    return {key: left[key] for key in known}, {key: right[key] for key in known}
+
+
+def known_metrics(tables: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The metrics that some of these tables of intervals knows; all that they name while nothing is measured."""
+    kept = list(tables)
+    names = list(dict.fromkeys(name for found in kept for name in found))
+    return [name for name in names if any(found[name] for found in kept)] or names
+
+
+def against_sources(variants: Sequence[Variant], everyone: Mapping[str, Variant], resamples: int) -> dict[str, Any]:
+    """The last round of each variant against that of the variant it comes from, pooled over all that can be paired.
+
+    {"changes", "paired": [name], "unpaired": {name: why}, "differences": {metric: interval or null}}.
+    """
+    unpaired = {variant.name: _why_not(variant, everyone.get(variant.source or "")) for variant in variants}
+    paired = [variant for variant in variants if not unpaired[variant.name]]
+    pairs = [(_last_rows(variant), _last_rows(everyone[variant.source or ""])) for variant in paired]
+    return {
+        "changes": list(dict.fromkeys(change for variant in variants for change in variant.changes)),
+        "paired": [variant.name for variant in paired],
+        "unpaired": {name: why for name, why in unpaired.items() if why},
+        "differences": {metric: difference(pairs, metric, resamples) for metric in METRICS.values()},
+    }
+
+
+def _why_not(variant: Variant, source: Variant | None) -> str:
+    """Why these two cannot be paired; empty if they can."""
+    if lacking := _lacking(variant):
+        return lacking
+    if source is None:
+        return "it comes from no variant"
+    if lacking := _lacking(source):
+        return f"{source.name}: {lacking}"
+    if variant.seed != source.seed:
+        return f"its seed is {variant.seed}, that of {source.name} is {source.seed}"
+    features = [{row.feature_id for row in _last_rows(one)} for one in (variant, source)]
+    # Ids do not tell one training of an SAE from another; its own figures do.
+    if (variant.subject, variant.sae) != (source.subject, source.sae) or features[0] != features[1]:
+        return f"its subject, SAE or features are not those of {source.name}"
+    return ""
+
+
+def _lacking(variant: Variant) -> str:
+    if variant.status != COMPLETE:
+        return variant.status
+    return "" if last_round(variant.evaluations) else "it has no round"
+
+
+def _last_rows(variant: Variant) -> list[EvaluationRow]:
+    return variant.evaluations[last_round(variant.evaluations) or ""]
+
+
+def as_json(content: dict[str, Any]) -> str:
+    """A report's figures; not sorted, the order of variants and evaluations is information."""
+    return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Markdown, figures to the right."""
+    alignment = ["---", *["---:"] * (len(header) - 1)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, alignment, *rows))
+
+
+def heading(metric: str) -> str:
+    """A metric's name with the direction in which it is better."""
+    return f"{words(metric)} {'↓' if metric in LOWER_IS_BETTER else '↑'}"
+
+
+def words(metric: str) -> str:
+    """A metric's name in a sentence."""
+    return metric.replace("_", " ")
+
+
+def percent(interval: Mapping[str, Any] | None) -> str:
+    """A share with its interval, in percent."""
+    if interval is None:
+        return "–"
+    return f"{100 * interval['value']:.1f} ({100 * interval['low']:.1f} to {100 * interval['high']:.1f})"
+
+
+def points(interval: Mapping[str, Any] | None) -> str:
+    """A difference with its interval, in percentage points."""
+    if interval is None:
+        return "–"
+    return f"{100 * interval['value']:+.1f} ({100 * interval['low']:+.1f} to {100 * interval['high']:+.1f})"
+
+
+def bold(interval: Mapping[str, Any] | None) -> str:
+    """As `points`; bold where the interval leaves zero out."""
+    decided = interval is not None and (interval["low"] > 0 or interval["high"] < 0)
+    return f"**{points(interval)}**" if decided else points(interval)
+
+
+def runs(count: int) -> str:
+    """How many, in words."""
+    return f"{count} run{'' if count == 1 else 's'}"
+
+
+def plain(value: float | int | None, form: str) -> str:
+    """A number without an interval."""
+    return "–" if value is None else format(value, form)
+
+
+def direction(metric: str, interval: Mapping[str, Any] | None) -> int:
+    """1 if a difference is for the better beyond its interval, -1 if for the worse, 0 if neither is shown."""
+    if interval is None or interval["low"] <= 0 <= interval["high"]:
+        return 0
+    return 1 if (interval["value"] > 0) != (metric in LOWER_IS_BETTER) else -1
