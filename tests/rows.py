@@ -20,25 +20,28 @@ def score(**given) -> ScoreRow:
 def evaluated(accuracies: list[float], truth: float = math.nan, sae: str = "main", **columns: list) -> list[EvaluationRow]:
     """A row a feature, ids sandbox/<sae>/0, 1, ...; `columns` gives other fields, one value a feature."""
     return [
-        evaluation(
-            feature_id=f"sandbox/{sae}/{index}",
-            explanation="the word dog",
-            log_probability=math.nan,
-            texts=["a dog"],
-            activations=[accuracy],
-            tokens=[["a ", "dog"]],
-            token_activations=[[0.0, accuracy]],
-            generative_accuracy=accuracy,
-            hallucination=float(accuracy == 0),
-            collision=float(index % 2),
-            mean_activation=accuracy / 2,
-            judge_agreement=math.nan,
-            truth_agreement=truth,
-            truth_f1=truth,
-            **{name: values[index] for name, values in columns.items()},
-        )
+        evaluation(**_consistent(accuracy, index, truth, sae) | {name: values[index] for name, values in columns.items()})
         for index, accuracy in enumerate(accuracies)
     ]
+
+
+def _consistent(accuracy: float, index: int, truth: float, sae: str) -> dict:
+    return dict(
+        feature_id=f"sandbox/{sae}/{index}",
+        explanation="the word dog",
+        log_probability=math.nan,
+        texts=["a dog"],
+        activations=[accuracy],
+        tokens=[["a ", "dog"]],
+        token_activations=[[0.0, accuracy]],
+        generative_accuracy=accuracy,
+        hallucination=float(accuracy == 0),
+        collision=float(index % 2),
+        mean_activation=accuracy / 2,
+        judge_agreement=math.nan,
+        truth_agreement=truth,
+        truth_f1=truth,
+    )
 
 
 def _row(record: type, given: dict):

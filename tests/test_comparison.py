@@ -105,7 +105,7 @@ def test_comparison_has_the_shape_everyone_reads():
 def test_texts_are_no_metric_and_every_number_is_one():
     assert set(METRICS) == {
         "generative_accuracy", "hallucination", "collision", "mean_activation", "input_accuracy", "output_accuracy",
-        "detection_auc", "fuzzing_auc", "predictive_correlation", "truth_agreement", "truth_f1",
+        "detection_auc", "fuzzing_auc", "predictive_correlation", "judge_agreement", "truth_agreement", "truth_f1",
     }  # fmt: skip
 
 
