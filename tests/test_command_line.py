@@ -8,12 +8,14 @@ import socket
 import sqlite3
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
+from test_comparison import evaluated
 from tiny import ROOT, WIDTH, tiny_model, tiny_tokenizer
 from typed import Typed
 from typed import typed as in_a_process
@@ -50,11 +52,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     context = ContextRow(ids[1], 0, "the dog runs", ["the", "dog", "runs"], [0.0, 1.0, 0.0], 1, [])
     write_rows(folder / "data/activations/contexts.parquet", [context], ContextRow)
     write_rows(folder / "data/labels.parquet", [ExplanationRow(ids[0], "sft", "a question")], ExplanationRow)
-    unknown = float("nan")
-    evaluated = EvaluationRow(
-        ids[1], "The Word dog", -0.5, [], [], [], [], 0.0, 1.0, 0.0, 0.0, unknown, unknown
-    )  # fmt: skip
-    write_rows(folder / "data/evaluations/r1.parquet", [evaluated], EvaluationRow)
+    measured = replace(evaluated([0.0])[0], feature_id=ids[1], explanation="The Word dog")
+    write_rows(folder / "data/evaluations/r1.parquet", [measured], EvaluationRow)
     directions = torch.randn(len(rows), WIDTH, generator=torch.Generator().manual_seed(0))
     write_tensors(folder / "data/activations/directions.safetensors", {"mean_activation": directions})
     return folder

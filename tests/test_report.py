@@ -63,7 +63,7 @@ def test_plot_rows_are_long_form_in_order(comparison):
 
 
 def scored(feature_id: str, reward: float) -> ScoreRow:
-    return ScoreRow(feature_id, "dpo", 0, "the word dog", [], [], reward)
+    return ScoreRow(feature_id, "dpo", 0, "the word dog", [], [], [], reward)
 
 
 def test_rewards_are_spread_over_bars_of_a_tenth():
@@ -79,7 +79,7 @@ def test_reward_of_an_evaluation_is_that_of_the_rounds(comparison):
         name: [replace(row, activations=activations) for row in evaluated([0.5] * 4)]
         for name, activations in (("open_loop", [1.0]), ("sft", []), ("r1", [1.0, 0.0]))
     }
-    config = Reward(0.5, weight_share=1.0, weight_any=0.2, weight_mean=0.0, weight_max=0.0, shuffle=False)
+    config = Reward(0.5, weight_share=1.0, weight_any=0.2, weight_mean=0.0, weight_max=0.0, weight_neighbours=0.0, shuffle=False)
     rows = reward_hallucination_rows(comparison, evaluations, config, 10)
     assert [(row.round, round(row.reward, 9)) for row in rows] == [("open_loop", 1.2), ("sft", 0.0), ("r1", 0.7)]
     assert rows[1].hallucination == comparison["rounds"]["sft"]["hallucination_rate"]["value"]
