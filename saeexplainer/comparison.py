@@ -7,7 +7,7 @@ training run would. `pooled_difference` joins several seeds.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 
 import numpy as np
@@ -49,6 +49,18 @@ def bootstrap_mean(values: Values, resamples: int, seed: int) -> Interval:
     return _bootstrap([values], resamples, seed)
 
 
+def bootstrap_rows(statistic: Callable[[np.ndarray], float], rows: int, resamples: int, seed: int) -> Interval:
+    """A number that is no mean, with its percentile interval: `statistic` takes the row numbers of a (re)sample.
+
+    Raises ValueError for fewer than two rows, which cannot be resampled.
+    """
+    if rows < 2:
+        raise ValueError(f"{rows} rows: resampling needs at least 2")
+    numbers = np.arange(rows)
+    low, high = _ends([numbers], statistic, resamples, seed, vectorized=False)
+    return Interval(float(statistic(numbers)), low, high, rows)
+
+
 def paired_difference(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, float]:
     """a - b for each feature_id, in the order of the ids. Raises UserError if the two hold different features."""
     if a.keys() != b.keys():
@@ -88,19 +100,26 @@ def _bootstrap(strata: Sequence[Values], resamples: int, seed: int) -> Interval:
         if n > 1:
             raise ValueError("a seed with a single feature cannot be resampled")
         return Interval(value, value, value, n)
+    return Interval(value, *_ends(samples, mean, resamples, seed, vectorized=True), n)
+
+
+def _ends(
+    samples: Sequence[np.ndarray], statistic: Callable, resamples: int, seed: int, vectorized: bool
+) -> tuple[float, float]:
+    """The ends of the percentile interval."""
     from scipy.stats import bootstrap
 
     interval = bootstrap(
         samples,
-        mean,
+        statistic,
         n_resamples=resamples,
         batch=BOOTSTRAP_BATCH,
-        vectorized=True,
+        vectorized=vectorized,
         method="percentile",
         confidence_level=CONFIDENCE_LEVEL,
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return Interval(value, float(interval.low), float(interval.high), n)
+    return float(interval.low), float(interval.high)
 
 
 def summarise(
