@@ -313,7 +313,7 @@ class Prices:
     """What makes money of seconds and tokens; where both are 0 no money is shown."""
 
     machine_hour: float  # USD an hour of the machine that runs the stages; 0 is unknown
-    million_tokens: float  # USD a million tokens of the calls, prompts included, if a remote model answers them; 0 is local
+    million_tokens: float  # USD a million tokens of the calls, prompts included, where a model is remote; 0 is local
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What explanations cost: sequences generated, tokens, seconds, money. Pure: tables and seconds in, records out.
 
-Calls and tokens are a function of the tables, so they are a result (reports/costs.json). Seconds are not: they belong to
-the last run of each stage on one machine, and money comes from both by the prices in params.yaml.
+Calls and tokens are a function of the tables, so they are a result (reports/costs.json). Seconds are not: they belong
+to the last run of each stage on one machine, and money comes from both by the prices in params.yaml.
 
 A call is one sequence that a model generates. Its tokens are counted from the text that was kept, with the subject's
 tokenizer: the prompt, the text, and the end of text where the limit left room for it. What a stage writes for a
@@ -160,7 +160,7 @@ def from_json(value: Mapping[str, Any]) -> Costs:
 
 
 def usd(seconds: float | None, call_tokens: float | None, prices: Prices) -> float | None:
-    """Money for machine time and for tokens; None where nothing has a price, or the machine has one and seconds lack."""
+    """Money for machine time and tokens; None where nothing has a price, or the machine has one and seconds lack."""
     if not prices.machine_hour and not prices.million_tokens or prices.machine_hour and seconds is None:
         return None
     machine = (seconds or 0.0) / SECONDS_AN_HOUR * prices.machine_hour

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from test_comparison import evaluated
 
+from saeexplainer.comparison import bootstrap_mean, bootstrap_rows
 from saeexplainer.confidence import (
     Calibration,
     Coverage,
@@ -72,15 +73,13 @@ def test_ranking_by_hand():
     assert auroc(rows((-1.0, 0.4), (GONE, 0.0)), 50, 0) is None
 
 
-def test_the_interval_of_the_ranking_covers_what_is_true():
-    # Sureness of successes is one standard deviation higher: the true area is Phi(1 / sqrt 2) = 0.760.
-    covered = 0
-    for trial in range(20):
-        draw = np.random.default_rng(trial)
-        table = rows(*((float(draw.normal() + at % 2), float(at % 2)) for at in range(100)))
-        found = auroc(table, resamples=150, seed=trial)
-        covered += found.low <= 0.760 <= found.high
-    assert covered >= 16  # 20 trials at 0.95: 19 with a standard deviation of 1.0
+def test_resampled_rows_give_the_interval_of_resampled_values():
+    values = np.random.default_rng(1).random(50)
+    found = bootstrap_rows(lambda at: float(values[at].mean()), len(values), resamples=200, seed=3)
+    expected = bootstrap_mean(values, resamples=200, seed=3)
+    assert (found.value, found.low, found.high) == pytest.approx((expected.value, expected.low, expected.high))
+    with pytest.raises(ValueError, match="at least 2"):
+        bootstrap_rows(lambda at: 0.0, 1, resamples=10, seed=0)
 
 
 def test_curve_and_its_error_by_hand():

@@ -80,7 +80,9 @@ def test_reward_of_an_evaluation_is_that_of_the_rounds(comparison):
         name: [replace(row, activations=activations) for row in evaluated([0.5] * 4)]
         for name, activations in (("open_loop", [1.0]), ("sft", []), ("r1", [1.0, 0.0]))
     }
-    config = Reward(0.5, weight_share=1.0, weight_any=0.2, weight_mean=0.0, weight_max=0.0, weight_neighbours=0.0, shuffle=False)
+    config = Reward(
+        0.5, weight_share=1.0, weight_any=0.2, weight_mean=0.0, weight_max=0.0, weight_neighbours=0.0, shuffle=False
+    )
     rows = reward_hallucination_rows(comparison, evaluations, config, 10)
     assert [(row.round, round(row.reward, 9)) for row in rows] == [("open_loop", 1.2), ("sft", 0.0), ("r1", 0.7)]
     assert rows[1].hallucination == comparison["rounds"]["sft"]["hallucination_rate"]["value"]
@@ -119,8 +121,8 @@ def test_stage_writes_its_files_and_outlives_a_dead_tracking_server(tmp_path, mo
     tiny_tokenizer().save_pretrained(tmp_path / "data/subject")
     report = compare_rounds.run(settings)
     assert sorted(path.name for path in (tmp_path / "reports").iterdir()) == [
-        "comparison.json", "confidence.csv", "confidence.json", "costs.json", "metrics.json", "report.html", "results.md",
-        "reward_hallucination.csv", "rewards.csv", "rounds.csv", "rounds.png",
+        "comparison.json", "confidence.csv", "confidence.json", "costs.json", "metrics.json", "report.html",
+        "results.md", "reward_hallucination.csv", "rewards.csv", "rounds.csv", "rounds.png",
     ]  # fmt: skip
     written = json.loads((tmp_path / "reports/comparison.json").read_text())
     assert list(written["rounds"]) == list(settings.evaluations), "the order of the evaluations survives the file"
