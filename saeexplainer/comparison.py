@@ -52,6 +52,18 @@ def bootstrap_mean(values: Values, resamples: int, seed: int) -> Interval:
     return pooled_mean([values], resamples, seed)
 
 
+def bootstrap_rows(statistic: Callable[[np.ndarray], float], rows: int, resamples: int, seed: int) -> Interval:
+    """A number that is no mean, with its percentile interval: `statistic` takes the row numbers of a (re)sample.
+
+    Raises ValueError for fewer than two rows, which cannot be resampled.
+    """
+    if rows < 2:
+        raise ValueError(f"{rows} rows: resampling needs at least 2")
+    numbers = np.arange(rows)
+    value = float(statistic(numbers))
+    return Interval(value, *_ends([numbers], statistic, value, resamples, seed, vectorized=False), rows)
+
+
 def paired_difference(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, float]:
     """a - b for each feature_id, in the order of the ids. Raises UserError if the two hold different features."""
     if a.keys() != b.keys():
@@ -137,8 +149,9 @@ def _count(samples: Sequence[np.ndarray]) -> int:
 
 
 def _ends(
-    samples: Sequence[np.ndarray], statistic: Callable[..., Any], value: float, resamples: int, seed: int
-) -> tuple[float, float]:
+    samples: Sequence[np.ndarray], statistic: Callable[..., Any], value: float, resamples: int, seed: int,
+    vectorized: bool = True,
+) -> tuple[float, float]:  # fmt: skip
     """Percentile interval of a statistic of the strata, each resampled by itself."""
     if any(sample.size == 1 for sample in samples):
         # scipy refuses a sample of one; a stratum of one feature cannot be resampled, so no interval is claimed.
@@ -152,7 +165,7 @@ def _ends(
         statistic,
         n_resamples=resamples,
         batch=BOOTSTRAP_BATCH,
-        vectorized=True,
+        vectorized=vectorized,
         method="percentile",
         confidence_level=CONFIDENCE_LEVEL,
         rng=np.random.default_rng(seed),

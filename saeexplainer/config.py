@@ -342,10 +342,21 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class Prices:
+    """What makes money of seconds and tokens; where both are 0 no money is shown."""
+
+    machine_hour: float  # USD an hour of the machine that runs the stages; 0 is unknown
+    million_tokens: float  # USD a million tokens of the calls, prompts included, where a model is remote; 0 is local
+
+
+@dataclass(frozen=True)
 class CompareRounds:
-    """Intervals and the report."""
+    """Intervals, confidence, costs and the report."""
 
     resamples: int  # bootstrap
+    confidence_folds: int  # expected accuracies are judged by as many fits, each over the features of the other folds
+    confidence_bins: int  # points of a calibration curve, of equally many features
+    prices: Prices
     page_contexts: int  # strongest contexts of a feature that the report page shows
     experiment: str  # the MLflow experiment, named after the experiment file
     criterion: str  # metric on which a round must beat the champion, beyond its interval, to be promoted

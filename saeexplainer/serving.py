@@ -4,9 +4,8 @@ The folder holds `explainer/` (transformers), `features.parquet` and `directions
 features and what the explainer reads of them), `settings.json`, `calibration.json` and `evaluation.parquet` (the rows
 on which it was measured). Whoever registers it decides where it lies; nothing here knows about that.
 
-The expected reward is the explainer's own confidence put on the scale of generative accuracy: an isotonic fit of
-accuracy on the mean log-probability of the explanation, over the features of its evaluation. It is no measurement of
-this explanation: nobody wrote a text.
+The expected reward is the explainer's own confidence put on the scale of generative accuracy (`confidence.calibrate`),
+over the features of its evaluation. It is no measurement of this explanation: nobody wrote a text.
 """
 
 import math
@@ -17,11 +16,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from saeexplainer.confidence import Calibration, calibrate
 from saeexplainer.config import Direction, GenerateExplanations, TrainSft
 from saeexplainer.errors import UserError
 from saeexplainer.explainer import PARTS, Explainer, Prompts, attach, direction_rows
@@ -41,35 +40,6 @@ class Explained:
     feature_id: str  # subject/sae/index; empty where a raw vector was asked about
     explanation: str
     expected_reward: float  # generative accuracy, 0 to 1, to be expected at this confidence
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Knots of a rising line from mean log-probability to expected generative accuracy."""
-
-    log_probabilities: list[float]  # rising
-    accuracies: list[float]  # never falling
-
-    def expected(self, log_probability: float) -> float:
-        """Between knots by interpolation, beyond them as at the last; 0 for NaN, an explanation that is missing."""
-        if math.isnan(log_probability):
-            return 0.0
-        return float(np.interp(log_probability, self.log_probabilities, self.accuracies))
-
-
-def calibrate(rows: Sequence[EvaluationRow]) -> Calibration:
-    """The isotonic fit over the explanations that are there; without one, every expectation is 0."""
-    from scipy.optimize import isotonic_regression
-
-    known = [row for row in rows if not math.isnan(row.log_probability)]
-    if not known:
-        return Calibration([0.0], [0.0])
-    x, where, count = np.unique([row.log_probability for row in known], return_inverse=True, return_counts=True)
-    mean = np.bincount(where, weights=[row.generative_accuracy for row in known]) / count
-    y = isotonic_regression(mean, weights=count).x
-    # Only the ends of a level stretch bend the line.
-    bends = [at for at in range(len(y)) if at in (0, len(y) - 1) or not y[at - 1] == y[at] == y[at + 1]]
-    return Calibration([float(x[at]) for at in bends], [float(y[at]) for at in bends])
 
 
 def write_served(

@@ -1,4 +1,4 @@
-"""`sae-explainer`: ask, list, compose, add rounds, check. Every mistake is one line on stderr and exit status 2.
+"""`sae-explainer`: ask, list, compose, add rounds, count, check. Every mistake is one line on stderr and exit status 2.
 
 Commands import what they need when they run, so that `--help` is there at once.
 """
@@ -37,11 +37,15 @@ def explain(
         str,
         typer.Option(metavar="NAME|FOLDER", help="champion, one of data/explainers such as r1, or a model's folder."),
     ] = CHAMPION,
+    min_expected: Annotated[
+        float,
+        typer.Option(min=0.0, metavar="X", help="Only explanations whose expected reward is at least this."),
+    ] = 0.0,
     as_json: AsJson = False,
 ) -> None:
     """Say what a feature encodes, and what texts written from that are expected to earn.
 
-    Example: sae-explainer explain --feature 123 --explainer r2
+    Example: sae-explainer explain --feature 123 --explainer r2 --min-expected 0.5
     """
     from saeexplainer.records import FeatureRow
     from saeexplainer.storage import read_rows
@@ -58,7 +62,11 @@ def explain(
         answers = registry.explain(wanted, explainer)
     else:
         answers = local.explain(wanted, explainer)
-    records = [{name: getattr(row, name) for name in local.Explained.__annotations__} for row in answers]
+    trusted = [row for row in answers if row.expected_reward >= min_expected]
+    if len(trusted) < len(answers):
+        held_back = f"{len(answers) - len(trusted)} of {len(answers)} held back"
+        print(f"{held_back}: expected reward below {min_expected:g}", file=sys.stderr)
+    records = [{name: getattr(row, name) for name in local.Explained.__annotations__} for row in trusted]
     if as_json:
         print(json.dumps(records, indent=2))
         return
@@ -150,6 +158,25 @@ def report(
     print(REPORT.resolve())
     if browser and sys.stdout.isatty():
         webbrowser.open(REPORT.resolve().as_uri())
+
+
+@app.command(short_help="Say what the explanations cost.")
+def costs(as_json: AsJson = False) -> None:
+    """Say what the result in reports/ cost: each stage, a validated pair of each round, an explanation.
+
+    Money needs a price: sae-explainer compose compare_rounds.prices.machine_hour=USD
+    """
+    from dataclasses import asdict
+
+    from saeexplainer.costs import table
+    from tasks import costs as spent
+    from tasks import params
+
+    bill = spent.bill(params.load(), spent.read_timings())
+    if as_json:
+        print(json.dumps(asdict(bill), indent=2))
+        return
+    print("\n".join(table(bill)))
 
 
 @app.command(short_help="Check this machine.")

@@ -8,26 +8,27 @@ tracking server that does not answer costs a warning, not the result.
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from saeexplainer import report, report_page
+from saeexplainer import confidence, costs, report, report_page
 from saeexplainer.comparison import START, chain_of, summarise
 from saeexplainer.config import Params
 from saeexplainer.domains import open_domain
-from saeexplainer.records import EvaluationRow, ScoreRow
+from saeexplainer.records import EvaluationRow, PreferencePair, ScoreRow
 from saeexplainer.storage import read_rows, replacing, write_json
 from tasks.stage import Report, main
 
 ACTIVATIONS, LABELS = Path("data/activations"), Path("data/labels.parquet")
 EVALUATIONS, ROUNDS = Path("data/evaluations"), Path("data/rounds")
+SUBJECT = Path("data/subject")
 REPORTS = Path("reports")
 
 
 def run(params: Params) -> Report:
-    """Write reports/{comparison.json,metrics.json,report.html,results.md,rounds.png} and the plots' csv files; log them.
+    """Write reports/: comparison, metrics, confidence, costs, page, table, picture and the plots' csv files; log them.
 
     Raises UserError if an evaluation or a round's scores are missing, or if it measures other features than the rest.
     """
@@ -40,6 +41,8 @@ def run(params: Params) -> Report:
     write(comparison)
     write_csv(REPORTS / "rewards.csv", report.reward_rows(scores), report.RewardRow)
     write_csv(REPORTS / "reward_hallucination.csv", against, report.RewardHallucinationRow)
+    write_confidence(params, evaluations)
+    write_costs(params, evaluations, scores)
     write_page(params, comparison)
     return Report(metrics=_metrics(comparison), lines=[*_lines(comparison), *_tracked(params, comparison)])
 
@@ -55,6 +58,49 @@ def write(comparison: dict, folder: Path = REPORTS) -> None:
         report.plot_rounds(comparison, temporary)
     with replacing(folder / "results.md") as temporary:
         temporary.write_text(report.results_table(comparison), encoding="utf-8")
+
+
+def write_confidence(
+    params: Params, evaluations: Mapping[str, Sequence[EvaluationRow]], folder: Path = REPORTS
+) -> None:  # fmt: skip
+    """confidence.json and confidence.csv: the evaluations whose explanations a model gave a log-probability."""
+    settings = params.compare_rounds
+    found = {
+        name: confidence.assess(
+            name, rows, folds=settings.confidence_folds, bins=settings.confidence_bins, resamples=settings.resamples,
+            seed=params.seed,
+        )
+        for name, rows in evaluations.items()
+        if confidence.is_known(rows)
+    }  # fmt: skip
+    write_json(folder / "confidence.json", found)
+    points = [point for one in found.values() for point in one.curve]
+    write_csv(folder / "confidence.csv", points, confidence.CurvePoint)
+
+
+def write_costs(
+    params: Params, evaluations: Mapping[str, Sequence[EvaluationRow]], scores: Mapping[str, Sequence[ScoreRow]],
+    folder: Path = REPORTS,
+) -> None:  # fmt: skip
+    """costs.json: calls and tokens of each round and evaluation, counted with the subject's tokenizer."""
+    from saeexplainer.explainer import PARTS, Prompts
+    from saeexplainer.models import load_tokenizer
+
+    tokenizer, sampling = load_tokenizer(SUBJECT), params.generate_explanations
+    asked = len(Prompts(len(tokenizer), len(PARTS[params.train_sft.direction])).ids(0, tokenizer))
+    rounds = {
+        name: costs.RoundCosts(
+            features=len({row.feature_id for row in rows}),
+            pairs=len(read_rows(ROUNDS / name / "validated.parquet", PreferencePair)),
+            sampling=costs.sampled([row.explanation for row in rows], asked, tokenizer, sampling.max_new_tokens),
+            scoring=costs.texts_written(rows, tokenizer, params.score_explanations.writer),
+        )
+        for name, rows in scores.items()
+    }
+    measured = {
+        name: costs.evaluation_costs(rows, tokenizer, params.evaluate.writer) for name, rows in evaluations.items()
+    }
+    write_json(folder / "costs.json", costs.Costs(rounds, measured))
 
 
 def write_page(params: Params, comparison: dict, folder: Path = REPORTS) -> None:

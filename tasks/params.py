@@ -252,6 +252,8 @@ def _limits(params: Params) -> Iterator[str]:
         yield (
             f"validate_preferences.min_words: is {limits.min_words}; must be at most its max_words ({limits.max_words})"
         )
+    if params.compare_rounds.confidence_folds < 2:
+        yield "compare_rounds.confidence_folds: is 1; a fit over other features needs at least 2"
     if limits.max_characters < limits.max_words:
         yield (
             f"validate_preferences.max_characters: is {limits.max_characters}; must be at least its max_words "

@@ -36,9 +36,11 @@ from typing import TYPE_CHECKING, Any
 
 from saeexplainer.comparison import chain_of
 from saeexplainer.config import Params
+from saeexplainer.costs import Bill, Cost
 from saeexplainer.errors import UserError
 from saeexplainer.records import EvaluationRow
 from saeexplainer.storage import read_json, read_rows
+from tasks import costs
 from tasks import params as parameters
 
 if TYPE_CHECKING:
@@ -108,8 +110,10 @@ def log(params: Params, comparison: dict) -> Logged:
         experiment, run_name=f"seed {comparison['seed']}, {key[:8]}", tags={**tags, "level": "pipeline"}
     ).info.run_id
     for name, step in _places(comparison).items():
-        _log_child(client, experiment, parent, name, params, [*_points(measured[name], step)], tags)
+        own = [*_points(measured[name], step), *_costs_of(name, params)]
+        _log_child(client, experiment, parent, name, params, own, tags)
     points = [*_chain_points(comparison, measured), *_difference_points(comparison), *_seconds(None)]
+    points += _costs(params)
     _write(client, parent, points, flattened(asdict(params)))
     for path in (REPORTS / name for name in LOGGED_FILES):
         if path.is_file():
@@ -226,15 +230,42 @@ def _measured(comparison: dict) -> dict[str, dict]:
 
 
 def _seconds(item: str | None) -> Iterator[Point]:
-    """Seconds of the last run of each stage: a round's or an evaluation's own, or all of them.
-
-    Without those of compare_rounds, which is still running when it logs.
-    """
-    path = REPORTS / "timings.json"
-    for name, seconds in (read_json(path) if path.is_file() else {}).items():
+    """Seconds of the last run of each stage: a round's or an evaluation's own, or all of them."""
+    for name, seconds in _timings().items():
         stage, _, of = name.partition("@")
-        if stage != "compare_rounds" and item in (None, of):
-            yield Point(f"seconds/{stage}" if item else f"seconds/{name.replace('@', '/')}", float(seconds), 0)
+        if item in (None, of):
+            yield Point(f"seconds/{stage}" if item else f"seconds/{name.replace('@', '/')}", seconds, 0)
+
+
+def _timings() -> dict[str, float]:
+    """Without compare_rounds, which is still running when it logs."""
+    return {name: seconds for name, seconds in costs.read_timings().items() if name != "compare_rounds"}
+
+
+def _bill(params: Params) -> Bill | None:
+    return costs.bill(params, _timings()) if costs.COSTS.is_file() else None
+
+
+def _costs_of(name: str, params: Params) -> Iterator[Point]:
+    """What one explanation of an evaluation cost: cost_calls, cost_call_tokens, and cost_usd where there is a price."""
+    bill = _bill(params)
+    yield from _cost_points(bill.explanations.get(name) if bill else None, "")
+
+
+def _costs(params: Params) -> Iterator[Point]:
+    """What one validated pair of each round cost, and all stages together."""
+    if bill := _bill(params):
+        for name, cost in bill.pairs.items():
+            yield from _cost_points(cost, f"/pair/{name}")
+        yield from _cost_points(bill.total, "/total")
+
+
+def _cost_points(cost: Cost | None, suffix: str) -> Iterator[Point]:
+    """Seconds are left to `seconds/`."""
+    for name in ("calls", "call_tokens", "usd"):
+        value = getattr(cost, name, None)
+        if value is not None:
+            yield Point(f"cost_{name}{suffix}", float(value), 0)
 
 
 def _places(comparison: dict) -> dict[str, int]:

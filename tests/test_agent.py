@@ -1,7 +1,7 @@
 """The agent: what it proposes first, how a test changes its mind, and what it answers."""
 
 from saeexplainer import agent
-from saeexplainer.agent import Observation, Hypothesis, best, from_text, hypotheses
+from saeexplainer.agent import Hypothesis, Observation, best, from_text, hypotheses
 from saeexplainer.sandbox.world import World
 
 WORLD = World(0)

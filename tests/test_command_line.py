@@ -2,30 +2,35 @@
 
 import fcntl
 import json
+import math
 import os
 import shutil
 import socket
 import sqlite3
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from rows import evaluation
+from rows import evaluated
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
 from tiny import ROOT, WIDTH, tiny_model, tiny_tokenizer
 from typed import Typed
 from typed import typed as in_a_process
 
 from saeexplainer.config import Architecture
+from saeexplainer.costs import Costs, EvaluationCosts, Work
 from saeexplainer.records import ContextRow, EvaluationRow, ExplanationRow, FeatureRow, NeighbourRow
-from saeexplainer.storage import write_rows, write_tensors
+from saeexplainer.storage import write_json, write_rows, write_tensors
 from tasks import compose, doctor
 from tasks.doctor import Finding
 
 LATENTS = (0, 5, 63)  # live ones, of 64
+MEASURING = Work(calls=6, prompt_tokens=36, written_tokens=24, read_tokens=10)
+SPENT = Costs({}, {"sft": EvaluationCosts(explanations=3, calls=3, call_tokens=24, measuring=MEASURING)})
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +58,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     context = ContextRow(ids[1], 0, "the dog runs", ["the", "dog", "runs"], [0.0, 1.0, 0.0], 1, [])
     write_rows(folder / "data/activations/contexts.parquet", [context], ContextRow)
     write_rows(folder / "data/labels.parquet", [ExplanationRow(ids[0], "sft", "a question")], ExplanationRow)
-    unknown = float("nan")
-    evaluated = evaluation(
-        feature_id=ids[1], explanation="The Word dog", log_probability=-0.5, truth_agreement=unknown, truth_f1=unknown
-    )
-    write_rows(folder / "data/evaluations/r1.parquet", [evaluated], EvaluationRow)
+    measured = replace(evaluated([0.0])[0], feature_id=ids[1], explanation="The Word dog")
+    write_rows(folder / "data/evaluations/r1.parquet", [measured], EvaluationRow)
     directions = torch.randn(len(rows), WIDTH, generator=torch.Generator().manual_seed(0))
     write_tensors(folder / "data/activations/directions.safetensors", {"mean_activation": directions})
     return folder
@@ -86,6 +88,33 @@ def test_explains_by_index_and_by_id_in_the_order_asked(folder: Path) -> None:
     lines = typed(folder, "explain", "--feature", "0", "--explainer", "r1").stdout.splitlines()
     assert lines[0] == f"sandbox-llama/main/0: {second['explanation']}"
     assert lines[1].startswith("    expected reward ") and lines[1].endswith(", by r1")
+
+
+def test_holds_back_what_is_not_worth_enough(folder: Path) -> None:
+    asked = ("explain", "--feature", "63", "--feature", "0", "--explainer", "r1", "--json")
+    everything = json.loads(typed(folder, *asked).stdout)
+    least = math.nextafter(min(row["expected_reward"] for row in everything), math.inf)  # above the worst, by a hair
+    worth_it = [row for row in everything if row["expected_reward"] >= least]
+    process = typed(folder, *asked, "--min-expected", repr(least))
+    assert process.returncode == 0 and json.loads(process.stdout) == worth_it
+    last = process.stderr.splitlines()[-1]
+    assert last == f"{2 - len(worth_it)} of 2 held back: expected reward below {least:g}"
+
+
+def test_says_what_was_spent(folder: Path, tmp_path: Path) -> None:
+    shutil.copy(folder / "params.yaml", tmp_path)
+    nothing = typed(tmp_path, "costs")
+    assert nothing.returncode == 2 and "reports/costs.json: no such file; run `dvc repro`" in nothing.stderr
+    write_json(tmp_path / "reports/costs.json", SPENT)
+    (line,) = [line.split() for line in typed(tmp_path, "costs").stdout.splitlines() if line.startswith("sft")]
+    assert line == ["sft:", "an", "explanation", "-", "1", "8", "-"]
+    seconds = {"evaluate@sft": 6.0, "evaluate@r9": 5.0, "prepare_subject": 30.0}
+    write_json(tmp_path / "reports/timings.json", seconds)
+    bill = json.loads(typed(tmp_path, "costs", "--json").stdout)
+    assert list(bill["stages"]) == ["prepare_subject", "evaluate@sft"], "pipeline order, none that params.yaml lacks"
+    assert bill["total"]["seconds"] == 36.0 and bill["explanations"]["sft"]["seconds"] == 2.0
+    write_json(tmp_path / "reports/costs.json", {"rounds": []})
+    assert "reports/costs.json: not the costs of rounds and evaluations" in typed(tmp_path, "costs").stderr
 
 
 def test_lists_what_is_known_of_each_feature(folder: Path) -> None:
@@ -125,6 +154,7 @@ WRONG = {
     "an unknown sort": ("features --sort size", "--sort size: unknown; choose from index, density, maximum"),
     "an unknown SAE": ("features --sae lender9", "--sae lender9: unknown; choose from main, lender1"),
     "an unknown split": ("features --split tset", "--split tset: unknown; choose from sft, dpo, valid, test"),
+    "a negative expectation": ("explain --feature 0 --min-expected -1", "Invalid value for '--min-expected'"),
     "no number": ("features --limit many", "Invalid value for '--limit'"),
     "an unknown option": ("features --srot index", "--srot"),
     "an unknown command": ("explian", "No such command 'explian'"),
@@ -152,7 +182,7 @@ def test_without_data_it_says_what_makes_it(tmp_path: Path, command: str) -> Non
 def test_help_names_every_command_and_loads_nothing_heavy(folder: Path) -> None:
     shown = typed(folder).stdout
     assert [line.split()[0] for line in shown.split("Commands:\n")[1].splitlines()] == [
-        "explain", "features", "compose", "rounds", "report", "doctor",
+        "explain", "features", "compose", "rounds", "report", "costs", "doctor",
     ]  # fmt: skip
     heavy = ["torch", "transformers", "mlflow", "prefect", "pyarrow", "hydra", "dvc", "pandas"]
     code = f"import sys; from tasks import command_line; command_line.main([]); print(set({heavy}) & set(sys.modules))"

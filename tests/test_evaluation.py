@@ -20,8 +20,9 @@ READ = [(["a ", "dog"], [0.0, 2.0]), (["cat"], [1.2])]  # the tokens, and latent
 
 
 ANSWERS = Answers(
-    input_accuracy=1.0, output_accuracy=0.0, detection_auc=0.75, fuzzing_auc=0.5, predictive_correlation=0.25
-)
+    input_accuracy=1.0, output_accuracy=0.0, detection_auc=0.75, fuzzing_auc=0.5, predictive_correlation=0.25,
+    judge_agreement=math.nan,
+)  # fmt: skip
 
 
 def row(relative=RELATIVE, texts=("a dog", "cat"), read=READ, rivals=EVERYONE, known=(1.0, 0.5)):

@@ -91,7 +91,9 @@ def test_a_judge_that_knows_nothing_is_at_chance():
     draw = np.random.default_rng(0)
     probes = [ProbeRow("s/m/1", "the dog sleeps", [0.0, 0.9, 0.0])] * 4 + [ProbeRow("s/m/1", "a cat", [0.0, 0.0])] * 4
     found = [
-        evaluation.detection(probes, [draw.normal(size=len(probe.activations)).tolist() for probe in probes])
+        evaluation.detection(
+            probes, draw.normal(size=8).tolist(), [draw.normal(size=len(probe.activations)).tolist() for probe in probes]
+        )
         for _ in range(1500)
     ]
     assert np.mean(found, axis=0) == pytest.approx([0.5, 0.5, 0.0], abs=0.02)

@@ -69,6 +69,8 @@ WRONG = {
         "evaluate.writer.temperatures",
         "2",
     ),
+    "one fold": ({"compare_rounds__confidence_folds": 1}, "compare_rounds.confidence_folds", "at least 2"),
+    "negative price": ({"compare_rounds__prices__machine_hour": -1.0}, "compare_rounds.prices.machine_hour", "-1"),
     "heads": ({"prepare_subject__heads": 3}, "prepare_subject.d_model", "128"),
     "odd head width": ({"prepare_subject__d_model": 132}, "prepare_subject.heads", "33"),
     "hook block": ({"prepare_sae__hook_block": 4}, "prepare_sae.hook_block", "4"),

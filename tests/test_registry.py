@@ -1,7 +1,6 @@
 """The registry: versions that answer by themselves, a champion that moves only when beaten, errors of one line."""
 
 import json
-import math
 import os
 import shutil
 import signal
@@ -25,7 +24,7 @@ from saeexplainer.comparison import summarise
 from saeexplainer.config import Architecture
 from saeexplainer.errors import UserError
 from saeexplainer.records import EvaluationRow, FeatureRow
-from saeexplainer.serving import Calibration, ServedExplainer, calibrate, evaluation_of, write_served
+from saeexplainer.serving import ServedExplainer, evaluation_of, write_served
 from saeexplainer.storage import read_json, write_rows, write_tensors
 from tasks import compare_rounds, registry, tracking
 
@@ -102,20 +101,6 @@ def record(levels=None, **fields):
 
 def champion():
     return registry.champion_version(tracking.open_client(), NAME)
-
-
-def test_expected_reward_rises_with_confidence_and_ends_are_level():
-    values = [(-3.0, 0.2), (-2.0, 0.0), (-1.0, 0.6), (-1.0, 0.8), (0.0, 0.5)]
-    table = [replace(evaluated([accuracy])[0], log_probability=x) for x, accuracy in values]
-    # By hand: 0.2 and 0.0 pool to 0.1; the two at -1 and the 0.5 after them pool to (0.6 + 0.8 + 0.5) / 3.
-    high = 1.9 / 3
-    fitted = calibrate(table)
-    assert fitted.log_probabilities == [-3.0, -2.0, -1.0, 0.0]
-    assert fitted.accuracies == pytest.approx([0.1, 0.1, high, high])
-    assert fitted.expected(-9.0) == pytest.approx(0.1) and fitted.expected(5.0) == pytest.approx(high)
-    assert fitted.expected(-1.5) == pytest.approx((0.1 + high) / 2)
-    assert fitted.expected(math.nan) == 0.0  # a missing explanation has failed
-    assert calibrate(evaluated([0.5])) == Calibration([0.0], [0.0])
 
 
 def test_each_round_is_a_version_and_the_best_one_the_champion(workspace):

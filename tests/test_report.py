@@ -11,7 +11,7 @@ from rows import evaluated
 
 from saeexplainer.comparison import summarise
 from saeexplainer.errors import UserError
-from saeexplainer.records import EvaluationRow, ScoreRow
+from saeexplainer.records import EvaluationRow, PreferencePair, ScoreRow
 from saeexplainer.report import (
     RewardRow,
     means,
@@ -110,18 +110,32 @@ def test_stage_writes_its_files_and_outlives_a_dead_tracking_server(tmp_path, mo
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://someone:secret@127.0.0.1:9")
     for name in settings.evaluations:
-        write_rows(tmp_path / f"data/evaluations/{name}.parquet", evaluated([0.25, 0.5, math.pi / 4]), EvaluationRow)
+        rows = evaluated([0.25, 0.5, math.pi / 4])
+        if name != "open_loop":
+            rows = [replace(row, log_probability=-float(at)) for at, row in enumerate(rows)]
+        write_rows(tmp_path / f"data/evaluations/{name}.parquet", rows, EvaluationRow)
     for name in settings.rounds:
         write_rows(tmp_path / f"data/rounds/{name}/scores.parquet", [scored("a", 1.0)], ScoreRow)
+        write_rows(tmp_path / f"data/rounds/{name}/validated.parquet", [], PreferencePair)
+    tiny.tiny_tokenizer().save_pretrained(tmp_path / "data/subject")
     report = compare_rounds.run(settings)
     assert sorted(path.name for path in (tmp_path / "reports").iterdir()) == [
-        "comparison.json", "metrics.json", "report.html", "results.md", "reward_hallucination.csv", "rewards.csv",
-        "rounds.csv", "rounds.png",
+        "comparison.json", "confidence.csv", "confidence.json", "costs.json", "metrics.json", "report.html",
+        "results.md", "reward_hallucination.csv", "rewards.csv", "rounds.csv", "rounds.png",
     ]  # fmt: skip
     written = json.loads((tmp_path / "reports/comparison.json").read_text())
     assert list(written["rounds"]) == list(settings.evaluations), "the order of the evaluations survives the file"
     with (tmp_path / "reports/rounds.csv").open() as file:
         assert next(csv.reader(file)) == ["round", "metric", "value", "low", "high"]
+    sure = json.loads((tmp_path / "reports/confidence.json").read_text())
+    assert set(sure) == set(settings.evaluations) - {"open_loop"}, "nobody said how sure the labels are"
+    # Successes are the two less sure ones: both below the failure.
+    assert sure["r1"]["auroc"]["value"] == 0.0 and len(sure["r1"]["coverage"]) == 4
+    spent = json.loads((tmp_path / "reports/costs.json").read_text())
+    assert spent["rounds"]["r1"]["sampling"] == {
+        "calls": 1, "prompt_tokens": 4, "written_tokens": 4, "read_tokens": 0,  # bos <explain> feature <about>
+    }  # fmt: skip
+    assert spent["evaluations"]["sft"]["calls"] == 3 and spent["evaluations"]["sft"]["measuring"]["calls"] == 1
     assert report.lines[-1].startswith("warning: MLflow at http://127.0.0.1:9 did not take the result")
     assert "python -m tasks.tracking rebuild" in report.lines[-1]
     assert "\n" not in report.lines[-1] and "secret" not in "".join(report.lines)

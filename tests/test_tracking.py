@@ -12,9 +12,10 @@ import pytest
 from rows import evaluated
 
 from saeexplainer.comparison import summarise
+from saeexplainer.costs import Costs, EvaluationCosts, RoundCosts, Work
 from saeexplainer.errors import UserError
 from saeexplainer.records import EvaluationRow
-from saeexplainer.storage import write_rows
+from saeexplainer.storage import write_json, write_rows
 from tasks import compare_rounds, params, tracking
 
 REPOSITORY = Path(__file__).parents[1]
@@ -130,6 +131,26 @@ def test_rewards_and_seconds_are_metrics(project):
     assert seconds == {"seconds/prepare_subject": 9.5, "seconds/train_dpo/r1": 4.0, "seconds/evaluate/r1": 2.0}
     assert children["r1"].data.metrics["seconds/train_dpo"] == 4.0
     assert not any(name.startswith("seconds/") for name in children["r2"].data.metrics)
+
+
+def test_what_explanations_and_pairs_cost_are_metrics(project):
+    nothing, settings = Work(0, 0, 0, 0), params.load()
+    spent = Costs(
+        {"r1": RoundCosts(features=4, pairs=5, sampling=Work(20, 80, 40, 0), scoring=Work(30, 150, 30, 90))},
+        {name: EvaluationCosts(2, 2 * (1 + at), 20 * (1 + at), nothing) for at, name in enumerate(VALUES)},
+    )
+    write_json(Path("reports/costs.json"), spent)
+    prices = replace(settings.compare_rounds.prices, million_tokens=1000.0)
+    tracking.log(replace(settings, compare_rounds=replace(settings.compare_rounds, prices=prices)), project)
+    _, (parent,), children = stored(settings.compare_rounds.experiment)
+    r1, sft = children["r1"].data.metrics, children["sft"].data.metrics
+    assert (r1["cost_calls"], r1["cost_call_tokens"], sft["cost_calls"]) == (3.0, 30.0, 2.0)
+    assert r1["cost_usd"] == pytest.approx(0.03)  # 30 tokens at 1000 USD a million
+    whole = {name: value for name, value in parent.data.metrics.items() if name.startswith("cost_")}
+    assert whole == pytest.approx({
+        "cost_calls/pair/r1": 10.0, "cost_call_tokens/pair/r1": 60.0, "cost_usd/pair/r1": 0.06,
+        "cost_calls/total": 6.0, "cost_call_tokens/total": 60.0, "cost_usd/total": 0.06,  # only evaluate@r1 was timed
+    })  # fmt: skip
 
 
 def test_inputs_are_datasets_by_dvcs_hash(project, tmp_path):

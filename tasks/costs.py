@@ -1,0 +1,45 @@
+"""What the explanations of this workspace cost, by stage, by validated pair and by explanation: `sae-explainer costs`.
+
+Calls and tokens come from reports/costs.json, seconds from reports/timings.json (the last run of each stage, on
+whatever machine that was), prices from compare_rounds.prices. What each figure holds: docs/COSTS.md.
+"""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+
+from saeexplainer import costs
+from saeexplainer.config import Params
+from saeexplainer.costs import Bill, Costs
+from saeexplainer.errors import UserError
+from saeexplainer.storage import read_json
+from tasks.stage import TIMINGS
+
+COSTS = Path("reports/costs.json")
+
+
+def bill(params: Params, timings: Mapping[str, float]) -> Bill:
+    """The bill of the result that lies in reports/. Raises UserError if it is not there."""
+    return costs.bill(read(), timings, _ordered(timings, params), params.compare_rounds.prices)
+
+
+def read() -> Costs:
+    """reports/costs.json. Raises UserError if it is missing or of another shape."""
+    try:
+        return costs.from_json(read_json(COSTS))
+    except (KeyError, TypeError, AttributeError):
+        raise UserError(f"{COSTS}: not the costs of rounds and evaluations; run `dvc repro` to remake it") from None
+
+
+def read_timings() -> dict[str, float]:
+    """Seconds of the last run of each stage; empty where nothing ran here. Raises UserError if the file is broken."""
+    found = read_json(TIMINGS) if TIMINGS.is_file() else {}
+    return {name: float(seconds) for name, seconds in found.items()}
+
+
+def _ordered(timings: Mapping[str, float], params: Params) -> list[str]:
+    """The timed stages that params.yaml still has, in its order, which is the pipeline's."""
+    sections, items = [field.name for field in fields(params)], ["", *params.evaluations, *params.rounds]
+    place = {name: (stage, item) for name in timings for stage, _, item in [name.partition("@")]}
+    known = [name for name, (stage, item) in place.items() if stage in sections and item in items]
+    return sorted(known, key=lambda name: (sections.index(place[name][0]), items.index(place[name][1])))
