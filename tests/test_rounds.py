@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from toy import environment, pids, wait_for
+from toy import environment, is_gone, pids, wait_for
 
 from saeexplainer.config import EvaluationKind
 from saeexplainer.records import ScoreRow
@@ -85,8 +85,9 @@ def test_rounds_are_added_while_the_last_was_worth_it_and_a_kill_is_no_end(works
     with started(at_most=9) as process:
         (step,) = pids(workspace)
         process.kill()
-    os.killpg(os.getsid(step), signal.SIGKILL)  # DVC and its stage, which a kill of their parent leaves
-    wait_for(lambda: repro.holder() is None)
+    leader = os.getsid(step)  # DVC, which with its stage outlives a kill of their parent
+    os.killpg(leader, signal.SIGKILL)
+    wait_for(lambda: repro.holder() is None and is_gone(leader))  # DVC takes a process for alive until it is reaped
     assert Path("params.yaml").read_text() == compose.composed(THIRD)  # as a person would have added it
 
     text = said(at_most=9)
