@@ -83,12 +83,14 @@ def best_checkpoint() -> Any:
             self.weights: dict[str, Tensor] = {}
 
         def on_evaluate(self, args, state, control, metrics=None, model=None, **_):
+            """Keep the weights if this is the best evaluation so far."""
             key = (metrics["eval_rewards/accuracies"], metrics["eval_rewards/margins"])
             if self.key is None or key > self.key:
                 self.key = key
                 self.weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
 
         def restore(self, model: "PreTrainedModel") -> None:
+            """Put the kept weights back."""
             model.load_state_dict(self.weights)
 
     return BestCheckpoint()

@@ -6,7 +6,7 @@ nats; the sum over a text is the log-likelihood ratio of "written about it" agai
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -63,21 +63,21 @@ class LikelihoodJudge:
         bos = [self.tokenizer.bos_token_id]
         self._plain |= dict(zip(plain, self._log_probabilities([(bos, text) for text in plain])))
         new = sorted({pair for pair in asked if all(pair)} - self._lifts.keys())
-        prompts = [(self._prompt_ids(description), text) for description, text in new]
-        for pair, told in zip(new, self._log_probabilities(prompts)):
+        distinct = sorted({description for description, _ in new})
+        prompts = dict(zip(distinct, self._ids([self.prompt.format(description=said) for said in distinct])))
+        asked_now = [(prompts[description], text) for description, text in new]
+        for pair, told in zip(new, self._log_probabilities(asked_now)):
             self._lifts[pair] = [a - b for a, b in zip(told, self._plain[pair[1]], strict=True)]
         return [self._lifts.get(pair, []) for pair in asked]
 
-    def _prompt_ids(self, description: str) -> list[int]:
-        return self.tokenizer(self.prompt.format(description=description))["input_ids"]
+    def _ids(self, texts: list[str], **how: Any) -> list[list[int]]:
+        return self.tokenizer(texts, **how)["input_ids"] if texts else []
 
     @torch.no_grad()
     def _log_probabilities(self, asked: Sequence[tuple[list[int], str]]) -> list[list[float]]:
         """log p of each token of a text after a prompt (token ids), in nats."""
-        texts = [
-            self.tokenizer(text, add_special_tokens=False, truncation=True, max_length=self.context_length)["input_ids"]
-            for _, text in asked
-        ]
+        cut = {"truncation": True, "max_length": self.context_length}
+        texts = self._ids([text for _, text in asked], add_special_tokens=False, **cut)
         found: list[list[float]] = [[] for _ in asked]
         lengths = [len(prompt) + len(ids) for (prompt, _), ids in zip(asked, texts)]
         special = set(self.tokenizer.all_special_ids)

@@ -9,6 +9,7 @@ raises the feature, a negative one lowers it.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -73,7 +74,7 @@ def bisect(
     targets: Float[Tensor, "batch"],
     start: Float[Tensor, "batch"],
     doublings: int = 10,
-    halvings: int = 10,
+    halvings: int = 7,
 ) -> Float[Tensor, "batch"]:
     """For each row the value, signed as its target, at which the divergence is |target|.
 
@@ -118,8 +119,9 @@ def steer(
     found: list[Steered] = []
     for chunk in range(0, len(rows), config.batch_size):
         here = slice(chunk, chunk + config.batch_size)
-        values = bisect(lambda tried: steering.divergence(prompts, rows[here], tried), targets[here], start[here])
-        reached = steering.divergence(prompts, rows[here], values)
+        reached_by = partial(steering.divergence, prompts, rows[here])
+        values = bisect(reached_by, targets[here], start[here])
+        reached = reached_by(values)
         texts = _written(steering, tokenizer, prompts, rows[here], values, config)
         found += [
             Steered(asked[(chunk + at) % per], float(value), float(reached[at]), texts[at])

@@ -26,10 +26,11 @@ def write_texts(
     """`config.texts` texts for each distinct description that is not empty, spread evenly over the temperatures."""
     distinct = sorted({description for description in descriptions if description})
     written: dict[str, list[str]] = {description: [] for description in distinct}
+    asked = [config.prompt.format(description=description) for description in distinct]
+    prompts = tokenizer(asked)["input_ids"] if asked else []
     for at, temperature in enumerate(config.temperatures):
         share = len(range(at, config.texts, len(config.temperatures)))
         repeated = [description for description in distinct for _ in range(share)]
-        prompts = [tokenizer(config.prompt.format(description=description))["input_ids"] for description in distinct]
         texts = generate(
             model, tokenizer, [prompt for prompt in prompts for _ in range(share)], temperature=temperature,
             top_p=config.top_p, max_new_tokens=config.max_new_tokens, batch_size=config.batch_size,

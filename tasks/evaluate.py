@@ -73,9 +73,10 @@ class Bench:
         explained = [row.feature_id for row in self.all_rows if row.sae == self.sae_name]
         return [explained.index(feature.feature_id) for feature in self.features]
 
-    def tokens(self, text: str) -> int:
-        """Tokens of a text that a model reads or writes, the special one at its end or beginning included."""
-        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"]) + 1
+    def sizes(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of texts that a model reads or writes, the special one at their end or beginning included."""
+        found = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+        return [len(ids) + 1 for ids in found]
 
     @property
     def _limits(self) -> tuple[int, int]:

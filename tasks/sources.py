@@ -46,7 +46,7 @@ def from_table(bench: "Bench", path: Path) -> list[Explanation]:
     """A table of explanations, such as the labels; one call each."""
     table = {row.feature_id: row.explanation for row in read_rows(path, ExplanationRow)}
     named = [table.get(feature.feature_id, "") for feature in bench.features]
-    return [Explanation(text, calls=1, call_tokens=bench.tokens(text)) for text in named]
+    return [Explanation(text, calls=1, call_tokens=size) for text, size in zip(named, bench.sizes(named), strict=True)]
 
 
 def from_truth(bench: "Bench", path: Path) -> list[Explanation]:
@@ -128,7 +128,7 @@ def from_agent(bench: "Bench", folder: Path) -> list[Explanation]:
             tested[at].append(agent.Hypothesis(sentence, trial.reward, settled))
             seen[at] += observations(bench, at, trial)
             calls[at] += 1 + len(trial.texts)
-            tokens[at] += bench.tokens(sentence) + trial.tokens
+            tokens[at] += sum(bench.sizes([sentence])) + trial.tokens
     return [Explanation(agent.best(done), calls[at], tokens[at]) for at, done in enumerate(tested)]
 
 
@@ -149,9 +149,9 @@ def try_out(bench: "Bench", asked: Sequence[tuple[int, str]]) -> list[Trial]:
     written = writer.write_texts(bench.model, bench.tokenizer, [text for _, text in asked], config.writer)
     read = bench.read([text for texts in written.values() for text in texts])
     sizes = {
-        explanation: sum(bench.tokens(config.writer.prompt.format(description=explanation)) + bench.tokens(text) for text in texts)
+        explanation: sum(bench.sizes([config.writer.prompt.format(description=explanation)] * len(texts) + texts))
         for explanation, texts in written.items()
-    }  # fmt: skip
+    }
     trials = []
     for at, explanation in asked:
         texts = written.get(explanation, [])
@@ -179,4 +179,4 @@ def _explainer(bench: "Bench", folder: Path) -> Explainer:
 def _asked(explainer: Explainer, bench: "Bench", number: int, texts: Sequence[str]) -> int:
     """Tokens of as many prompts about a feature as there are answers, and of the answers."""
     prompt = len(explainer.prompts.ids(number, bench.tokenizer))
-    return sum(prompt + bench.tokens(text) for text in texts)
+    return len(texts) * prompt + sum(bench.sizes(texts))
