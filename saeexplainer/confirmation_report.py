@@ -5,7 +5,7 @@ pooled over the seeds, the last round against each baseline, what an explanation
 lowers collisions at no loss.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from saeexplainer.judge import Question
@@ -73,7 +72,7 @@ class LikelihoodJudge:
     def _ids(self, texts: list[str], **how: Any) -> list[list[int]]:
         return self.tokenizer(texts, **how)["input_ids"] if texts else []
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def _log_probabilities(self, asked: Sequence[tuple[list[int], str]]) -> list[list[float]]:
         """log p of each token of a text after a prompt (token ids), in nats."""
         cut = {"truncation": True, "max_length": self.context_length}
@@ -82,9 +81,10 @@ class LikelihoodJudge:
         lengths = [len(prompt) + len(ids) for (prompt, _), ids in zip(asked, texts)]
         special = set(self.tokenizer.all_special_ids)
         for indices in by_length(lengths, self.batch_size):
-            ids, mask = _padded([asked[at][0] + texts[at] for at in indices], self.tokenizer.pad_token_id)
-            logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
-            scores = -F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+            ids = _padded([asked[at][0] + texts[at] for at in indices], self.tokenizer.pad_token_id)
+            # Without a mask: what is padded on the right no token to its left can see.
+            logits = self.model(input_ids=ids, use_cache=False).logits[:, :-1]
+            scores = logits.gather(2, ids[:, 1:].unsqueeze(2)).squeeze(2) - logits.logsumexp(-1)
             for row, at in enumerate(indices):
                 start = len(asked[at][0])
                 values = scores[row, start - 1 : start - 1 + len(texts[at])].tolist()
@@ -92,11 +92,9 @@ class LikelihoodJudge:
         return found
 
 
-def _padded(sequences: list[list[int]], pad: int) -> tuple[Tensor, Tensor]:
-    """Ids and attention mask [batch, tokens], padded on the right."""
+def _padded(sequences: list[list[int]], pad: int) -> Tensor:
+    """Ids [batch, tokens], padded on the right."""
     ids = torch.full((len(sequences), max(map(len, sequences))), pad)
-    mask = torch.zeros_like(ids)
     for row, sequence in enumerate(sequences):
         ids[row, : len(sequence)] = torch.tensor(sequence)
-        mask[row, : len(sequence)] = 1
-    return ids, mask
+    return ids
