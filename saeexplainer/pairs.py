@@ -68,11 +68,14 @@ def _worst_rejected(best_first: Sequence[ScoreRow], config: BuildPreferences) ->
 
 
 def _all_sides(best_first: Sequence[ScoreRow], config: BuildPreferences) -> list[tuple[ScoreRow, ScoreRow]]:
-    """Every (better, worse) with enough gap, widest relative gaps first: one candidate may stand on either side."""
+    """Every (better, worse) with enough gap, widest relative gaps first: one candidate may stand on either side.
+
+    Whatever is chosen reaches the floor that the best must reach.
+    """
     sides = [
         (chosen, rejected)
         for at, chosen in enumerate(best_first)
-        if chosen.reward > 0 and chosen.explanation.strip()
+        if chosen.reward > 0 and chosen.reward >= config.floor and chosen.explanation.strip()
         for rejected in _usable(chosen, best_first[at + 1 :], config)
     ]
     return sorted(sides, key=lambda side: -_gap(*side))[: config.max_pairs]

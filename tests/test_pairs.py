@@ -100,6 +100,16 @@ WORDINGS = ["the dog", "The dog", "the  dog ", "any animal", "a question", ""]
 ROWS = st.lists(st.tuples(st.sampled_from(WORDINGS), st.floats(0, 2)), min_size=1, max_size=8)
 
 
+@given(drawn=ROWS)
+def test_all_pairs_keeps_the_promises_that_are_made_of_every_rule(drawn):
+    rows = candidates(*(value for _, value in drawn), texts=[text for text, _ in drawn])
+    found = pairs_of_feature(rows, replace(REFERENCE, rule=PairingRule.all_pairs, max_pairs=4))
+    for pair in [] if isinstance(found, DroppedFeature) else found:
+        assert pair.chosen_score >= REFERENCE.floor and pair.chosen_score > pair.rejected_score
+        assert REFERENCE.min_gap < pair.relative_gap <= pair.spread_ratio + 1e-9
+        assert "" not in (pair.chosen_explanation, pair.rejected_explanation)
+
+
 @given(drawn=ROWS, config=st.sampled_from([REFERENCE, WORST, replace(REFERENCE, max_pairs=3)]))
 def test_no_sentence_is_on_both_sides_and_every_promise_is_kept(drawn, config):
     rows = candidates(*(value for _, value in drawn), texts=[text for text, _ in drawn])
@@ -124,7 +134,7 @@ ALL = replace(REFERENCE, rule=PairingRule.all_pairs, max_pairs=10)
 
 
 def test_all_pairs_takes_every_better_one_over_every_worse_one_with_enough_gap():
-    # Gaps: 1.0>.9 lacks one; 1.0>.5 .5, 1.0>.2 .8, .9>.5 .444, .9>.2 .778, .5>.2 .6. Widest first.
+    # The floor is .5. Gaps: 1.0>.9 lacks one; 1.0>.5 .5, 1.0>.2 .8, .9>.5 .444, .9>.2 .778, .5>.2 .6. Widest first.
     rows = candidates(0.5, 1.0, 0.2, 0.9)
     found = pairs_of_feature(rows, ALL)
     rank_of = {row.explanation: row.rank for row in rows}
