@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from saeexplainer import confirmation_targets
 from saeexplainer.comparison import METRICS, pooled_ratio
 from saeexplainer.records import EvaluationRow
 from saeexplainer.study_figures import (
@@ -91,6 +92,7 @@ def sections(found: dict[str, Any]) -> Iterator[str]:
     if not found["evaluations"]:
         yield "Not run: no figures."
     else:
+        yield "\n".join(f"- {line}" for line in confirmation_targets.lines(found))
         yield _evaluations(found)
         if found["last"]:
             yield f"### {found['last']} against each baseline"

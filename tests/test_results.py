@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rows import evaluated
 
-from saeexplainer import ablation_report, confirmation_report, results_page
+from saeexplainer import ablation_report, confirmation_report, confirmation_targets, results_page
 from saeexplainer.ablation_report import BASE, HELPS, HURTS, NO_DIFFERENCE, NOT_RUN
 from saeexplainer.comparison import METRICS, pooled_mean, pooled_ratio
 from saeexplainer.confirmation_report import REWARD
@@ -239,3 +239,22 @@ def test_the_committed_page_is_what_the_committed_figures_say() -> None:
         json.loads((DOCS / f"{name}.json").read_text(encoding="utf-8")) for name in ("ablation", "confirmation")
     )
     assert (DOCS / "RESULTS.md").read_text(encoding="utf-8") == results_page.page(ablation, confirmation)
+
+
+def test_targets_are_judged_by_the_pooled_interval_and_open_while_a_run_is_missing() -> None:
+    better = dict(input_accuracy=[1.0] * 4, detection_auc=[0.9] * 4, collision=[0.0] * 4)
+    evaluations = {
+        "sft": evaluated([0.0] * 4, truth=0.0, collision=[1.0] * 4, fuzzing_auc=[0.6] * 4),
+        "r2": evaluated([0.5] * 4, truth=1.0, fuzzing_auc=[0.5] * 4, **better),
+        "best_of_6": evaluated([0.5] * 4, truth=1.0),
+        "other_feature": evaluated([0.0] * 4, output_accuracy=[0.0, 1.0, 0.0, 0.0], detection_auc=[0.5] * 4),
+    }
+    one = variant("seed3", SEEDS, evaluations, seed=3, split="test")
+    told = confirmation_targets.lines(confirmed(one))
+    assert [line.split(":")[0] for line in told] == [
+        "reached", "reached", "NOT reached", "reached", "reached", "reached", "NOT reached",
+    ]  # fmt: skip
+    assert "input accuracy" in told[1] and "detection auc" in told[1] and "fuzzing auc -10.0" in told[2]
+    assert "fuzzing auc 0.0" in told[6]  # of the floor: it is not at chance
+    missing = confirmed(one, absent("seed4", SEEDS, None, [], "not run"))
+    assert {line.split(":")[0] for line in confirmation_targets.lines(missing)} == {"open"}
