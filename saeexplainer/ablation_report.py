@@ -2,7 +2,8 @@
 
 `summarise` makes ablation.json, `sections` its part of the page from that alone. A setting is a group of variants, one
 a seed, each compared with the variant it comes `from`: last round against last round, paired by feature. Whether a
-setting helps is decided by the interval of the criterion and by nothing else.
+setting helps is decided by the criterion alone: its pooled interval leaves zero out, and every seed says the same. One
+training run settles nothing, whatever its interval over features: that does not hold what another run would give.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +32,7 @@ from saeexplainer.study_figures import (
 BASE = "base"  # the group of the default
 CRITERION = ACCURACY
 HELPS, HURTS, NO_DIFFERENCE, NOT_RUN = "helps", "hurts", "no difference shown", "not run"
+ONE_RUN = "one run only"
 VERDICTS = {1: HELPS, -1: HURTS, 0: NO_DIFFERENCE}
 
 
@@ -52,8 +54,20 @@ def summarise(variants: Sequence[Variant], resamples: int) -> dict[str, Any]:
 
 def _setting(variants: Sequence[Variant], everyone: Mapping[str, Variant], resamples: int) -> dict[str, Any]:
     found = against_sources(variants, everyone, resamples)
-    interval = found["differences"][CRITERION]
-    return found | {"verdict": VERDICTS[direction(CRITERION, interval)] if interval else NOT_RUN}
+    by_run = {
+        name: against_sources([everyone[name]], everyone, resamples)["differences"][CRITERION]
+        for name in found["paired"]
+    }
+    return found | {"by_run": by_run, "verdict": _verdict(found["differences"][CRITERION], list(by_run.values()))}
+
+
+def _verdict(pooled: Mapping[str, Any] | None, by_run: Sequence[Mapping[str, Any]]) -> str:
+    if pooled is None:
+        return NOT_RUN
+    if len(by_run) == 1:
+        return ONE_RUN
+    agree = all((run["value"] > 0) == (pooled["value"] > 0) for run in by_run)
+    return VERDICTS[direction(CRITERION, pooled)] if agree else NO_DIFFERENCE
 
 
 def _last_round(variant: Variant, resamples: int) -> dict[str, Any]:
@@ -84,11 +98,14 @@ def sections(ablation: dict[str, Any]) -> Iterator[str]:
         "Each setting differs from the default in what stands beside it; the last rounds are compared, and "
         f"{words(CRITERION)} decides. The product of all directions, rewards, pairings, losses, rounds and "
         "seeds was not run, so what two settings do together is not known. "
-        f"No interval is corrected for the {len(ablation['settings'])} comparisons: about one in twenty leaves zero "
-        "out by chance. The features of valid also pick the checkpoint of each round."
+        "Intervals are over features: they do not hold what another training run would give, and no interval is "
+        f"corrected for the {len(ablation['settings'])} comparisons. So a setting helps or hurts only if it has more "
+        "than one run and all of them say so. A rule of pairing changes how many pairs there are, and a reward which "
+        "features reach the floor; that is part of what is compared. The features of valid also pick the checkpoint of "
+        "each round."
     )
     yield _preference(ablation)
-    for verdict in (HELPS, HURTS, NO_DIFFERENCE, NOT_RUN):
+    for verdict in (HELPS, HURTS, NO_DIFFERENCE, ONE_RUN, NOT_RUN):
         yield f"### {verdict.capitalize()}"
         chosen = {name: found for name, found in ablation["settings"].items() if found["verdict"] == verdict}
         yield "\n".join(f"- {_told(name, found)}" for name, found in chosen.items()) or "None."
@@ -117,6 +134,9 @@ def _told(name: str, found: Mapping[str, Any]) -> str:
     others = [metric for metric in differences if metric != CRITERION]
     interval = differences[CRITERION]
     parts = [f"{words(CRITERION)} {bold(interval)}, {runs(len(found['paired']))}, {interval['n']:,} features"]
+    if len(found["by_run"]) > 1:
+        each = (f"{run} {100 * one['value']:+.1f}" for run, one in found["by_run"].items())
+        parts[0] += f" ({', '.join(each)})"
     for sign, label in ((1, "also better"), (-1, "worse")):
         moved = [metric for metric in others if direction(metric, differences[metric]) == sign]
         if moved:

@@ -180,7 +180,7 @@ def read_contexts(
     """Second look at the documents that hold a top context: windows with activations, and mean top residuals.
 
     `batches` streams exactly the documents of those `numbers`, in that order. Returns the contexts by feature and rank, and
-    each feature's mean residual over the strongest tokens of its first ten contexts, in the order of `rows`.
+    each feature's mean residual over the strongest tokens of its first `direction_contexts`, in the order of `rows`.
     """
     wanted: dict[int, list[tuple[int, int]]] = {}
     for at, row in enumerate(rows):
@@ -200,7 +200,7 @@ def read_contexts(
             for at, rank in wanted.get(number, ()):
                 values = codes[rows[at].sae][here, rows[at].index]
                 peak = int(values.argmax())
-                if rank < 10:
+                if rank < config.direction_contexts:
                     sums[at] += batch.residual[here[peak]]
                     counts[at] += 1
                 found.append(_context(rows[at], rank, document, offsets, values, peak, concepts[peak], config))
@@ -208,11 +208,18 @@ def read_contexts(
     return found, sums / counts.clamp_min(1).unsqueeze(1)
 
 
+def _at_word(text: str, start: int) -> bool:
+    """Whether no letter of a word stands right before this place."""
+    return start == 0 or text[start - 1].isspace() or text[start].isspace()
+
+
 def _context(
     row: FeatureRow, rank: int, document: Document, offsets: list[list[int]], values: Tensor, peak: int,
     concepts: tuple[str, ...], config: ExtractActivations,
 ) -> ContextRow:  # fmt: skip
     first = max(0, peak - config.context_tokens)
+    while first and not _at_word(document.text, offsets[first][0]):  # read by itself, half a word is another token
+        first -= 1
     last = min(len(offsets), peak + config.context_tokens + 1)
     return ContextRow(
         feature_id=row.feature_id,

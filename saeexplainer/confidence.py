@@ -70,7 +70,8 @@ class Coverage:
     """What is had by answering only for the surest features."""
 
     share: float  # of all features, the surest first
-    min_expected: float  # expected accuracy of the least sure of them, by the fit over all: what to ask for to get them
+    min_expected: float  # expected accuracy of the least sure of them, by the fit over all: what is asked for
+    answered: float  # share of the features of which that much is expected
     accuracy: Interval  # mean generative accuracy
     hallucination: Interval  # share of them none of whose texts fires
 
@@ -139,14 +140,19 @@ def calibration_error(points: Sequence[CurvePoint]) -> float:
 
 
 def coverage(rows: Sequence[EvaluationRow], resamples: int, seed: int) -> list[Coverage]:
-    """The surest share of the features, at least one, for each share of COVERAGE."""
+    """Those that come back when as much is expected as of the last of the surest share, for each share of COVERAGE.
+
+    A fit has level stretches, so that may be more than the share.
+    """
     fit, surest = calibrate(rows), np.argsort(-_sureness(rows), kind="stable")
     found = []
     for share in COVERAGE:
-        chosen = [rows[at] for at in surest[: max(1, round(share * len(rows)))]]
+        last = rows[surest[max(1, round(share * len(rows))) - 1]]
+        least = fit.expected(last.log_probability)
+        chosen = [row for row in rows if fit.expected(row.log_probability) >= least]
         accuracy = bootstrap_mean([row.generative_accuracy for row in chosen], resamples, seed)
         hallucination = bootstrap_mean([row.hallucination for row in chosen], resamples, seed)
-        found.append(Coverage(share, fit.expected(chosen[-1].log_probability), accuracy, hallucination))
+        found.append(Coverage(share, least, len(chosen) / len(rows), accuracy, hallucination))
     return found
 
 

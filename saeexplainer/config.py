@@ -51,7 +51,7 @@ class DpoLoss(StrEnum):
     """What DPO minimises over the difference of log-probability ratios."""
 
     sigmoid = "sigmoid"  # -log sigmoid(beta * difference): the reference's
-    ipo = "ipo"  # (difference - 1 / (2 beta))^2, arXiv 2310.12036: no reward for a difference without end
+    ipo = "ipo"  # (difference a token - 1 / (2 beta))^2, arXiv 2310.12036: beta is on another scale than sigmoid's
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,7 @@ class ExtractActivations:
     valid_features: int  # of the main SAE
     test_features: int  # of the main SAE; the rest is split between sft and dpo
     sft_share: float  # of the training features, over all SAEs
+    direction_contexts: int  # top contexts over whose strongest tokens the direction mean_activation is taken
     neighbours: int  # kept for each feature: as many by decoder cosine as by co-firing
     twin_cosine: float  # a training feature whose decoder row is this close to a valid or test one is left out
 
@@ -129,7 +130,7 @@ class Steer:
 class ProbeFeatures:
     """What explanations of the held-out features are asked, beside what their own texts do."""
 
-    first_rank: int  # of the top contexts asked about; labels and directions see those before it
+    first_rank: int  # of the top contexts asked about; labels, directions and the agent see those before it alone
     contexts: int  # where the feature fires, for each feature at most
     silent: int  # where it does not, for each feature at most
     steer: Steer

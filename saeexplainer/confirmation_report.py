@@ -39,6 +39,7 @@ from saeexplainer.study_report import SEEDS
 
 REWARD = "reward"  # the group of runs with another reward, each from a seed of the study
 COLLISION = "collision_rate"
+TOLERATED_LOSS = 0.02  # of generative accuracy, fixed before anything was measured: "no loss" excludes more than this
 BEST_OF = "best_of_"  # evaluations that choose by feedback at inference
 
 
@@ -165,7 +166,14 @@ def _reward(found: dict[str, Any]) -> Iterator[str]:
         return
     lower = {1: "fall", -1: "rise", 0: "are not shown to change"}[direction(COLLISION, collisions)]
     loss = {1: "is gained", -1: "is lost", 0: "is not shown to change"}[direction(ACCURACY, accuracy)]
-    answer = "Open" if missing else "Yes" if lower == "fall" and loss != "is lost" else "No"
+    if missing:
+        answer = "Open"
+    elif lower != "fall" or loss == "is lost":
+        answer = "No"
+    elif accuracy["low"] < -TOLERATED_LOSS:
+        answer = f"Fewer collisions, but a loss of more than {100 * TOLERATED_LOSS:.0f} points is not excluded"
+    else:
+        answer = "Yes"
     open_still = f" Not every run is there: {'; '.join(missing)}." if missing else ""
     yield (
         f"{answer}. {changes} against the default, pooled over {runs(len(found['paired']))}, paired by feature: "

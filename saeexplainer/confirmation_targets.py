@@ -14,6 +14,7 @@ UNREWARDED = ("input_accuracy", "output_accuracy", "detection_auc", "fuzzing_auc
 WANTED_UNREWARDED = 2
 WANTED_SHARE = 0.9  # of the accuracy of choosing among samples by feedback
 CHANCE = {"output_accuracy": 1 / 3, "detection_auc": 0.5, "fuzzing_auc": 0.5, "predictive_correlation": 0.0}
+AGREEMENT = "judge_agreement"  # says something about the judges, not about the explanations
 FALL = ("hallucination_rate", "collision_rate")
 FEEDBACK, FLOOR = "best_of_", "other_feature"
 
@@ -38,7 +39,7 @@ def _all(found: Mapping[str, Any]) -> Iterator[tuple[str, bool, str]]:
             len(better) >= WANTED_UNREWARDED,
             ", ".join(f"{words(metric)} {points(gains[metric])}" for metric in better) or "none",
         )
-        worse = [metric for metric in gains if direction(metric, gains[metric]) < 0]
+        worse = [metric for metric in gains if metric != AGREEMENT and direction(metric, gains[metric]) < 0]
         yield (
             f"{last} is worse than {START} on no metric beyond its interval",
             not worse,
@@ -54,8 +55,8 @@ def _all(found: Mapping[str, Any]) -> Iterator[tuple[str, bool, str]]:
     if floor := found["evaluations"].get(FLOOR):
         at = {metric: floor[metric] for metric in CHANCE if floor[metric]}
         yield (
-            f"{FLOOR}, the floor, is at chance where chance is known",
-            all(interval["low"] <= CHANCE[metric] <= interval["high"] for metric, interval in at.items()),
+            f"{FLOOR}, the floor, is not above chance where chance is known",
+            bool(at) and all(interval["low"] <= CHANCE[metric] for metric, interval in at.items()),
             ", ".join(f"{words(metric)} {percent(interval)}" for metric, interval in at.items()),
         )
 

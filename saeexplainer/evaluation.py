@@ -145,13 +145,11 @@ def agreement(first: Sequence[float], others: Sequence[Sequence[float]]) -> floa
 
 
 def other_explanations(explanations: Sequence[str], count: int, seed: int) -> list[list[int]]:
-    """For each position up to `count` positions whose explanation is another, drawn without replacement."""
+    """For each position up to `count` positions of other explanations, all different, drawn without replacement."""
     draw = np.random.default_rng(seed)
-    order = np.arange(len(explanations))
-    named = np.array(explanations, dtype=object)
-    return [
-        draw.permutation(order[(named != explanation) & (named != "")])[:count].tolist() for explanation in explanations
-    ]
+    first = {explanation: at for at, explanation in reversed(list(enumerate(explanations))) if explanation}
+    named, places = np.array(list(first), dtype=object), np.array(list(first.values()), dtype=np.int64)
+    return [draw.permutation(places[named != explanation])[:count].tolist() for explanation in explanations]
 
 
 def bundles_of_three(count: int, seed: int) -> list[tuple[list[int], int]]:

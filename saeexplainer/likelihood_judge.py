@@ -33,6 +33,9 @@ class LikelihoodJudge:
         """`prompt` holds {description}; `context_length` tokens of a text are read, `batch_size` texts at once."""
         self.model, self.tokenizer, self.prompt = model, tokenizer, prompt
         self.context_length, self.batch_size = context_length, batch_size
+        # Where a space belongs to the token after it, the writer begins a text with that space, and a text that is read
+        # by itself does not: what is said of its first token is then about the space.
+        self._first_differs = tokenizer.tokenize(" a") != tokenizer.tokenize("a")
         self._plain: dict[str, list[float]] = {}
         self._lifts: dict[tuple[str, str], list[float]] = {}
 
@@ -66,7 +69,8 @@ class LikelihoodJudge:
         prompts = dict(zip(distinct, self._ids([self.prompt.format(description=said) for said in distinct])))
         asked_now = [(prompts[description], text) for description, text in new]
         for pair, told in zip(new, self._log_probabilities(asked_now)):
-            self._lifts[pair] = [a - b for a, b in zip(told, self._plain[pair[1]], strict=True)]
+            lifts = [a - b for a, b in zip(told, self._plain[pair[1]], strict=True)]
+            self._lifts[pair] = [0.0, *lifts[1:]] if self._first_differs else lifts
         return [self._lifts.get(pair, []) for pair in asked]
 
     def _ids(self, texts: list[str], **how: Any) -> list[list[int]]:

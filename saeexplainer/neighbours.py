@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from saeexplainer.writer import TextActivations
 
 
+# Whose activations a feature's reward may be made of: of no feature that is held out from it.
+TRAINED = frozenset({"sft", "dpo"})
+MAY_KNOW = {"sft": TRAINED, "dpo": TRAINED, "valid": TRAINED | {"valid"}}  # others: everyone
+
+
 class CoFiring:
     """Running counts of the tokens on which two latents of one SAE are active together; sparse, as activity is."""
 
@@ -42,13 +47,16 @@ def nearest(
     """Up to `count` neighbours of each feature among `rows`, which are all live features of one SAE.
 
     Half of them, rounded up, have the largest decoder cosine, the rest the largest overlap of firing among those left.
+    Neighbours of a training feature are training features, those of a valid one are no test features.
     """
     latents = [row.index for row in rows]
     units = torch.nn.functional.normalize(decoder[latents].detach(), dim=1)
     cosine, overlap = (units @ units.T).numpy(), firing.overlap(latents)
     found = []
     for at, row in enumerate(rows):
-        others = np.array([other for other in range(len(rows)) if other != at], dtype=np.int64)
+        known = MAY_KNOW.get(row.split)
+        others = [other for other in range(len(rows)) if other != at and (known is None or rows[other].split in known)]
+        others = np.array(others, dtype=np.int64)
         alike = _largest(cosine[at], others, (count + 1) // 2)
         together = _largest(overlap[at], np.setdiff1d(others, alike), count - len(alike))
         found += [

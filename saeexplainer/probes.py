@@ -14,12 +14,18 @@ from saeexplainer.records import ContextRow, FeatureRow, ProbeRow
 def held_out_contexts(
     contexts: Sequence[ContextRow], features: Sequence[FeatureRow], first_rank: int, count: int
 ) -> list[tuple[FeatureRow, str]]:
-    """For each feature the texts of up to `count` top contexts from `first_rank` on: labels and directions saw earlier ones."""
+    """For each feature the texts of up to `count` top contexts from `first_rank` on: labels and directions saw earlier ones.
+
+    A text that is also an earlier context of the feature, as a corpus that starts over gives it, is left out.
+    """
     by_id = {feature.feature_id: feature for feature in features}
+    seen = {(context.feature_id, context.text) for context in contexts if context.rank < first_rank}
     return [
         (by_id[context.feature_id], context.text)
         for context in contexts
-        if context.feature_id in by_id and first_rank <= context.rank < first_rank + count
+        if context.feature_id in by_id
+        and first_rank <= context.rank < first_rank + count
+        and (context.feature_id, context.text) not in seen
     ]
 
 

@@ -1,7 +1,7 @@
 """What a feature does to the model's output: texts written while it is held at a value (METHOD section 2, output accuracy).
 
-At every position the residual stream x becomes x + (m - a(x)) d, with a(x) the feature's activation there and d its
-decoder row: the feature is set to m and the SAE's error term stays. m is found by bisection, for each feature, so that
+At every position but that of BOS, which no SAE reads, the residual stream x becomes x + (m - a(x)) d, with a(x) the
+feature's activation there and d its decoder row: the feature is set to m and the SAE's error term stays. m is found by bisection, for each feature, so that
 the mean KL divergence of the steered next-token distribution from the clean one has a given size; a positive target
 raises the feature, a negative one lowers it.
 """
@@ -34,13 +34,18 @@ class Steering:
 
     @contextmanager
     def held(self, features: Int[Tensor, "batch"], values: Float[Tensor, "batch"]) -> Iterator[None]:
-        """While the block runs, row i of every batch has feature i at value i (activation units), at every position."""
+        """While the block runs, row i of every batch has feature i at value i (activation units), but at BOS.
+
+        A pass over more than one token starts with BOS; one over a single token is a cached step of generation.
+        """
         directions = self.directions(features)
 
         def set_feature(_module: nn.Module, _inputs: object, output: object) -> object:
             residual = output[0] if isinstance(output, tuple) else output
             active = self.sae.encode(residual).gather(2, features.view(-1, 1, 1).expand(-1, residual.shape[1], 1))
             steered = residual + (values.view(-1, 1, 1) - active) * directions.unsqueeze(1)
+            if residual.shape[1] > 1:
+                steered[:, 0] = residual[:, 0]
             return (steered, *output[1:]) if isinstance(output, tuple) else steered
 
         handle = transformer_blocks(self.model)[self.block].register_forward_hook(set_feature)
@@ -58,14 +63,14 @@ class Steering:
     def divergence(
         self, prompts: Int[Tensor, "prompts tokens"], features: Int[Tensor, "batch"], values: Float[Tensor, "batch"]
     ) -> Float[Tensor, "batch"]:
-        """Mean KL(clean || steered) in nats over prompts and positions, for each (feature, value)."""
+        """Mean KL(clean || steered) in nats over prompts and positions after BOS, for each (feature, value)."""
         total = torch.zeros(len(features))
         for prompt in prompts:
             clean = self.model(input_ids=prompt.unsqueeze(0), use_cache=False).logits.log_softmax(-1)
             with self.held(features, values):
                 ids = prompt.expand(len(features), -1)
                 steered = self.model(input_ids=ids, use_cache=False).logits.log_softmax(-1)
-            total += (clean.exp() * (clean - steered)).sum(-1).mean(1)
+            total += (clean.exp() * (clean - steered)).sum(-1)[:, 1:].mean(1)
         return total / len(prompts)
 
 

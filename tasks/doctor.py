@@ -24,7 +24,7 @@ STORE = Path("mlruns/mlflow.db")
 PYTHON = ((3, 11), (3, 14))  # as pyproject.toml's requires-python: from, and below
 GIB = 2**30
 LITTLE_DISK, LITTLE_MEMORY = 2.0, 2.0  # GiB: a set-up takes 2.4 GB, the default run stays under 2 GiB of memory
-PORTS = {4200: "Prefect", 5000: "MLflow"}
+PORTS = {4200: "Prefect", 5000: "MLflow", 5001: "the pages of `make ui`"}
 SHOWN = 3  # names in a line, before "and N more"
 
 

@@ -146,7 +146,7 @@ def input_accuracies(
 def answers(bench: Bench, named: Sequence[str]) -> list[Answers]:
     """What the first judge makes of each explanation: contexts, tokens, and the feature's steered texts among three
     bundles; and how far the other judges agree with it about the contexts."""
-    judge, probes = bench.judges[0], [bench.probes[feature.feature_id] for feature in bench.features]
+    judge, probes = bench.judges[0], [bench.probes.get(feature.feature_id, []) for feature in bench.features]
     texts = [probe.text for own in probes for probe in own]
     names = [name for name, own in zip(named, probes) for _ in own]
     cut = writer.cut_texts(texts, bench.tokenizer, bench.params.prepare_subject.context_length)

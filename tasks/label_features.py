@@ -28,7 +28,8 @@ def run(params: Params) -> Report:
     rows = [row for row in read_rows(ACTIVATIONS / "features.parquet", FeatureRow) if row.split != "twin"]
     contexts: dict[str, list[ContextRow]] = defaultdict(list)
     for context in read_rows(ACTIVATIONS / "contexts.parquet", ContextRow):
-        contexts[context.feature_id].append(context)
+        if context.rank < params.probe_features.first_rank:  # later ones are what explanations are asked about
+            contexts[context.feature_id].append(context)
     draw = random.Random(stage_seed(params.seed, "label_features"))
     config = params.label_features
     frequency = labels.concept_frequency(context for row in rows for context in contexts[row.feature_id])

@@ -178,9 +178,15 @@ def _shapes(params: Params) -> Iterator[str]:
         ("generate_explanations.max_new_tokens", params.generate_explanations.max_new_tokens),
         ("score_explanations.writer.max_new_tokens", params.score_explanations.writer.max_new_tokens),
         ("evaluate.writer.max_new_tokens", params.evaluate.writer.max_new_tokens),
+        ("probe_features.steer.max_new_tokens", _steered_tokens(params)),
     ):
         if tokens >= subject.context_length:
             yield f"{key}: is {tokens}; must be below prepare_subject.context_length ({subject.context_length})"
+
+
+def _steered_tokens(params: Params) -> int:
+    """Tokens that a steered continuation reaches with its beginning."""
+    return params.probe_features.steer.prompt_tokens + params.probe_features.steer.max_new_tokens
 
 
 def _sampling(params: Params) -> Iterator[str]:
@@ -234,10 +240,23 @@ def _features(params: Params) -> Iterator[str]:
         yield "extract_activations.truth_documents: is 0; the sandbox knows the truth and needs at least 1"
     if params.train_sft.replay_share == 1:
         yield "train_sft.replay_share: is 1; must be below 1, so that labels are left"
+    if params.probe_features.steer.prompt_tokens < 2:
+        yield "probe_features.steer.prompt_tokens: is 1; must be at least 2: the first token is BOS, which is not steered"
     if params.probe_features.first_rank >= extract.top_contexts:
         yield (
             f"probe_features.first_rank: is {params.probe_features.first_rank}; must be below "
             f"extract_activations.top_contexts ({extract.top_contexts}), which are counted from 0"
+        )
+    held_out = extract.valid_features if params.evaluate.split == "valid" else extract.test_features
+    if held_out < 3:
+        yield (
+            f"extract_activations.{params.evaluate.split}_features: is {held_out}; must be at least 3: output accuracy "
+            "shows the texts of three features"
+        )
+    if extract.direction_contexts > params.probe_features.first_rank:
+        yield (
+            f"extract_activations.direction_contexts: is {extract.direction_contexts}; must be at most "
+            f"probe_features.first_rank ({params.probe_features.first_rank}): explanations are asked about later contexts"
         )
     if params.label_features.contexts > params.probe_features.first_rank:
         yield (
@@ -335,7 +354,7 @@ _MODEL_OF_JUDGE = {
 
 def _endpoint(key: str, endpoint: Endpoint) -> Iterator[str]:
     """Neither message repeats the value: it may hold a key."""
-    if not re.fullmatch(r"https?://[^\s@?#]+", endpoint.base_url):
+    if not re.fullmatch(r"https?://[^\s@?#/:]+(:\d+)?(/[^\s@?#]*)?", endpoint.base_url):
         yield f"{key}.base_url: must be like https://host/v1, without user, password or query"
     if endpoint.key_variable is not None and not re.fullmatch(r"[A-Z][A-Z0-9_]*", endpoint.key_variable):
         yield f"{key}.key_variable: must be the name of an environment variable (A-Z, 0-9, _), never the key itself"

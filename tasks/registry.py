@@ -7,7 +7,7 @@ A registered model an MLflow experiment (`sae-explainer-sandbox`), a version a r
 features and the rows on which it was measured, so that the next one can be compared with it when data/ is another.
 `champion` moves to the best round that beats the champion on `compare_rounds.criterion` and loses on none of
 `compare_rounds.guarded`, both paired by feature and beyond the 95 % interval (`saeexplainer.gate`); the first champion
-has to beat what training started from. Results that measure other things (another subject, SAE, split or writer) are not
+has to beat what training started from. Results that measure other things (another subject, SAE, split, writer or probes) are not
 comparable: then it stays, and only a person moves it.
 """
 
@@ -108,10 +108,12 @@ class _Result:
 
     @property
     def measured_on(self) -> str:
-        """A hash of what a figure depends on beside the explainer: SAE, features' maxima, how texts are written."""
+        """A hash of what a figure depends on beside the explainer: SAE, features' maxima, how texts are written, what
+        the judge is asked."""
         found = hashlib.sha256(self.tensors["decoder"].numpy().tobytes())
         found.update(json.dumps([(row.feature_id, row.maximum, row.split) for row in self.features]).encode())
-        found.update(json.dumps(asdict(self.params.evaluate), sort_keys=True).encode())
+        settings = [asdict(self.params.evaluate), asdict(self.params.probe_features)]
+        found.update(json.dumps(settings, sort_keys=True).encode())
         return found.hexdigest()
 
 
@@ -218,7 +220,7 @@ def _choice(client: "MlflowClient", name: str, result: _Result) -> tuple[str | N
     else:
         whom = f"champion version {champion.version}"
         if champion.tags.get("measured_on") != result.measured_on:
-            why = "it was measured on another subject, SAE, split or writer"
+            why = "it was measured on another subject, SAE, split, writer or probes"
             return None, f"{whom} stays: {why}; promote by hand: {PROMOTE}"
         try:
             with stored(client, champion) as folder:

@@ -36,6 +36,11 @@ def run(at_most: int) -> str:
 
     Raises UserError if a stage fails, another run holds the workspace, or there is no round to go on from.
     """
+    if parameters.load().evaluate.split == stop_rule.SPLIT:
+        raise UserError(
+            f"{PARAMS}: evaluate.split: is {stop_rule.SPLIT}, on which this decides; report on test, so that no decision "
+            "is made on what is reported"
+        )
     with repro.holding("sae-explainer rounds"):
         while (why := _step(at_most)) is None:
             pass

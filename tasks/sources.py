@@ -16,6 +16,7 @@ import numpy as np
 
 from saeexplainer import agent, labels, rewards, truth, writer
 from saeexplainer.config import Evaluation, EvaluationKind
+from saeexplainer.errors import UserError
 from saeexplainer.evaluation import Explanation
 from saeexplainer.explainer import Explainer
 from saeexplainer.neighbours import Responses
@@ -43,9 +44,12 @@ def explanations_of(source: Evaluation, bench: "Bench") -> list[Explanation]:
 
 
 def from_table(bench: "Bench", path: Path) -> list[Explanation]:
-    """A table of explanations, such as the labels; one call each."""
+    """A table of explanations, such as the labels; one call each. Raises UserError if it is about other features."""
     table = {row.feature_id: row.explanation for row in read_rows(path, ExplanationRow)}
-    named = [table.get(feature.feature_id, "") for feature in bench.features]
+    if not any(feature.feature_id in table for feature in bench.features):
+        example = bench.features[0].feature_id
+        raise UserError(f"{path}: explains none of the features that are evaluated; its ids must be like {example}")
+    named = [table.get(feature.feature_id) or "" for feature in bench.features]
     return [Explanation(text, calls=1, call_tokens=size) for text, size in zip(named, bench.sizes(named), strict=True)]
 
 
@@ -96,12 +100,17 @@ def from_best_of_n(bench: "Bench", folder: Path) -> list[Explanation]:
     return [
         Explanation(
             text,
-            calls=count + sum(len(trial.texts) for trial in outcome),
-            call_tokens=_asked(explainer, bench, number, texts) + sum(trial.tokens for trial in outcome),
+            calls=count + sum(len(trial.texts) for trial in _distinct(texts, outcome)),
+            call_tokens=_asked(explainer, bench, number, texts) + sum(trial.tokens for trial in _distinct(texts, outcome)),
             log_probability=how,
         )
         for number, text, texts, outcome, how in zip(bench.numbers, named, tried, outcomes, sure, strict=True)
     ]
+
+
+def _distinct(explanations: Sequence[str], trials: "Sequence[Trial]") -> "list[Trial]":
+    """One trial an explanation: the same sentence twice is written once."""
+    return list(dict(zip(explanations, trials, strict=True)).values())
 
 
 def from_agent(bench: "Bench", folder: Path) -> list[Explanation]:

@@ -16,6 +16,7 @@ turn; 2 if nothing could start; 130 or 143 when interrupted or terminated, the r
 
 import argparse
 import hashlib
+import os
 import re
 import shutil
 import signal
@@ -326,6 +327,18 @@ def _json_or_none(path: Path) -> Any:
         return None
 
 
+def refuse_to_forget(plan: str, specs: Sequence[VariantSpec], wanted: Sequence[VariantSpec]) -> None:
+    """Raise UserError if the pages under docs/ have figures of a run that is neither here nor about to be made."""
+    kept = (_json_or_none(DOCS / f"{plan}.json") or {}).get("variants", {})
+    before = {name for name, found in kept.items() if found["status"] == study_figures.COMPLETE}
+    there = {spec.name for spec in specs if _complete(spec)} | {spec.name for spec in wanted}
+    if lost := sorted(before - there):
+        raise UserError(
+            f"{DOCS / plan}.json: has figures of {', '.join(lost)}, whose runs are not in {STUDY}; run them too, or say "
+            "--forget"
+        )
+
+
 def write_report(plan: str, variants: Sequence[study_figures.Variant], resamples: int) -> list[str]:
     """A plan's figures and page under docs/, and docs/RESULTS.md; the verdicts, one a line. Raises UserError."""
     if plan == "ablation":
@@ -369,12 +382,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--plan", choices=PLANS, default=PLANS[0], help="file of conf/ (default: %(default)s)")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these variants or groups of variants")
     parser.add_argument("--report-only", action="store_true", help="only write the pages from what is there")
+    parser.add_argument("--forget", action="store_true", help="let go of figures whose runs are no longer here")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, _terminate)
+    os.environ.pop("MLFLOW_TRACKING_URI", None)  # a variant's runs stay with it: on a shared server it might be champion
     try:
         specs, resamples = load_specs(CONF / f"{options.plan}.yaml")
-        wanted = chosen(specs, options.only)
-        failed = [] if options.report_only else run(wanted)
+        wanted = [] if options.report_only else chosen(specs, options.only)
+        if not options.forget:
+            refuse_to_forget(options.plan, specs, wanted)
+        failed = run(wanted) if wanted else []
         lines = write_report(options.plan, [collect(spec, specs) for spec in specs], resamples)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -265,7 +265,10 @@ def test_contexts_are_windows_around_the_strongest_token():
             values = sae.encode(batches[0].residual[here])[:, row.index]
             peak = int(values.argmax())
             peaks.append(batches[0].residual[here[peak]])
-            window = range(max(0, peak - 2), min(len(here), peak + 3))
+            text, offsets = documents[number].text, batches[0].offsets[here].tolist()
+            begins = [token for token, (start, _) in enumerate(offsets) if start == 0 or text[start - 1].isspace()]
+            first = max(token for token in begins if token <= max(0, peak - 2))  # two tokens before, or where its word begins
+            window = range(first, min(len(here), peak + 3))
             spans = [batches[0].offsets[here[token]].tolist() for token in window]
             assert context.tokens == [documents[number].text[a:b] for a, b in spans]
             assert context.text == documents[number].text[spans[0][0] : spans[-1][1]]

@@ -99,10 +99,11 @@ def test_answering_only_where_it_is_sure_by_hand():
     table = rows((-4.0, 0.0), (-1.0, 1.0), (GONE, 0.0), (-2.0, 0.5))
     quarter, half, three, everything = coverage(table, resamples=50, seed=0)
     assert isinstance(quarter, Coverage) and quarter.min_expected == 1.0
-    assert [each.accuracy.value for each in (quarter, half, three, everything)] == [1.0, 0.75, 0.5, 0.375]
-    assert [each.hallucination.value for each in (quarter, half, three, everything)] == [0.0, 0.0, 1 / 3, 0.5]
     assert [each.min_expected for each in (half, three, everything)] == [0.5, 0.0, 0.0]
-    assert [each.accuracy.n for each in (quarter, half, three, everything)] == [1, 2, 3, 4]
+    # Of the third and of the missing one nothing is expected: whoever asks for nothing gets both.
+    assert [each.answered for each in (quarter, half, three, everything)] == [0.25, 0.5, 1.0, 1.0]
+    assert [each.accuracy.value for each in (quarter, half, three, everything)] == [1.0, 0.75, 0.375, 0.375]
+    assert [each.hallucination.value for each in (quarter, half, three, everything)] == [0.0, 0.0, 0.5, 0.5]
 
 
 def test_an_honest_explainer_is_calibrated_and_a_random_one_ranks_nothing():

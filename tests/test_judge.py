@@ -101,6 +101,17 @@ def chat_folder(folder: Path, template: str | None = TEMPLATE) -> Path:
     return folder
 
 
+def test_where_spaces_belong_to_tokens_the_first_one_says_nothing(tmp_path):
+    """The writer begins with a space, a text that is read by itself does not."""
+    from saeexplainer.models import load_model, load_tokenizer
+
+    folder = chat_folder(tmp_path)
+    tokenizer = load_tokenizer(folder)
+    tokenizer.bos_token = tokenizer.pad_token = "<eos>"
+    (found,) = LikelihoodJudge(load_model(folder), tokenizer, "{description}:", 64, 8).lifts([("dog", "a dog")])
+    assert len(found) == len("a dog") and found[0] == 0.0 and all(found[1:])
+
+
 @torch.no_grad()
 def log_odds(judge: ChatJudge, said: str) -> float:
     """Of one of "yYnN"-beginning answers, with no batch and no padding; a space begins words of both kinds alike."""

@@ -1,5 +1,7 @@
 """Neighbours of a feature: counted by brute force, picked by hand, and measured in everyone's own unit."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -62,3 +64,15 @@ def test_responses_are_in_units_of_each_latents_own_maximum():
     assert found.neighbours == pytest.approx([0.5, 0.8])  # of b: latent 1 at 2/4; of a: latent 2 at 8/10
     assert near.responses("subject/main/1", ["a"], read).neighbours == [0.0]  # no neighbour is kept
     assert near.responses("subject/main/0", [], read).own == []
+
+
+def test_nothing_held_out_is_a_neighbour_of_what_is_trained_or_chosen_on():
+    splits = ["sft", "dpo", "valid", "test", "twin", "dpo"]
+    rows = [replace(feature(index), split=split) for index, split in enumerate(splits)]
+    firing = CoFiring(6)
+    firing.update(torch.ones(4, 6))
+    found = nearest(rows, torch.eye(6), firing, 5)
+    near = {row.feature_id: {splits[other.neighbour] for other in found if other.feature_id == row.feature_id} for row in rows}
+    assert near["subject/main/0"] == {"dpo"} and near["subject/main/1"] == {"sft", "dpo"}
+    assert near["subject/main/2"] == {"sft", "dpo"}  # the only valid one
+    assert near["subject/main/3"] == {"sft", "dpo", "valid", "twin"}

@@ -126,7 +126,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, beside: dict[str, Path],
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert set(locked(folder)) == set(START[:-1])
+    assert set(locked(folder)) == {*START[:-1], "probe_features"}
     for path in explainers.iterdir():  # what has an artifact's name is whole
         assert path.name.startswith(".") or load_model(path)
     assert not (explainers / "sft").exists()

@@ -1,5 +1,7 @@
 """What evaluations ask about a feature: contexts nobody learned from, and contexts in which it is truly silent."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from saeexplainer.probes import by_feature, held_out_contexts, probe_rows, silent_texts
@@ -16,6 +18,11 @@ def test_only_contexts_that_nobody_learned_from_are_asked_about():
     contexts = [context(feature, rank) for feature in (A, B) for rank in range(6)]
     found = held_out_contexts(contexts, [A], first_rank=2, count=3)
     assert [(feature.feature_id, text) for feature, text in found] == [(A.feature_id, f"0-{rank}") for rank in (2, 3, 4)]
+
+
+def test_a_text_that_was_seen_before_is_not_asked_again():
+    repeated = [context(A, 0), replace(context(A, 1), text="0-0"), context(A, 2)]
+    assert [text for _, text in held_out_contexts(repeated, [A], first_rank=1, count=5)] == ["0-2"]
 
 
 def test_a_silent_text_leaves_the_feature_silent_and_the_draw_is_the_seeds():

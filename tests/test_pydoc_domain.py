@@ -83,8 +83,9 @@ def test_held_out_documents_are_a_tenth_and_never_in_another_stream(texts):
     assert 0.08 < len(held) / (len(train) + len(held)) < 0.12
     other_seed = {document.text for document in PydocDomain(seed=8).documents("held_out_2", len(held))}
     assert other_seed == held
-    for lesson in DOMAIN.lessons("sft", 300):
-        assert not any(lesson.text in text for text in held if len(lesson.text.split()) > 12)
+    # A sentence may stand in two documents of Python's; that of a lesson always stands in one that is not held out.
+    everything_open = "\n".join(train)
+    assert all(lesson.text in everything_open for lesson in DOMAIN.lessons("sft", 300))
 
 
 def test_a_stream_starts_over_with_the_same_documents_in_a_new_order(texts):

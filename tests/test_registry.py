@@ -165,7 +165,7 @@ def test_another_sae_moves_the_champion_only_by_hand(workspace, capsys):
     record()
     write_activations(seed=1)  # the same ids name other features
     lines = record(VALUES | {"r1": 0.8, "r2": 0.9})
-    assert "champion version 2 stays: it was measured on another subject, SAE, split or writer" in lines[1]
+    assert "champion version 2 stays: it was measured on another subject, SAE, split, writer or probes" in lines[1]
     assert champion().version == 2
     assert registry.main(["promote", "--version", "4"]) == 0
     assert champion().version == 4 and "another subject" in capsys.readouterr().out

@@ -10,7 +10,7 @@ import pytest
 from rows import evaluated
 
 from saeexplainer import ablation_report, confirmation_report, confirmation_targets, results_page
-from saeexplainer.ablation_report import BASE, HELPS, HURTS, NO_DIFFERENCE, NOT_RUN
+from saeexplainer.ablation_report import BASE, HELPS, HURTS, NO_DIFFERENCE, NOT_RUN, ONE_RUN
 from saeexplainer.comparison import METRICS, pooled_mean, pooled_ratio
 from saeexplainer.confirmation_report import REWARD
 from saeexplainer.records import EvaluationRow
@@ -45,18 +45,28 @@ def ablated(*variants: Variant) -> dict:
 
 def test_a_setting_is_paired_with_its_base_by_feature_and_judged_by_the_interval() -> None:
     # Every feature gains a quarter, however far features lie apart: the interval is the difference itself.
-    up = variant("up0", "up", rounds([value + 0.25 for value in LEVELS]), "base0")
-    down = variant("down0", "down", rounds([value - 0.25 for value in LEVELS]), "base0")
+    up, down = (
+        [variant(f"{name}{seed}", name, rounds([value + by for value in LEVELS]), f"base{seed}", seed=seed) for seed in (0, 1)]
+        for name, by in (("up", 0.25), ("down", -0.25))
+    )
     # Resampled means of +1/4, -1/4, 0, 0 lie on both sides of zero.
-    even = variant("even0", "even", rounds([0.5, 0.25, 0.0, 0.75]), "base0")
-    found = ablated(up, down, even)
+    even = [variant(f"even{at}", "even", rounds([0.5, 0.25, 0.0, 0.75]), f"base{at}", seed=at) for at in (0, 1)]
+    # One seed gains a lot and the other loses a little: beyond the interval, but not what every run says.
+    split = [
+        variant(f"split{seed}", "split", rounds([value + by for value in LEVELS]), f"base{seed}", seed=seed)
+        for seed, by in ((0, 0.75), (1, -0.01))
+    ]
+    found = ablated(base(1), *up, *down, *even, *split)
     gain = found["settings"]["up"]["differences"]["generative_accuracy"]
-    assert gain == {"value": 0.25, "low": 0.25, "high": 0.25, "n": 4}
+    assert gain == {"value": 0.25, "low": 0.25, "high": 0.25, "n": 8}
+    assert found["settings"]["split"]["differences"]["generative_accuracy"]["low"] > 0
     assert {name: one["verdict"] for name, one in found["settings"].items()} == {
-        "up": HELPS, "down": HURTS, "even": NO_DIFFERENCE,
+        "up": HELPS, "down": HURTS, "even": NO_DIFFERENCE, "split": NO_DIFFERENCE,
     }  # fmt: skip
     assert found["preferred"] == "up"
-    assert ablation_report.summarise([base(), down, even], 200)["preferred"] is None
+    assert "(split0 +75.0, split1 -1.0)" in "\n".join(ablation_report.verdict_lines(found))
+    assert ablated(base(1), *down, *even)["preferred"] is None
+    assert ablated(up[0])["settings"]["up"]["verdict"] == ONE_RUN and ablated(up[0])["preferred"] is None
 
 
 def test_seeds_are_pooled_each_against_its_own_base() -> None:
@@ -112,7 +122,7 @@ def test_a_missing_seed_leaves_the_others_and_is_named() -> None:
     helps = variant("up0", "up", rounds([value + 0.25 for value in LEVELS]), "base0")
     found = ablated(base(1), helps, absent("up1", "up", "base1", ["up=on"], "not run"))
     assert ablation_report.verdict_lines(found) == [
-        "helps: `up` (`up=on`): generative accuracy **+25.0 (+25.0 to +25.0)**, 1 run, 4 features; also better: mean activation **+12.5 (+12.5 to +12.5)**; up1: not run"
+        "one run only: `up` (`up=on`): generative accuracy **+25.0 (+25.0 to +25.0)**, 1 run, 4 features; also better: mean activation **+12.5 (+12.5 to +12.5)**; up1: not run"
     ]
 
 
@@ -123,7 +133,7 @@ def test_metrics_are_those_of_the_comparison_and_the_sign_of_each_is_its_own() -
     one = found["settings"]["odd"]
     assert list(one["differences"]) == list(METRICS.values())
     assert one["differences"]["truth_f1"] is None, "nobody knows the truth here"
-    assert one["verdict"] == NO_DIFFERENCE, "only the criterion decides"
+    assert one["by_run"]["odd0"]["value"] == 0.0 and one["verdict"] == ONE_RUN
     (line,) = ablation_report.verdict_lines(found)
     assert "; also better: collision rate **-100.0 (-100.0 to -100.0)**; worse: input accuracy **-100.0" in line
     text = "\n".join(ablation_report.sections(found))
@@ -247,7 +257,7 @@ def test_targets_are_judged_by_the_pooled_interval_and_open_while_a_run_is_missi
         "sft": evaluated([0.0] * 4, truth=0.0, collision=[1.0] * 4, fuzzing_auc=[0.6] * 4),
         "r2": evaluated([0.5] * 4, truth=1.0, fuzzing_auc=[0.5] * 4, **better),
         "best_of_6": evaluated([0.5] * 4, truth=1.0),
-        "other_feature": evaluated([0.0] * 4, output_accuracy=[0.0, 1.0, 0.0, 0.0], detection_auc=[0.5] * 4),
+        "other_feature": evaluated([0.0] * 4, output_accuracy=[0.0, 1.0, 0.0, 0.0], detection_auc=[0.6] * 4),
     }
     one = variant("seed3", SEEDS, evaluations, seed=3, split="test")
     told = confirmation_targets.lines(confirmed(one))
@@ -255,6 +265,6 @@ def test_targets_are_judged_by_the_pooled_interval_and_open_while_a_run_is_missi
         "reached", "reached", "NOT reached", "reached", "reached", "reached", "NOT reached",
     ]  # fmt: skip
     assert "input accuracy" in told[1] and "detection auc" in told[1] and "fuzzing auc -10.0" in told[2]
-    assert "fuzzing auc 0.0" in told[6]  # of the floor: it is not at chance
+    assert "detection auc 60.0" in told[6]  # of the floor: it is above chance
     missing = confirmed(one, absent("seed4", SEEDS, None, [], "not run"))
     assert {line.split(":")[0] for line in confirmation_targets.lines(missing)} == {"open"}

@@ -1,5 +1,7 @@
 """Steering: the strength by closed form, the residual by hand, the error term untouched."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from sae_lens import SAE
@@ -16,10 +18,11 @@ STEER = Steer(
 PROMPTS = torch.tensor([tiny_tokenizer()(text)["input_ids"][:3] for text in ("the dogs chase", "does the cat")])
 
 
-@pytest.fixture(scope="module")
-def sae() -> SAE:
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "rescaled"])
+def sae(request: pytest.FixtureRequest) -> SAE:
     torch.manual_seed(0)
-    made = TopKSAE(TopKSAEConfig(d_in=WIDTH, d_sae=8, k=3, device="cpu"))
+    shape = TopKSAEConfig(d_in=WIDTH, d_sae=8, k=3, device="cpu", rescale_acts_by_decoder_norm=request.param)
+    made = TopKSAE(shape)
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.normal_(0.0, 0.5)
@@ -54,7 +57,7 @@ def test_the_feature_is_set_and_the_error_term_stays(steering: Steering, sae: SA
     codes = sae.encode(clean)
     wanted = codes.clone()
     for row in range(4):
-        wanted[row, :, features[row]] = values[row]
+        wanted[row, 1:, features[row]] = values[row]  # the first token is BOS
     torch.testing.assert_close(steered, sae.decode(wanted) + (clean - sae.decode(codes)), rtol=1e-4, atol=1e-4)
     again = read_residual(steering.model, 1, ids, torch.ones_like(ids))
     torch.testing.assert_close(again, clean)  # and the hook is off again
@@ -67,9 +70,9 @@ def test_divergence_is_kl_by_hand(steering: Steering):
     for row in range(2):
         total = 0.0
         for prompt in PROMPTS:
-            clean = torch.distributions.Categorical(logits=steering.model(input_ids=prompt[None]).logits[0])
+            clean = torch.distributions.Categorical(logits=steering.model(input_ids=prompt[None]).logits[0, 1:])
             with steering.held(features[row : row + 1], values[row : row + 1]):
-                changed = torch.distributions.Categorical(logits=steering.model(input_ids=prompt[None]).logits[0])
+                changed = torch.distributions.Categorical(logits=steering.model(input_ids=prompt[None]).logits[0, 1:])
             total += torch.distributions.kl_divergence(clean, changed).mean().item()
         assert found[row].item() == pytest.approx(total / 2, rel=1e-4)
 
@@ -81,3 +84,16 @@ def test_every_feature_is_steered_up_and_down_to_every_size(steering: Steering):
     for ones in found:
         assert all(one.value * one.target > 0 and len(one.texts) == 2 for one in ones)
         assert sum(one.divergence == pytest.approx(abs(one.target), rel=0.1) for one in ones) >= 2
+
+
+@torch.no_grad()
+def test_every_row_is_written_under_its_own_feature(steering: Steering):
+    """Alone or in a batch that is cut in the middle of a feature's targets, greedily, a row writes the same."""
+    greedy = replace(STEER, temperature=1e-6, max_new_tokens=6)
+    together = steer(steering, tiny_tokenizer(), PROMPTS, [0, 3, 6], [1.0, 2.0, 3.0], greedy)
+    alone = [
+        steer(steering, tiny_tokenizer(), PROMPTS, [index], [maximum], replace(greedy, batch_size=1))[0]
+        for index, maximum in ((0, 1.0), (3, 2.0), (6, 3.0))
+    ]
+    assert [[one.texts for one in ones] for ones in together] == [[one.texts for one in ones] for ones in alone]
+    assert len({tuple(one.texts) for ones in together for one in ones}) > 3
