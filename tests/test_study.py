@@ -345,6 +345,20 @@ def test_nothing_measured_is_a_page_too(tmp_path: Path) -> None:
     study_report.plot_labels(found, tmp_path / "b.png")
 
 
+def test_figures_whose_runs_are_gone_are_not_written_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, text in {"study": VARIANTS, "ablation": ABLATION}.items():
+        (tmp_path / "conf").mkdir(exist_ok=True)
+        (tmp_path / f"conf/{name}.yaml").write_text(text)
+    kept = {"variants": {"seed0": {"status": "not run"}, "other": {"status": COMPLETE}}}
+    write_json(tmp_path / "docs/ablation.json", kept)
+    assert study.main(["--plan", "ablation", "--report-only"]) == 2
+    assert "docs/ablation.json: has figures of other" in capsys.readouterr().err
+    assert json.loads((tmp_path / "docs/ablation.json").read_text()) == kept
+    assert study.main(["--plan", "ablation", "--report-only", "--forget"]) == 0
+    assert "one run only" not in (tmp_path / "docs/RESULTS.md").read_text()
+
+
 def test_a_folder_is_read_only_if_it_came_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     spec = study.VariantSpec("study", "seed0", SEEDS, ["seed=3"], None, None)
