@@ -98,13 +98,15 @@ WRONG: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "a context that no document fits into": (
         "prepare_subject",
         edit(
-            prepare_subject__context_length=3,
+            prepare_subject__context_length=4,
             prepare_subject__steps=1,
+            probe_features__steer__prompt_tokens=2,
+            probe_features__steer__max_new_tokens=1,
             generate_explanations__max_new_tokens=2,
             score_explanations__writer__max_new_tokens=2,
             evaluate__writer__max_new_tokens=2,
         ),
-        "prepare_subject.context_length: 3, and no held-out document is that short; raise it",
+        "prepare_subject.context_length: 4, and no held-out document is that short; raise it",
     ),
     "a round with an unknown start": (
         "generate_explanations r1", edit(rounds__r1__start="r7"), "params.yaml: rounds.r1.start: is 'r7'",
