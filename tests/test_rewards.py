@@ -18,15 +18,7 @@ SHARE = Reward(
     weight_neighbours=0.0,
     shuffle=False,
 )
-REFERENCE = Reward(
-    threshold=0.5,
-    weight_share=0.0,
-    weight_any=0.0,
-    weight_mean=0.0,
-    weight_max=1.0,
-    weight_neighbours=0.0,
-    shuffle=False,
-)
+REFERENCE = replace(SHARE, weight_share=0.0, weight_any=0.0, weight_mean=0.0, weight_max=1.0)
 
 
 @pytest.mark.parametrize(
