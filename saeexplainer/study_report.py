@@ -186,6 +186,11 @@ def _above_all_others(accuracy: Mapping[str, Mapping[str, Any]]) -> dict[str, An
     return _target(target, reached, ", ".join(f"{key} {one['detail']}" for key, one in zip(rivals, judged)))
 
 
+def has_labels(study: dict[str, Any]) -> bool:
+    """Whether any point of the label curve was measured; else there is nothing to draw."""
+    return any(row["gain"] for row in study["labels"])
+
+
 def target_lines(study: dict[str, Any]) -> list[str]:
     """The verdicts, one a line."""
     words = {True: "reached", False: "NOT reached", None: "open"}
@@ -217,7 +222,7 @@ def page(study: dict[str, Any]) -> str:
         _control_table(study),
         "## The gain and the quality of the labels",
         "From poor labels to clean ones (conf/study.yaml says what each labeller does); open_loop is what they are worth.",
-        "![gain over the generative accuracy of the labels](study_labels.png)",
+        *["![gain over the generative accuracy of the labels](study_labels.png)"] * has_labels(study),
         _labels_table(study),
         *_others(study),
     ]

@@ -348,9 +348,12 @@ def write_report(plan: str, variants: Sequence[study_figures.Variant], resamples
         return ablation_report.verdict_lines(ablation)
     study = study_report.summarise(variants, resamples)
     _write("study.json", study_figures.as_json(study))
-    for name, plot in (("study_seeds.png", study_report.plot_seeds), ("study_labels.png", study_report.plot_labels)):
-        with replacing(DOCS / name) as temporary:
-            plot(study, temporary)
+    with replacing(DOCS / "study_seeds.png") as temporary:
+        study_report.plot_seeds(study, temporary)
+    (DOCS / "study_labels.png").unlink(missing_ok=True)
+    if study_report.has_labels(study):
+        with replacing(DOCS / "study_labels.png") as temporary:
+            study_report.plot_labels(study, temporary)
     _write("STUDY.md", study_report.page(study))
     _write("confirmation.json", study_figures.as_json(confirmation_report.summarise(variants, resamples)))
     write_results()

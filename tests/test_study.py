@@ -341,6 +341,7 @@ def test_page_and_pictures_need_only_the_json_and_are_the_same_each_time(tmp_pat
 def test_nothing_measured_is_a_page_too(tmp_path: Path) -> None:
     found = summarise([absent("seed0", SEEDS, None, [], "not run"), absent("labels1", LABELS, "seed0", [], "not run")], 100)
     assert "NaN" not in as_json(found) and "not run" in study_report.page(found)
+    assert not study_report.has_labels(found) and "study_labels.png" not in study_report.page(found)
     study_report.plot_seeds(found, tmp_path / "a.png")
     study_report.plot_labels(found, tmp_path / "b.png")
 
