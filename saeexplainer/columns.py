@@ -49,7 +49,9 @@ def take_columns(sae: "SAE", features: Sequence[int]) -> Columns:
         )
     for feature in features:
         if not 0 <= feature < sae.cfg.d_sae:
-            raise UserError(f"feature: {feature}, but the SAE has features 0 to {sae.cfg.d_sae - 1}; choose one of them")
+            raise UserError(
+                f"feature: {feature}, but the SAE has features 0 to {sae.cfg.d_sae - 1}; choose one of them"
+            )
     at = torch.tensor(features, device=sae.W_dec.device)
     kept = {name: _part(name, tensor, at) for name, tensor in sae.state_dict().items()}
     config = deepcopy(sae.cfg)

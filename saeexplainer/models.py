@@ -66,7 +66,9 @@ def load_model(
         raise UserError(f"{source}: no causal language model in it ({_reason(error)}){_hub_advice(where)}") from None
     # transformers fills what is missing, or of another size, with random numbers, and only warns.
     if wrong := sorted({*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}):
-        raise UserError(f"{source}: {len(wrong)} weights are missing or of another size, {wrong[0]} first; get them again")
+        raise UserError(
+            f"{source}: {len(wrong)} weights are missing or of another size, {wrong[0]} first; get them again"
+        )
     return model.eval()
 
 

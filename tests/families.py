@@ -70,9 +70,7 @@ FAMILIES = {
     "mistral": Family(_modern(t.MistralConfig, t.MistralForCausalLM, sliding_window=4), "llama", *_LLAMA),
     "qwen2": Family(_modern(t.Qwen2Config, t.Qwen2ForCausalLM), "qwen", *_LLAMA),
     "qwen3": Family(_modern(t.Qwen3Config, t.Qwen3ForCausalLM), "qwen", *_LLAMA),
-    "gemma2": Family(
-        _modern(t.Gemma2Config, t.Gemma2ForCausalLM, sliding_window=4, query_pre_attn_scalar=12), *_GEMMA
-    ),
+    "gemma2": Family(_modern(t.Gemma2Config, t.Gemma2ForCausalLM, sliding_window=4, query_pre_attn_scalar=12), *_GEMMA),
     "gemma3": Family(_GEMMA3, *_GEMMA),
     "gemma3_with_images": Family(_gemma3_with_images, *_GEMMA[:3], "model.language_model.norm"),
 }
@@ -112,7 +110,10 @@ TOKENIZERS: dict[str, Callable[[], t.PreTrainedTokenizerFast]] = {
     "qwen": lambda: _fast(_byte_level(END, "<|im_start|>"), eos_token=END, pad_token=END),
     # BOS added, a padding token.
     "gemma": lambda: _fast(
-        _with_bos(_byte_level("<pad>", "<eos>", "<bos>"), "<bos>"), bos_token="<bos>", eos_token="<eos>", pad_token="<pad>"
+        _with_bos(_byte_level("<pad>", "<eos>", "<bos>"), "<bos>"),
+        bos_token="<bos>",
+        eos_token="<eos>",
+        pad_token="<pad>",
     ),
 }
 

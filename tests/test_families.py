@@ -2,8 +2,10 @@
 
 import logging
 import shutil
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import huggingface_hub
@@ -112,7 +114,9 @@ def test_the_parts_add_up_and_a_block_begins_where_the_last_ended(saved):
 def test_more_tokens_than_the_model_reads_are_one_line(saved):
     model = load_model(saved.folder)
     ids = torch.ones(1, CONTEXT + 1, dtype=torch.long)
-    with pytest.raises(UserError, match=f"^context_length: {CONTEXT + 1} tokens, but the model reads {CONTEXT} at most"):
+    with pytest.raises(
+        UserError, match=f"^context_length: {CONTEXT + 1} tokens, but the model reads {CONTEXT} at most"
+    ):
         read_residual(model, 0, ids, torch.ones_like(ids))
     check_context(model, CONTEXT, "prepare_subject.context_length")
 
@@ -185,6 +189,36 @@ def test_a_model_that_cannot_be_had_is_one_line(llama, offline_hub, source, revi
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError):
         load_tokenizer(llama if source == "llama" else source, revision)
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """Answers as the hub does about a gated model."""
+
+    def do_HEAD(self) -> None:
+        self.send_response(403)
+        self.send_header("X-Error-Code", "GatedRepo")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_GET = do_HEAD
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_gated_model_says_what_to_do(tmp_path, monkeypatch):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    constants, endpoint = huggingface_hub.constants, f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    path = constants.HUGGINGFACE_CO_URL_TEMPLATE.partition("/{repo_id}")
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + path[1] + path[2])
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    for load in (load_model, load_tokenizer):
+        with pytest.raises(UserError, match="gated repo.*needs its licence accepted and HF_TOKEN") as caught:
+            load("owner/gated", COMMIT)
+        assert "\n" not in str(caught.value)
+    server.shutdown()
 
 
 @pytest.mark.parametrize(

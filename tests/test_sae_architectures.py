@@ -10,8 +10,8 @@ import pytest
 import sae_lens as lens
 import torch
 from families import CONTEXT, TEXTS, WIDTH, save_family
-from safetensors.torch import load_file
 from sae_lens.saes.sae import SAEMetadata
+from safetensors.torch import load_file
 from torch import Tensor
 
 from saeexplainer import sae
@@ -131,6 +131,26 @@ def test_a_few_columns_read_as_the_whole_sae(tmp_path, x, name):
     assert sum(one.numel() for one in columns.sae.parameters()) < sum(one.numel() for one in whole.parameters()) / 5
 
 
+def test_matching_pursuit_takes_the_best_row_again_and_again(tmp_path, x):
+    made = lens.MatchingPursuitSAE(lens.MatchingPursuitSAEConfig(WIDTH, D_SAE, max_iterations=3, metadata=metadata()))
+    spread(made).save_model(tmp_path)
+    loaded = sae.load(tmp_path, WIDTH)
+    w = load_file(tmp_path / "sae_weights.safetensors")
+    for token, found in zip(x, loaded.encode(x).detach()):
+        left, expected = token - w["b_dec"], torch.zeros(D_SAE)
+        for _ in range(3):
+            best = int((w["W_dec"] @ left).argmax())
+            value = (w["W_dec"][best] @ left).clamp_min(0)
+            expected[best] += value
+            left = left - value * w["W_dec"][best]
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    with pytest.raises(UserError, match="in a matching_pursuit SAE all features compete"):
+        take_columns(loaded, [0])
+    loaded.cfg.metadata.model_from_pretrained_kwargs = CENTRED["model_from_pretrained_kwargs"]
+    loaded.save_model(tmp_path / "centred")
+    assert "center_writing_weights with matching_pursuit is not read" in refused(tmp_path / "centred")
+
+
 def test_a_column_that_is_not_there_is_one_line(tmp_path):
     whole = sae.load(saved("standard", tmp_path), WIDTH)
     for feature in (-1, D_SAE):
@@ -193,7 +213,8 @@ def test_what_cannot_be_read_is_one_line(tmp_path):
     folder = saved("standard", tmp_path / "heads", metadata=heads, reshape_activations="hook_z")
     assert "the heads before their output matrix" in refused(folder)
     assert "whitening" in refused(saved("standard", tmp_path / "w", normalize_activations="covariance_whitening"))
-    transcoder = lens.Transcoder(lens.TranscoderConfig(WIDTH, D_SAE, d_out=WIDTH, metadata=metadata()))
+    shape = lens.TranscoderConfig(WIDTH, D_SAE, d_out=WIDTH, apply_b_dec_to_input=False, metadata=metadata())
+    transcoder = lens.Transcoder(shape)
     transcoder.save_model(tmp_path / "transcoder")
     assert "transcoder SAEs are not read" in refused(tmp_path / "transcoder")
     TRAINED["batchtopk"]().save_model(tmp_path / "training")
