@@ -215,7 +215,8 @@ def read_module(
 ) -> Float[Tensor, "batch tokens d_model"]:  # fmt: skip
     """What `module` of the model returns (or what enters it), stopping the forward pass there.
 
-    The result stays on the model's device, in its dtype. Raises UserError if there are more tokens than the model reads.
+    The result stays on the model's device, in its dtype. Raises UserError if there are more tokens than the model
+    reads.
     """
     check_context(model, input_ids.shape[1], "context_length")
     seen: list[Tensor] = []

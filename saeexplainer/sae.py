@@ -172,8 +172,8 @@ def _fold(sae: "SAE", source: Path | str, norm_scaling_factor: float | None) -> 
 def _fold_centring(sae: "SAE") -> None:
     """Make `encode` centre its input, as TransformerLens' center_writing_weights centres all that a model writes.
 
-    With C = I - 11'/d, (xC - b) W = (x - b) CW + b(CW - W). The reconstruction stays that of the centred activation, which
-    every LayerNorm reads as it reads the activation itself.
+    With C = I - 11'/d, (xC - b) W = (x - b) CW + b(CW - W). The reconstruction stays that of the centred activation,
+    which every LayerNorm reads as it reads the activation itself.
     """
     moved = -sae.W_enc.mean(dim=0, keepdim=True).expand_as(sae.W_enc)
     if sae.cfg.apply_b_dec_to_input:

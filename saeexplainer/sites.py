@@ -121,5 +121,5 @@ def _writers(model: nn.Module, block: nn.Module) -> tuple[nn.Module, nn.Module]:
 
 
 def _unexplained(added: Float[Tensor, "batch tokens d_model"], pair: Float[Tensor, "batch tokens d_model"]) -> float:
-    """Median over tokens of |added - pair| / |added|: one token of huge norm, as the first often is, decides nothing."""
+    """Median over tokens of |added - pair| / |added|: one token of huge norm, as the first may be, decides nothing."""
     return float(((added - pair).norm(dim=-1) / added.norm(dim=-1).clamp_min(1e-12)).median())

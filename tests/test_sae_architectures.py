@@ -40,7 +40,9 @@ MADE: dict[str, Callable[..., lens.SAE]] = {
     "gated": lambda **more: lens.GatedSAE(lens.GatedSAEConfig(WIDTH, D_SAE, **more)),
 }
 TRAINED = {
-    "batchtopk": lambda: lens.BatchTopKTrainingSAE(lens.BatchTopKTrainingSAEConfig(WIDTH, D_SAE, k=K, metadata=metadata())),
+    "batchtopk": lambda: lens.BatchTopKTrainingSAE(
+        lens.BatchTopKTrainingSAEConfig(WIDTH, D_SAE, k=K, metadata=metadata())
+    ),
     "matryoshka": lambda: lens.MatryoshkaBatchTopKTrainingSAE(
         lens.MatryoshkaBatchTopKTrainingSAEConfig(
             WIDTH, D_SAE, k=K, matryoshka_widths=[16, D_SAE], rescale_acts_by_decoder_norm=False, metadata=metadata()
@@ -196,6 +198,21 @@ def test_centring_is_folded_in_once(tmp_path, x, name, from_input):
     assert not torch.allclose(by_hand(name, folder, x).float(), expected.float(), atol=1e-2)
     loaded.save_model(tmp_path / "again")
     assert_same(sae.load(tmp_path / "again", WIDTH).encode(x), expected)
+
+
+def test_centred_writing_weights_are_a_centred_residual(tmp_path):
+    save_family("gpt2", tmp_path)
+    ids, mask, _ = encode_batch(load_tokenizer(tmp_path), TEXTS, CONTEXT)
+    plain, centred = load_model(tmp_path), load_model(tmp_path)
+    written = [centred.transformer.wte.weight.data, centred.transformer.wpe.weight.data]
+    for block in centred.transformer.h:
+        written += [block.attn.c_proj.weight.data, block.mlp.c_proj.weight.data]
+        written += [block.attn.c_proj.bias.data, block.mlp.c_proj.bias.data]
+    for weight in written:  # the last dimension is that of the residual stream
+        weight -= weight.mean(dim=-1, keepdim=True)
+    for place in Place:
+        found, expected = (SiteReader(model, Site(2, place))(ids, mask) for model in (centred, plain))
+        assert_same(found, expected - expected.mean(dim=-1, keepdim=True))
 
 
 def refused(folder: Path, **more: object) -> str:
