@@ -1,5 +1,6 @@
 """Tiny checkpoints of the model families that people train SAEs on, and tokenizers like theirs, made on the spot."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,19 +96,28 @@ def _with_bos(tokenizer: Tokenizer, bos: str) -> Tokenizer:
     return tokenizer
 
 
+def _published(kind: type, *special: str, **roles: str) -> t.PreTrainedTokenizerFast:
+    """A tokenizer of the family's own class."""
+    raw = json.loads(_byte_level(*special).to_str())
+    vocabulary = raw["model"]["vocab"] | {token["content"]: token["id"] for token in raw["added_tokens"]}
+    return kind(vocab=vocabulary, merges=[tuple(pair) for pair in raw["model"]["merges"]], **roles)
+
+
 def _fast(tokenizer: Tokenizer, **roles: str) -> t.PreTrainedTokenizerFast:
     return t.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **roles)
 
 
 TOKENIZERS: dict[str, Callable[[], t.PreTrainedTokenizerFast]] = {
     # No BOS of its own accord, one token for both ends, no padding token.
-    "gpt2": lambda: _fast(_byte_level(END), bos_token=END, eos_token=END, unk_token=END),
+    "gpt2": lambda: _published(t.GPT2Tokenizer, END),
     # BOS added, no padding token, special tokens without a role.
     "llama": lambda: _fast(
         _with_bos(_byte_level("<bos>", "<eos>", "<|header|>"), "<bos>"), bos_token="<bos>", eos_token="<eos>"
     ),
     # No BOS at all.
-    "qwen": lambda: _fast(_byte_level(END, "<|im_start|>"), eos_token=END, pad_token=END),
+    "qwen": lambda: _published(
+        t.Qwen2Tokenizer, END, "<|im_start|>", eos_token=END, pad_token=END, extra_special_tokens=["<|im_start|>"]
+    ),
     # BOS added, a padding token.
     "gemma": lambda: _fast(
         _with_bos(_byte_level("<pad>", "<eos>", "<bos>"), "<bos>"),
