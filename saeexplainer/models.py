@@ -1,11 +1,15 @@
 """Causal language models as the pipeline needs them: loading, finding blocks, reading one residual stream, sampling.
 
-Everything here works on any unmodified transformers causal LM; structure is asked for, never a model's name.
+Everything here works on any unmodified transformers causal LM; structure is asked for, never a model's name. A model is
+a folder that transformers saved or, at a pinned commit, a repository of the hub; both go through the same functions.
 """
 
+import logging
+import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,43 +18,166 @@ from torch import Tensor, nn
 from saeexplainer.errors import UserError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+DTYPES = ("float32", "bfloat16", "float16")
+_COMMIT = re.compile("[0-9a-f]{40}")
+# In a checkpoint that reads images too, the language model's weights lie one level deeper.
+_TEXT_WEIGHTS = {r"^(model\.)?language_model\.(model\.)?": "model."}
 
 
-def load_model(folder: Path) -> "PreTrainedModel":
-    """Load a causal LM in float32 from a local folder of safetensors. Raises UserError if it is not one."""
+def load_model(
+    source: Path | str,
+    revision: str | None = None,
+    *,
+    dtype: str = "float32",
+    device_map: str | None = None,
+    attention: str | None = None,
+    blocks: int | None = None,
+) -> "PreTrainedModel":
+    """Load a causal LM from a local folder or, given a commit, from the hub; safetensors only, no code of others.
+
+    dtype: one of DTYPES. device_map, attention: as transformers' `device_map` and `attn_implementation`; None is its
+    own choice (the CPU; eager where a model caps its attention logits, as Gemma 2 does). blocks: keep only the first
+    so many blocks and leave the other weights unread. That is enough to read activations up to there; what such a model
+    predicts means nothing. Of a model for images and text, the text part is loaded. Raises UserError if there is no
+    such model, or if its weights are not all there.
+    """
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder}: not a model folder (no config.json); name a folder that transformers saved")
+    where = _where(source, revision)
+    if "revision" not in where and not Path(source, "config.json").is_file():
+        raise UserError(f"{source}: not a model folder (no config.json); name a folder that transformers saved")
+    if dtype not in DTYPES:
+        raise UserError(f"{source}: dtype {dtype!r} is not known; choose one of {', '.join(DTYPES)}")
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, trust_remote_code=False
+        whole = AutoConfig.from_pretrained(source, **where)
+        config = whole.get_text_config()
+        if blocks is not None:
+            _keep_blocks(config, blocks, source)
+        with _quiet_loading():
+            model, found = AutoModelForCausalLM.from_pretrained(
+                source, config=config, dtype=dtype, device_map=device_map, attn_implementation=attention,
+                use_safetensors=True, key_mapping=None if config is whole else _TEXT_WEIGHTS, output_loading_info=True,
+                ignore_mismatched_sizes=True, **where,
+            )  # fmt: skip
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        raise UserError(f"{source}: no causal language model in it ({_reason(error)}){_hub_advice(where)}") from None
+    # transformers fills what is missing, or of another size, with random numbers, and only warns.
+    if wrong := sorted({*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}):
+        raise UserError(
+            f"{source}: {len(wrong)} weights are missing or of another size, {wrong[0]} first; get them again"
         )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"{folder}: no causal language model in it ({_first_line(error)})") from None
     return model.eval()
 
 
-def load_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
-    """Load the fast tokenizer of a model folder. Raises UserError if there is none."""
+def load_tokenizer(
+    source: Path | str, revision: str | None = None, *, prepend_bos: bool | None = None
+) -> "PreTrainedTokenizerFast":
+    """Load the fast tokenizer of a model. Raises UserError if there is none, or none that can pad.
+
+    prepend_bos: whether every text starts with BOS, as the SAE's metadata has it; None leaves it to the tokenizer. A
+    tokenizer without a padding token pads with EOS, which no mask counts. One without BOS begins with EOS where BOS is
+    asked for: TransformerLens, with which such SAEs are trained, does the same.
+    """
     from transformers import AutoTokenizer
 
+    where = _where(source, revision)
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: no tokenizer in it ({_first_line(error)})") from None
+        tokenizer = AutoTokenizer.from_pretrained(source, **where)
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(f"{source}: no tokenizer in it ({_reason(error)}){_hub_advice(where)}") from None
+    if not tokenizer.is_fast:
+        raise UserError(f"{source}: no fast tokenizer (tokenizer.json), which character offsets need; save it as one")
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise UserError(f"{source}: its tokenizer has neither a padding token nor EOS; set pad_token in it")
+        tokenizer.pad_token = tokenizer.eos_token
+    if prepend_bos is not None:
+        _set_bos(tokenizer, prepend_bos, source)
+    return tokenizer
 
 
-def _first_line(error: Exception) -> str:
+def _where(source: Path | str, revision: str | None) -> dict[str, Any]:
+    """Arguments that let transformers find a folder or a hub id, and nothing else."""
+    folder = Path(source)
+    if isinstance(source, Path) or folder.is_dir():
+        if revision is not None:
+            raise UserError(f"{source}: a folder has no revision ({revision}); leave it out")
+        return {"local_files_only": True, "trust_remote_code": False}
+    if revision is None or not _COMMIT.fullmatch(revision):
+        raise UserError(
+            f"{source}: no such folder, and a model of the hub needs a pinned revision, the 40 hex digits of a commit; "
+            f"it is {revision!r}"
+        )
+    return {"revision": revision, "trust_remote_code": False}
+
+
+def _hub_advice(where: dict[str, Any]) -> str:
+    if "revision" not in where:
+        return ""
+    return "; check id and revision; a gated model needs its licence accepted and HF_TOKEN in the environment"
+
+
+def _keep_blocks(config: "PretrainedConfig", blocks: int, source: Path | str) -> None:
+    """Make a configuration that of its first blocks. Raises UserError if there are not so many."""
+    count = config.num_hidden_layers
+    if not 1 <= blocks <= count:
+        raise UserError(f"{source}: {blocks} blocks are asked for, it has {count}; choose a block of the model")
+    config.num_hidden_layers = blocks
+    if getattr(config, "layer_types", None):  # sliding or full attention, block by block
+        config.layer_types = config.layer_types[:blocks]
+
+
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """Without the table of weights that are left unread; those that are missing raise."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _set_bos(tokenizer: "PreTrainedTokenizerFast", prepend: bool, source: Path | str) -> None:
+    """Make every text start with exactly one BOS, or with none."""
+    if prepend and tokenizer.bos_token is None:
+        tokenizer.bos_token = tokenizer.eos_token
+    if _starts_with_bos(tokenizer) != prepend:
+        tokenizer.add_bos_token = prepend
+    if _starts_with_bos(tokenizer) != prepend:
+        raise UserError(
+            f"{source}: its tokenizer cannot {'start' if prepend else 'do'} {'with' if prepend else 'without'} BOS; "
+            "set add_bos_token in its tokenizer_config.json"
+        )
+
+
+def _starts_with_bos(tokenizer: "PreTrainedTokenizerFast") -> bool:
+    return tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+
+
+def special_ids(tokenizer: "PreTrainedTokenizerFast") -> list[int]:
+    """Every token that is no text: those with a role (BOS, EOS, pad, unknown), and all that were added as special."""
+    added = (number for number, token in tokenizer.added_tokens_decoder.items() if token.special)
+    return sorted({*tokenizer.all_special_ids, *added})
+
+
+def _reason(error: Exception) -> str:
+    """The first line of a library's message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def transformer_blocks(model: nn.Module) -> nn.ModuleList:
-    """The list of transformer blocks: the only ModuleList as long as the config says. Raises UserError if unclear."""
-    count = model.config.num_hidden_layers
-    found = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == count]
+    """The list of transformer blocks: the only ModuleList of the decoder as long as the config says.
+
+    Raises UserError if that is unclear.
+    """
+    count = model.config.get_text_config().num_hidden_layers
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    found = [module for module in decoder.modules() if isinstance(module, nn.ModuleList) and len(module) == count]
     if len(found) != 1:
         raise UserError(f"{type(model).__name__}: expected one list of {count} blocks, found {len(found)}")
     return found[0]
@@ -58,7 +185,7 @@ def transformer_blocks(model: nn.Module) -> nn.ModuleList:
 
 def check_block(model: nn.Module, block: int, field: str) -> None:
     """Raise UserError if the model has no block of that number; `field` names the setting at fault."""
-    count = model.config.num_hidden_layers
+    count = len(transformer_blocks(model))
     if not 0 <= block < count:
         raise UserError(f"{field}: {block}, but the model has blocks 0 to {count - 1}; choose one of them")
 
@@ -67,31 +194,65 @@ class _Stop(Exception):
     """Ends a forward pass once the residual is read; the later blocks would be wasted work."""
 
 
-@torch.no_grad()
+def check_context(model: nn.Module, tokens: int, field: str) -> None:
+    """Raise UserError if the model cannot read so many tokens at once; `field` names the setting at fault."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if limit is not None and tokens > limit:
+        raise UserError(f"{field}: {tokens} tokens, but the model reads {limit} at most; lower it")
+
+
 def read_residual(
     model: nn.Module, block: int, input_ids: Int[Tensor, "batch tokens"], attention_mask: Int[Tensor, "batch tokens"]
 ) -> Float[Tensor, "batch tokens d_model"]:
     """Residual stream after `block`, `hidden_states[block + 1]` of transformers, stopping the forward pass there."""
+    return read_module(model, transformer_blocks(model)[block], input_ids, attention_mask)
+
+
+@torch.no_grad()
+def read_module(
+    model: nn.Module, module: nn.Module, input_ids: Int[Tensor, "batch tokens"],
+    attention_mask: Int[Tensor, "batch tokens"], *, entering: bool = False,
+) -> Float[Tensor, "batch tokens d_model"]:  # fmt: skip
+    """What `module` of the model returns (or what enters it), stopping the forward pass there.
+
+    The result stays on the model's device, in its dtype. Raises UserError if there are more tokens than the model
+    reads.
+    """
+    check_context(model, input_ids.shape[1], "context_length")
     seen: list[Tensor] = []
 
-    def keep(_module: nn.Module, _inputs: object, output: object) -> None:
+    def keep_output(_module: nn.Module, _inputs: object, output: object) -> None:
         seen.append(output[0] if isinstance(output, tuple) else output)
         raise _Stop
 
-    handle = transformer_blocks(model)[block].register_forward_hook(keep)
+    def keep_input(_module: nn.Module, inputs: tuple, named: dict) -> None:
+        seen.append(inputs[0] if inputs else named["hidden_states"])
+        raise _Stop
+
+    handle = (
+        module.register_forward_pre_hook(keep_input, with_kwargs=True)
+        if entering
+        else module.register_forward_hook(keep_output)
+    )
+    device = model.get_input_embeddings().weight.device
     try:
-        model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        model(input_ids=input_ids.to(device), attention_mask=attention_mask.to(device), use_cache=False)
     except _Stop:
         return seen[0]
     finally:
         handle.remove()
-    raise RuntimeError("the hook after the block did not run")
+    raise RuntimeError("the hook did not run")
 
 
 def encode_batch(
     tokenizer: "PreTrainedTokenizerFast", texts: Sequence[str], context_length: int
 ) -> tuple[Int[Tensor, "batch tokens"], Int[Tensor, "batch tokens"], Bool[Tensor, "batch tokens"]]:
-    """Token ids, attention mask and valid mask, right-padded; valid leaves out every special token, BOS included."""
+    """Token ids, attention mask and valid mask, right-padded; valid leaves out every special token, BOS included.
+
+    Raises UserError if the tokenizer cannot pad.
+    """
+    if tokenizer.pad_token_id is None:
+        raise UserError("the tokenizer has no padding token; load it with load_tokenizer, or set its pad_token")
     encoded = tokenizer(
         list(texts),
         padding=True,
@@ -101,7 +262,7 @@ def encode_batch(
         return_tensors="pt",
         return_token_type_ids=False,
     )
-    special = torch.tensor(sorted(tokenizer.all_special_ids))
+    special = torch.tensor(special_ids(tokenizer))
     valid = encoded["attention_mask"].bool() & ~torch.isin(encoded["input_ids"], special)
     return encoded["input_ids"], encoded["attention_mask"], valid
 

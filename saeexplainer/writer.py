@@ -13,7 +13,7 @@ from jaxtyping import Float
 from tqdm.auto import tqdm
 
 from saeexplainer.config import Writer
-from saeexplainer.models import by_length, encode_batch, generate, read_residual
+from saeexplainer.models import by_length, encode_batch, generate, read_residual, special_ids
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -96,7 +96,7 @@ def cut_texts(texts: Sequence[str], tokenizer: "PreTrainedTokenizerFast", contex
     be read.
     """
     spans = tokenizer(list(texts), truncation=True, max_length=context_length, return_offsets_mapping=True)
-    special = set(tokenizer.all_special_ids)
+    special = set(special_ids(tokenizer))
     found = []
     for text, ids, offsets in zip(texts, spans["input_ids"], spans["offset_mapping"]):
         here = [at for at, token in enumerate(ids) if token not in special]
