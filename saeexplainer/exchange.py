@@ -45,10 +45,11 @@ def read(lines: Iterable[bytes], file: str) -> list[FeatureRecord]:
 def _parsed(line: bytes) -> Any:
     """The value of a line, once it can be stored and written again."""
     try:
-        value = json.loads(line.decode("utf-8-sig"))
+        value = json.loads(line.strip().decode("utf-8-sig"))
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()  # refuses NaN and half characters
     except (ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
+        is_syntax = isinstance(error, json.JSONDecodeError)
+        reason = f"character {error.pos + 1}: {error.msg}" if is_syntax else " ".join(str(error).split())
         raise UserError(f"not JSON in UTF-8 ({reason[:100]}); correct or remove the line") from None
     return value
 

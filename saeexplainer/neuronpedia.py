@@ -65,7 +65,10 @@ class Pace:
     """So many requests a minute at most, evenly spaced."""
 
     def __init__(
-        self, per_minute: float, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep
+        self,
+        per_minute: float,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         """`clock` and `sleep` are in seconds."""
         self._interval, self._clock, self._sleep, self._next = 60 / per_minute, clock, sleep, -math.inf

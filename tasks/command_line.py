@@ -136,7 +136,9 @@ def import_(
 
 @app.command(short_help="Take explanations or pairs away.")
 def export(
-    what: Annotated[str, typer.Option(metavar="WHAT", help="explanations, as JSON lines, or preferences, as a folder.")],
+    what: Annotated[
+        str, typer.Option(metavar="WHAT", help="explanations, as JSON lines, or preferences, as a folder.")
+    ],
     to: Annotated[Path, typer.Option(metavar="PATH", help="What to write.")],
     evaluation: Annotated[
         str | None, typer.Option(metavar="NAME", help="Whose explanations, with scores; else the labels.")

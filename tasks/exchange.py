@@ -172,13 +172,12 @@ def export_preferences(name: str | None, to: Path, force: bool) -> str:
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             pq.write_table(pa.Table.from_pylist(found), folder / file)
         counts = {Path(file).stem: len(found) for file, found in filled.items()}
-        (folder / CARD).write_text(card(name, counts, params, pairs[0].feature_id), encoding="utf-8")
+        (folder / CARD).write_text(card(name, counts, params, pairs[0].feature_id.split("/")[0]), encoding="utf-8")
     return f"{to}: {', '.join(f'{count} {split} pairs' for split, count in counts.items())}"
 
 
-def card(name: str, counts: dict[str, int], params: Params, example: str) -> str:
+def card(name: str, counts: dict[str, int], params: Params, subject: str) -> str:
     """The dataset card: which file is which split, what the pairs are, and how they came about."""
-    subject, sae, _ = example.split("/")
     files = "\n".join(f"  - split: {split}\n    path: data/{split}.parquet" for split in counts)
     pairs = "\n".join(f"| {split} | {count} |" for split, count in counts.items())
     rule = params.build_preferences
@@ -191,8 +190,8 @@ tags: [preference-pairs, sparse-autoencoder]
 ---
 # Explanations of SAE features, chosen and rejected: round {name}
 
-Pairs of explanations of the features of sparse autoencoders on {subject} (explained: {sae} and those that lend training
-features). Which one is chosen was decided by what texts written from it made the feature do.
+Pairs of explanations of features of sparse autoencoders on {subject}. Which one is chosen was decided by what texts
+written from it made the feature do.
 
 | split | pairs |
 | --- | ---: |
