@@ -9,6 +9,7 @@ no record is named by file and line, and then nothing at all is read from that f
 import json
 import math
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any, NoReturn
@@ -253,12 +254,8 @@ def _text(name: str, value: Any) -> str:
 
 
 def _number(name: str, value: Any) -> float:
-    try:
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-            return float(value)
-    except OverflowError:
-        pass
-    _refuse(name, value, "a finite number")
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and abs(value) <= sys.float_info.max else _refuse(name, value, "a finite number")
 
 
 def _is_count(value: Any) -> bool:

@@ -131,7 +131,7 @@ def without(name: str) -> dict:
 
 
 BROKEN = {
-    "cut short": (b'{"feature_id": "a/b/1", "expl', "not JSON in UTF-8 (character 24: Unterminated string"),
+    "cut short": (b'{"feature_id": "a/b/1", "expl', "not JSON in UTF-8 (character 25: Unterminated string"),
     "a list": (b"[1]", "the line: is [1]; must be a JSON object"),
     "not a number": (b'{"feature_id": "a/b/1", "metadata": {"d": NaN}}', "not JSON in UTF-8 (Out of range float"),
     "half a character": (rb'{"feature_id": "a/b/1", "x": "\ud800"}', "not JSON in UTF-8 ("),
@@ -353,10 +353,10 @@ def test_a_mistake_is_one_line_and_status_2(
 
 
 def test_the_commands_do_what_the_functions_do(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command_line.main("export --what explanations --evaluation r2 --to r2.jsonl".split()) == 0
+    assert command_line.main(["export", "--what", "explanations", "--evaluation", "r2", "--to", "r2.jsonl"]) == 0
     assert capsys.readouterr().out == "r2.jsonl: 1 records\n"
-    assert command_line.main("import r2.jsonl --name theirs".split()) == 0
+    assert command_line.main(["import", "r2.jsonl", "--name", "theirs"]) == 0
     assert "label_features.source=data/imported/theirs.parquet" in capsys.readouterr().out
-    assert command_line.main("export --what explanations --imported theirs --to again.jsonl".split()) == 0
-    assert command_line.main("export --what preferences --to pairs".split()) == 0
+    assert command_line.main(["export", "--what", "explanations", "--imported", "theirs", "--to", "again.jsonl"]) == 0
+    assert command_line.main(["export", "--what", "preferences", "--to", "pairs"]) == 0
     assert Path("again.jsonl").read_bytes() == Path("r2.jsonl").read_bytes() and Path("pairs/README.md").is_file()
