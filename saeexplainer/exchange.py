@@ -1,9 +1,10 @@
 """Feature records as Neuronpedia and the reference exchange them: JSON lines to our columns and back. Pure.
 
-One feature a line. Two shapes are read: the reference's (METHOD section 4: `feature_id`, `explanation`, ...), which is
-also the one that is written, and Neuronpedia's own (`modelId`, `layer`, `index`, with `description` as in its exports or
-with `explanations` and `activations` as its API answers). Fields that nobody here knows stay with their record. What is
-no record is named by file and line, and then nothing at all is read from that file. docs/EXCHANGE.md has the fields.
+One feature a line. Two shapes are read: the reference's (METHOD section 4: `feature_id`, `explanation`, ...), which
+is also the one that is written, and Neuronpedia's own (`modelId`, `layer`, `index`, with `description` as in its
+exports or with `explanations` and `activations` as its API answers). Fields that nobody here knows stay with their
+record. What is no record is named by file and line, and then nothing at all is read from that file. docs/EXCHANGE.md
+has the fields.
 """
 
 import json

@@ -1,4 +1,6 @@
-"""`sae-explainer`: ask, list, bring in, take away, compose, add rounds, count, check. Every mistake is one line on stderr and exit status 2.
+"""`sae-explainer`: ask, list, exchange, compose, add rounds, count, check.
+
+Every mistake is one line on stderr and exit status 2.
 
 Commands import what they need when they run, so that `--help` is there at once.
 """

@@ -62,7 +62,7 @@ def by_table(rows: Sequence[FeatureRow], source: Path) -> list[str]:
     if not any(text for row, text in zip(rows, given, strict=True) if row.split == "sft"):
         example = next((row.feature_id for row in rows if row.split == "sft"), "subject/sae/index")
         raise UserError(
-            f"label_features.source: {source} explains no feature of the sft split, such as {example}; give another table"
+            f"label_features.source: {source} explains no feature of the sft split, such as {example}; take another"
         )
     return given
 

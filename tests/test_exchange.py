@@ -1,4 +1,4 @@
-"""Records that come in and go out: nothing is lost, nothing half written, nothing overwritten, mistakes named by line."""
+"""Records that come in and go out: nothing lost, half written or overwritten, and mistakes named by line."""
 
 import gzip
 import json
