@@ -138,9 +138,10 @@ class ProbeFeatures:
 
 @dataclass(frozen=True)
 class LabelFeatures:
-    """The open-loop labeller: names what a few top contexts have in common."""
+    """The open-loop labels: by the domain, which names what a few top contexts have in common, or brought along."""
 
-    contexts: int  # how many top contexts it sees of each feature
+    source: str  # the table of contexts, which the domain reads, or a table of explanations that are the labels
+    contexts: int  # how many top contexts the domain sees of each feature
     choice: LabelChoice
     wrong_share: float  # share of features that get the label of another one, to show what labels are worth
     modifier_share: float  # share of labels that name a second concept, where the contexts share one

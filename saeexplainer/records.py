@@ -55,6 +55,22 @@ class ExplanationRow:
 
 
 @dataclass(frozen=True)
+class FeatureRecord:
+    """A feature as others exchange it (docs/EXCHANGE.md): known fields as columns, all else as JSON."""
+
+    feature_id: str  # subject/sae/index, as the file has it
+    explanation: str  # empty where it has none
+    texts: list[str]  # top activating ones, strongest first
+    context_texts: list[str]  # these five lists: one element a top activating context
+    context_maxima: list[float]  # in units of the file
+    context_tokens: list[str]  # the strongest token
+    context_token_indices: list[int]  # of it among the tokens of the context
+    context_extras: list[str]  # JSON object of what else the context has
+    metadata: str  # JSON object: model, layer, widths, density and whatever else
+    extra: str  # JSON object of the fields that have no column
+
+
+@dataclass(frozen=True)
 class CandidateRow:
     """One sampled explanation."""
 

@@ -58,6 +58,7 @@ def _arrow_type(kind: Any) -> Any:
         float: pa.float64(),
         list[str]: pa.list_(pa.string()),
         list[float]: pa.list_(pa.float64()),
+        list[int]: pa.list_(pa.int64()),
         list[list[str]]: pa.list_(pa.list_(pa.string())),
         list[list[float]]: pa.list_(pa.list_(pa.float64())),
     }[kind]

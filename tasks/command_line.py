@@ -1,4 +1,6 @@
-"""`sae-explainer`: ask, list, compose, add rounds, count, check. Every mistake is one line on stderr and exit status 2.
+"""`sae-explainer`: ask, list, exchange, compose, add rounds, count, check.
+
+Every mistake is one line on stderr and exit status 2.
 
 Commands import what they need when they run, so that `--help` is there at once.
 """
@@ -19,7 +21,8 @@ CHAMPION = "champion"
 
 app = typer.Typer(
     name="sae-explainer",
-    help="Explain SAE features, list them, compose settings, add rounds, check this machine; run where params.yaml lies.",
+    help="Explain SAE features, list and exchange them, compose settings, add rounds, check this machine; run where "
+    "params.yaml lies.",
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -110,6 +113,83 @@ def features(
 def _choose(option: str, value: str, known: list[str] | tuple[str, ...]) -> None:
     if value not in known:
         raise UserError(f"{option} {value}: unknown; choose from {', '.join(known)}")
+
+
+Force = Annotated[bool, typer.Option("--force", help="Replace what an earlier command wrote there.")]
+
+
+@app.command("import", short_help="Bring explanations of others.")
+def import_(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="JSON lines, .gz or not: docs/EXCHANGE.md.")],
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="Of the tables; else after the file.")] = None,
+    under: Annotated[
+        str | None, typer.Option("--as", metavar="SUBJECT/SAE", help="What the file calls otherwise is this SAE here.")
+    ] = None,
+    force: Force = False,
+) -> None:
+    """Make a table of explanations from a file, to train on or to compare with.
+
+    Example: sae-explainer import neuronpedia.jsonl --as llama/main
+    """
+    from tasks import exchange
+
+    print("\n".join(exchange.import_file(file, name, under, force)))
+
+
+@app.command(short_help="Take explanations or pairs away.")
+def export(
+    what: Annotated[
+        str, typer.Option(metavar="WHAT", help="explanations, as JSON lines, or preferences, as a folder.")
+    ],
+    to: Annotated[Path, typer.Option(metavar="PATH", help="What to write.")],
+    evaluation: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Whose explanations, with scores; else the labels.")
+    ] = None,
+    imported: Annotated[str | None, typer.Option(metavar="NAME", help="The records of an import, instead.")] = None,
+    preference_round: Annotated[
+        str | None, typer.Option("--round", metavar="NAME", help="Whose preferences; else the last round's.")
+    ] = None,
+    force: Force = False,
+) -> None:
+    """Write explanations in the shape that Neuronpedia's users exchange, or a preference set for datasets.load_dataset.
+
+    Example: sae-explainer export --what explanations --evaluation r2 --to r2.jsonl
+    """
+    from tasks import exchange
+
+    _choose("--what", what, ("explanations", "preferences"))
+    given = {"--evaluation": evaluation, "--imported": imported, "--round": preference_round}
+    wanted = ("--round",) if what == "preferences" else ("--evaluation", "--imported")
+    others = [option for option, value in given.items() if value is not None and option not in wanted]
+    if others or (evaluation and imported):
+        raise UserError(f"{(others or ['--imported'])[0]}: does not go with the other options; leave it out")
+    if what == "preferences":
+        print(exchange.export_preferences(preference_round, to, force))
+    elif imported is not None:
+        print(exchange.export_imported(imported, to, force))
+    else:
+        print(exchange.export_explanations(evaluation, to, force))
+
+
+@app.command(short_help="Ask Neuronpedia about features.")
+def fetch(
+    source: Annotated[str, typer.Argument(metavar="MODEL/SOURCE", help="As in the address of its pages.")],
+    features: Annotated[str, typer.Option(metavar="INDICES", help="Such as 0-99,123.")],
+    to: Annotated[Path, typer.Option(metavar="FILE", help="JSON lines for sae-explainer import.")],
+    per_minute: Annotated[float, typer.Option(min=0.1, metavar="N", help="Requests at most.")] = 30.0,
+    base_url: Annotated[str, typer.Option(metavar="URL", help="Another server.")] = "https://www.neuronpedia.org",
+    cache: Annotated[Path, typer.Option(metavar="FOLDER", help="Where answers are kept.")] = Path(".cache/neuronpedia"),
+    force: Force = False,
+) -> None:
+    """Fetch feature records, one request each. Stopped or refused it goes on from where it was; NEURONPEDIA_API_KEY is
+    sent where it is set.
+
+    Example: sae-explainer fetch llama3.1-8b/15-llamascope-res-32k --features 0-99 --to llama.jsonl
+    """
+    from tasks import exchange, progress
+
+    progress.install("fetch")
+    print("\n".join(exchange.fetch(source, features, to, base_url, per_minute, cache, force)))
 
 
 @app.command(short_help="Write params.yaml from conf/.", context_settings={"ignore_unknown_options": True})

@@ -2,38 +2,36 @@
 
     python -m tasks.label_features
 
-Writes data/labels.parquet, a row for every live feature that is not a twin: the labels that SFT learns from, and the
-baseline that every round is compared with.
+The labeller is the domain, or whoever filled the table that label_features.source names (docs/EXCHANGE.md). Writes
+data/labels.parquet, a row for every live feature that is not a twin: the labels that SFT learns from, and
+the baseline that every round is compared with.
 """
 
 import random
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 from saeexplainer import labels
 from saeexplainer.config import Params
 from saeexplainer.domains import open_domain
+from saeexplainer.errors import UserError
 from saeexplainer.records import ContextRow, ExplanationRow, FeatureRow
 from saeexplainer.seeds import stage_seed
 from saeexplainer.storage import read_rows, write_rows
 from tasks.stage import Report, main
 
 ACTIVATIONS = Path("data/activations")
+CONTEXTS = ACTIVATIONS / "contexts.parquet"
 LABELS = Path("data/labels.parquet")
 
 
 def run(params: Params) -> Report:
     """Label every feature of every split."""
-    domain = open_domain(params.prepare_subject.domain, params.seed)
     rows = [row for row in read_rows(ACTIVATIONS / "features.parquet", FeatureRow) if row.split != "twin"]
-    contexts: dict[str, list[ContextRow]] = defaultdict(list)
-    for context in read_rows(ACTIVATIONS / "contexts.parquet", ContextRow):
-        if context.rank < params.probe_features.first_rank:  # later ones are what explanations are asked about
-            contexts[context.feature_id].append(context)
     draw = random.Random(stage_seed(params.seed, "label_features"))
-    config = params.label_features
-    frequency = labels.concept_frequency(context for row in rows for context in contexts[row.feature_id])
-    given = [labels.label(contexts[row.feature_id], domain, config, draw, frequency) for row in rows]
+    config, source = params.label_features, Path(params.label_features.source)
+    given = by_the_domain(rows, params, draw) if source == CONTEXTS else by_table(rows, source)
     given = labels.exchanged(given, config.wrong_share, draw)
     labelled = [ExplanationRow(row.feature_id, row.split, text) for row, text in zip(rows, given, strict=True)]
     write_rows(LABELS, labelled, ExplanationRow)
@@ -43,6 +41,30 @@ def run(params: Params) -> Report:
         {"labels": float(len(labelled)), "labels_missing": float(missing)},
         [f"{len(labelled)} labels, {distinct} distinct, {missing} features without one"],
     )
+
+
+def by_the_domain(rows: Sequence[FeatureRow], params: Params, draw: random.Random) -> list[str]:
+    """What the contexts of each feature share, in the words of the domain."""
+    domain, config = open_domain(params.prepare_subject.domain, params.seed), params.label_features
+    contexts: dict[str, list[ContextRow]] = defaultdict(list)
+    for context in read_rows(CONTEXTS, ContextRow):
+        if context.rank < params.probe_features.first_rank:  # later ones are what explanations are asked about
+            contexts[context.feature_id].append(context)
+    frequency = labels.concept_frequency(context for row in rows for context in contexts[row.feature_id])
+    return [labels.label(contexts[row.feature_id], domain, config, draw, frequency) for row in rows]
+
+
+def by_table(rows: Sequence[FeatureRow], source: Path) -> list[str]:
+    """What a table of explanations says of each feature; empty where it says nothing. Raises UserError if that leaves
+    nothing to learn from."""
+    said = {row.feature_id: row.explanation for row in read_rows(source, ExplanationRow)}
+    given = [said.get(row.feature_id) or "" for row in rows]
+    if not any(text for row, text in zip(rows, given, strict=True) if row.split == "sft"):
+        example = next((row.feature_id for row in rows if row.split == "sft"), "subject/sae/index")
+        raise UserError(
+            f"label_features.source: {source} explains no feature of the sft split, such as {example}; take another"
+        )
+    return given
 
 
 if __name__ == "__main__":

@@ -258,6 +258,12 @@ def _features(params: Params) -> Iterator[str]:
             f"extract_activations.direction_contexts: is {extract.direction_contexts}; must be at most "
             f"probe_features.first_rank ({params.probe_features.first_rank}): explanations are asked about later contexts"
         )
+    source = Path(params.label_features.source)
+    if source.suffix != ".parquet" or source == Path("data/labels.parquet"):
+        yield (
+            f"label_features.source: is {str(source)!r}; must be a table that is there before the labels: "
+            "data/activations/contexts.parquet, which the domain reads, or one that `sae-explainer import` made"
+        )
     if params.label_features.contexts > params.probe_features.first_rank:
         yield (
             f"label_features.contexts: is {params.label_features.contexts}; must be at most "

@@ -91,6 +91,10 @@ WRONG = {
     "other braces": ({"evaluate__writer__prompt": "{description} {x}"}, "evaluate.writer.prompt", "{description}"),
     "densities": ({"extract_activations__min_density": 0.1}, "extract_activations.min_density", "0.1"),
     "labels without contexts": ({"label_features__contexts": 21}, "label_features.contexts", "21"),
+    "labels from the labels": (
+        {"label_features__source": "data/labels.parquet"}, "label_features.source", "there before the labels",
+    ),
+    "labels from no table": ({"label_features__source": "np.jsonl"}, "label_features.source", "sae-explainer import"),
     "unknown start": ({"rounds__r1__start": "r0"}, "rounds.r1.start", "'r0'"),
     "later start": ({"rounds__r1__start": "r2"}, "rounds.r1.start", "'r2'"),
     "own start": ({"rounds__r2__start": "r2"}, "rounds.r2.start", "'r2'"),

@@ -19,7 +19,7 @@ from saeexplainer.errors import UserError
 from saeexplainer.storage import read_json, read_rows, read_tensors, replacing, write_json, write_rows, write_tensors
 
 ROOT = Path(__file__).resolve().parent.parent
-SAMPLES = {str: "a „dog“\n", int: 7, float: 0.1, list[str]: ["a", ""], list[float]: [0.1, -2.0],
+SAMPLES = {str: "a „dog“\n", int: 7, float: 0.1, list[str]: ["a", ""], list[float]: [0.1, -2.0], list[int]: [2**40, 0],
     list[list[str]]: [["a ", "dog"], []], list[list[float]]: [[0.5], []]}  # fmt: skip
 RECORDS = [kind for kind in vars(records).values() if isinstance(kind, type) and kind.__module__ == records.__name__]
 
