@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from saeexplainer.config import Architecture, PrepareSubject
 from saeexplainer.errors import UserError
 
 
@@ -106,6 +107,20 @@ def _gpt2(config: Mapping[str, Any]) -> dict[str, int]:
         "vocabulary": config["vocab_size"],
         "positions": config["n_positions"],
     }
+
+
+def trained_config(config: PrepareSubject, vocabulary: int) -> dict[str, int | str | bool]:
+    """The config, in transformers' words, of the subject that `saeexplainer.subject` builds."""
+    if config.architecture is Architecture.gpt2:
+        return {
+            "model_type": "gpt2", "n_layer": config.blocks, "n_embd": config.d_model, "n_head": config.heads,
+            "vocab_size": vocabulary, "n_positions": 2 * config.context_length,
+        }  # fmt: skip
+    return {
+        "model_type": "llama", "num_hidden_layers": config.blocks, "hidden_size": config.d_model,
+        "num_attention_heads": config.heads, "intermediate_size": 3 * config.d_model, "vocab_size": vocabulary,
+        "tie_word_embeddings": True,
+    }  # fmt: skip
 
 
 def matrices(shape: Shape) -> list[tuple[int, int]]:
