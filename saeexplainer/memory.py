@@ -1,12 +1,14 @@
-"""Memory of models at work, in bytes, from their shapes: pure. docs/SCALE.md says what is counted and what is not."""
+"""Memory of models at work, in bytes, from their shapes: pure. docs/SCALE.md says what is counted and what is not.
+
+SAEs, adapters and what is computed from logits are float32, whatever the model's own type is.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-from saeexplainer.shapes import Shape, adapter_parameters, kept_elements, parameters
+from saeexplainer.shapes import FLOAT32, Shape, adapter_parameters, kept_bytes, parameters
 
 GIB = 2**30
-FLOAT32 = 4  # bytes; SAEs, adapters and what is computed from logits, whatever the model's own type is
 
 
 @dataclass(frozen=True)
@@ -108,10 +110,11 @@ def pretraining(shape: Shape, setup: Setup, sequences: int, tokens: int) -> Memo
 
 def _kept(shape: Shape, setup: Setup, sequences: int, tokens: int) -> int:
     """Bytes of activations for the backward pass, and of logits, their float32 log-probabilities and the gradient."""
-    block = kept_elements(shape, tokens)
-    blocks = shape.layers * shape.width + block if setup.checkpointing else shape.layers * block
+    block = kept_bytes(shape, tokens, setup.weight_bytes)
+    inputs = shape.layers * shape.width * setup.weight_bytes
+    blocks = inputs + block if setup.checkpointing else shape.layers * block
     logits = shape.vocabulary * (setup.weight_bytes + 2 * FLOAT32)
-    return sequences * tokens * (blocks * setup.weight_bytes + logits)
+    return sequences * tokens * (blocks + logits)
 
 
 def preference_training(shape: Shape, setup: Setup, pairs: int, tokens: int) -> Memory:

@@ -146,7 +146,7 @@ def _stage(peak: Memory, load: Load, rate: Rate | None, prices: Prices) -> Stage
 
 def _usd(hours: float | None, load: Load, prices: Prices) -> float | None:
     seconds = None if hours is None else hours * costs.SECONDS_AN_HOUR
-    return costs.usd(seconds, load.call_tokens, prices)
+    return costs.usd(seconds, float(load.call_tokens), prices)
 
 
 def fitting(

@@ -12,6 +12,9 @@ from saeexplainer.config import Architecture, PrepareSubject
 from saeexplainer.errors import UserError
 
 
+FLOAT32 = 4  # bytes
+
+
 @dataclass(frozen=True)
 class Shape:
     """What decides the size of a decoder-only language model."""
@@ -153,15 +156,22 @@ def adapter_parameters(shape: Shape, rank: int) -> int:
     return shape.layers * sum(rank * (inputs + outputs) for inputs, outputs in matrices(shape))
 
 
-def kept_elements(shape: Shape, tokens: int) -> int:
-    """Numbers that one block keeps for the backward pass, for each token of a sequence of `tokens`; no dropout.
+def kept_bytes(shape: Shape, tokens: int, size: int) -> int:
+    """Bytes that one block keeps for the backward pass, for each token of a sequence of `tokens`; `size` is that of a
+    weight, and there is no dropout.
 
-    What each operation saves, as transformers writes it: a norm its input, the normalised input and (for the matrices
-    behind it) its output, a layer norm all but the second; fused attention queries, keys, values and output; an eager
-    one all heads' keys and values, and the scores twice; a gated MLP four inner vectors, GELU's tanh formula five.
+    What each operation saves, as transformers writes it. A norm: its input, the normalised input, and its output for the
+    matrices behind it; RMS norms compute in float32, a layer norm keeps no second one. Fused attention: queries, keys,
+    values, output; an eager one all heads' keys and values, and the scores after the cap and after a float32 softmax. The
+    MLP: four inner vectors, with GELU's tanh formula five.
     """
     query, key = shape.heads * shape.head_width, shape.kv_heads * shape.head_width
-    norms = 2 * (2 if shape.layer_norm else 3) * shape.width + 4 * shape.width * shape.post_norms
-    head_norms = 2 * (query + key) * shape.head_norms
-    attention = 2 * query + 2 * key if shape.fused_attention else 4 * query + 2 * shape.heads * tokens
-    return norms + head_norms + attention + (4 if shape.gated else 5) * shape.intermediate
+    normalised = FLOAT32 if shape.post_norms else size  # Gemma multiplies by the norm's weight in float32 too
+    norms = 2 * shape.width * (2 * size if shape.layer_norm else FLOAT32 + normalised + size)
+    norms += shape.post_norms * 2 * shape.width * (FLOAT32 + normalised)
+    norms += shape.head_norms * (query + key) * (FLOAT32 + size)
+    attention = (2 * query + 2 * key) * size
+    if not shape.fused_attention:
+        scores = size + FLOAT32 + (size if size < FLOAT32 else 0)
+        attention = 4 * query * size + shape.heads * tokens * scores
+    return norms + attention + (4 if shape.gated else 5) * shape.intermediate * size

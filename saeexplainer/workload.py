@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 
 from saeexplainer.config import EvaluationKind, JudgeKind, Params, Writer
 
+Tokens = int | float  # a mean where texts differ
 PROMPT_WORDS = 3  # of the explainer's prompt beside the feature's tokens: BOS, two words
 
 
@@ -16,12 +17,12 @@ PROMPT_WORDS = 3  # of the explainer's prompt beside the feature's tokens: BOS, 
 class Lengths:
     """Means that a run of the domain tells, or their limits."""
 
-    document: float  # tokens of a plain document as the subject reads it
-    training: float  # tokens of one of the subject's training sequences
-    label: float  # tokens of a description that is taught, its end included
-    description: float  # tokens of a sampled explanation, its end included
-    text: float  # tokens of a written text, its end included
-    prompt: float  # tokens of the writer's prompt beside the description, BOS included
+    document: Tokens  # tokens of a plain document as the subject reads it
+    training: Tokens  # tokens of one of the subject's training sequences
+    label: Tokens  # tokens of a description that is taught, its end included
+    description: Tokens  # tokens of a sampled explanation, its end included
+    text: Tokens  # tokens of a written text, its end included
+    prompt: Tokens  # tokens of the writer's prompt beside the description, BOS included
     training_share: float  # of the latents that are not valid or test, those that become features of sft or dpo
 
 
@@ -40,18 +41,18 @@ class Load:
     """What models generate, read and learn from in one stage."""
 
     calls: int = 0  # sequences generated
-    prompt_tokens: float = 0.0  # that they are asked with
-    written_tokens: float = 0.0  # generated, ends included
-    read_tokens: float = 0.0  # read without writing: documents, texts, what a judge and a reference see
-    trained_tokens: float = 0.0  # learnt from; those of every epoch, and of every SAE
+    prompt_tokens: Tokens = 0  # that they are asked with
+    written_tokens: Tokens = 0  # generated, ends included
+    read_tokens: Tokens = 0  # read without writing: documents, texts, what a judge and a reference see
+    trained_tokens: Tokens = 0  # learnt from; those of every epoch, and of every SAE
 
     @property
-    def call_tokens(self) -> float:
+    def call_tokens(self) -> Tokens:
         """Tokens of the calls, prompts included."""
         return self.prompt_tokens + self.written_tokens
 
     @property
-    def tokens(self) -> float:
+    def tokens(self) -> Tokens:
         """All tokens."""
         return self.call_tokens + self.read_tokens + self.trained_tokens
 

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
@@ -20,13 +20,12 @@ from saeexplainer.errors import UserError
 from saeexplainer.memory import Setup
 from saeexplainer.plan import Measured, Plan, Rate
 from saeexplainer.shapes import Shape, parameters, shape_of, trained_config
-from saeexplainer.workload import Lengths
+from saeexplainer.workload import Lengths, Tokens
 from tasks import compose
 from tasks import params as settings
 
 SHAPES, THROUGHPUT = compose.CONF / "shapes.yaml", compose.CONF / "throughput.yaml"
 BYTES = {"float32": 4, "bfloat16": 2}
-Record = TypeVar("Record")
 
 
 @dataclass(frozen=True)
@@ -71,15 +70,17 @@ def measured() -> tuple[dict[str, Lengths], list[Measured]]:
     """Lengths by domain and measured runs of conf/throughput.yaml. Raises UserError if the file is broken."""
     found, place = _read(THROUGHPUT), _place(THROUGHPUT)
     lengths = {
-        name: _record(Lengths, value, f"{place}: lengths.{name}") for name, value in found.get("lengths", {}).items()
+        name: Lengths(**_checked(Lengths, value, f"{place}: lengths.{name}"))
+        for name, value in found.get("lengths", {}).items()
     }
-    runs = []
-    for at, value in enumerate(found.get("runs", [])):
-        key = f"{place}: runs[{at}]"
-        run = _record(Measured, value, key)
-        stages = {name: _record(Rate, rate, f"{key}.stages.{name}") for name, rate in run.stages.items()}
-        runs.append(Measured(**value | {"setup": _record(Setup, run.setup, f"{key}.setup"), "stages": stages}))
-    return lengths, runs
+    return lengths, [_run(value, f"{place}: runs[{at}]") for at, value in enumerate(found.get("runs", []))]
+
+
+def _run(value: Any, place: str) -> Measured:
+    run = _checked(Measured, value, place)
+    setup = Setup(**_checked(Setup, run["setup"], f"{place}.setup"))
+    rates = {name: Rate(**_checked(Rate, rate, f"{place}.stages.{name}")) for name, rate in run["stages"].items()}
+    return Measured(**run | {"setup": setup, "stages": rates})
 
 
 def _named(model: str, shapes: Mapping[str, Shape]) -> Shape:
@@ -123,13 +124,18 @@ def _place(path: Path) -> str:
     return f"conf/{path.name}"
 
 
-def _record(kind: type[Record], value: Any, place: str) -> Record:
-    """A mapping as a dataclass that has the same keys."""
-    wanted = {field.name for field in fields(kind)}  # type: ignore[arg-type]
-    given = set(value) if isinstance(value, dict) else set()
-    if given != wanted:
-        raise UserError(f"{place}: {', '.join(sorted(given ^ wanted))}: missing or unknown; give {', '.join(sorted(wanted))}")
-    return kind(**value)
+def _checked(kind: type, value: Any, place: str) -> dict[str, Any]:
+    """A mapping that has the keys of a dataclass, and numbers where it has them. Raises UserError on another."""
+    types = {field.name: field.type for field in fields(kind)}
+    given = value if isinstance(value, dict) else {}
+    if given.keys() != types.keys():
+        wrong, known = ", ".join(sorted(given.keys() ^ types.keys())), ", ".join(types)
+        raise UserError(f"{place}: {wrong}: missing or unknown; give {known}")
+    numbers = {name: given[name] for name, found in types.items() if found in (int, float, Tokens)}
+    for name, number in numbers.items():
+        if not isinstance(number, int | float):
+            raise UserError(f"{place}.{name}: is {number!r}; must be a number")
+    return given | {name: float(number) for name, number in numbers.items() if types[name] is float}
 
 
 def as_json(found: Answer) -> str:
