@@ -52,7 +52,7 @@ def held(shape: Shape, setup: Setup) -> int:
 
 
 def working(shape: Shape, setup: Setup, tokens: int) -> int:
-    """Bytes of one block that reads `tokens` tokens at once and keeps nothing: residual twice, the MLP's inner vectors."""
+    """Bytes of one block that reads `tokens` tokens and keeps nothing: residual twice, the MLP's inner vectors."""
     return tokens * (2 * shape.width + (2 + shape.gated) * shape.intermediate) * setup.weight_bytes
 
 
@@ -67,7 +67,9 @@ def reading(shape: Shape, setup: Setup, tokens: int, loaded: Sequence[int], tabl
     )
 
 
-def generation(shape: Shape, setup: Setup, sequences: int, prompt: int, length: int, loaded: Sequence[int] = ()) -> Memory:
+def generation(
+    shape: Shape, setup: Setup, sequences: int, prompt: int, length: int, loaded: Sequence[int] = ()
+) -> Memory:
     """`sequences` at once from prompts of `prompt` tokens up to `length` tokens in all, SAEs lying beside it.
 
     The logits of the last position are there three times: as they are, scaled, and as probabilities.
@@ -81,11 +83,11 @@ def generation(shape: Shape, setup: Setup, sequences: int, prompt: int, length: 
     )
 
 
-def scoring(shape: Shape, setup: Setup, sequences: int, tokens: int, copies: int = 1) -> Memory:
-    """Log-probabilities of `sequences` of `tokens` tokens without a backward pass, `copies` of the model lying there."""
+def scoring(shape: Shape, setup: Setup, sequences: int, tokens: int) -> Memory:
+    """Log-probabilities of `sequences` of `tokens` tokens without a backward pass."""
     read = sequences * tokens
     logits = read * shape.vocabulary * (setup.weight_bytes + FLOAT32)
-    return Memory(weights=copies * held(shape, setup), activations=working(shape, setup, read) + logits)
+    return Memory(weights=held(shape, setup), activations=working(shape, setup, read) + logits)
 
 
 def training(shape: Shape, setup: Setup, sequences: int, tokens: int, copies: int) -> Memory:

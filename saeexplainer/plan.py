@@ -1,8 +1,8 @@
-"""What an experiment will take, before it runs: memory, calls, tokens, hours and money by stage. Pure: no model, no file.
+"""What an experiment will take, before it runs: memory, calls, tokens, hours and money by stage. Pure.
 
-Counts are those of `saeexplainer.workload`, memory that of `saeexplainer.memory` with every text as long as the settings
-allow. Hours are tokens over a rate that was measured with the same model, SAEs and judges on the same hardware, else
-unknown. Stages without a model (labels, pairs, validation, comparison) are left out. docs/SCALE.md says more.
+Counts are those of `saeexplainer.workload`, memory that of `saeexplainer.memory` with every text as long as the
+settings allow. Hours are tokens over a rate that was measured with the same model, SAEs and judges on the same hardware,
+else unknown. Stages without a model (labels, pairs, validation, comparison) are left out. docs/SCALE.md says more.
 """
 
 from collections.abc import Sequence
@@ -75,14 +75,15 @@ def memories(params: Params, shape: Shape, setup: Setup, split: Features, traine
     sft = params.train_sft
     batch = max(sft.warmup_batch_size, sft.batch_size)
     found["train_sft"] = memory.training(shape, setup, batch, answer, copies=2)
+    sampling = params.generate_explanations
+    candidates = sampling.candidates * workload.asked_about(split)
     for name in params.rounds:
-        sampling = params.generate_explanations
         found |= {
             f"generate_explanations@{name}": memory.generation(
                 shape, setup, sampling.batch_size, workload.explain_prompt(params), answer
             ),
             f"score_explanations@{name}": _writing_memory(
-                params, params.score_explanations.writer, shape, setup, sampling.candidates * workload.asked_about(split), widths
+                params, params.score_explanations.writer, shape, setup, candidates, widths
             ),
             f"train_dpo@{name}": memory.preference_training(shape, setup, params.train_dpo.batch_size, answer),
         }
@@ -132,7 +133,9 @@ def plan(
     rates = measured.stages if measured else {}
     prices = params.compare_rounds.prices
     priced = bool(prices.machine_hour or prices.million_tokens)
-    stages = {name: _stage(peaks[name], load, rates.get(name.partition("@")[0]), prices) for name, load in found.items()}
+    stages = {
+        name: _stage(peaks[name], load, rates.get(name.partition("@")[0]), prices) for name, load in found.items()
+    }
     hours = [stage.hours for stage in stages.values()]
     known = None if None in hours else sum(hours)
     load = sum(found.values(), Load())

@@ -11,7 +11,6 @@ from typing import Any
 from saeexplainer.config import Architecture, PrepareSubject
 from saeexplainer.errors import UserError
 
-
 FLOAT32 = 4  # bytes
 
 
@@ -160,10 +159,10 @@ def kept_bytes(shape: Shape, tokens: int, size: int) -> int:
     """Bytes that one block keeps for the backward pass, for each token of a sequence of `tokens`; `size` is that of a
     weight, and there is no dropout.
 
-    What each operation saves, as transformers writes it. A norm: its input, the normalised input, and its output for the
-    matrices behind it; RMS norms compute in float32, a layer norm keeps no second one. Fused attention: queries, keys,
-    values, output; an eager one all heads' keys and values, and the scores after the cap and after a float32 softmax. The
-    MLP: four inner vectors, with GELU's tanh formula five.
+    What each operation saves, as transformers writes it. A norm: its input, the normalised input, and its output for
+    the matrices behind it; RMS norms compute in float32, a layer norm keeps no second one. Fused attention: queries,
+    keys, values, output; an eager one all heads' keys and values, and the scores after the cap and after a float32
+    softmax. The MLP: four inner vectors, with GELU's tanh formula five.
     """
     query, key = shape.heads * shape.head_width, shape.kv_heads * shape.head_width
     normalised = FLOAT32 if shape.post_norms else size  # Gemma multiplies by the norm's weight in float32 too

@@ -1,4 +1,4 @@
-"""What an experiment makes models do, before it runs: features, calls and tokens by stage. Pure: settings in, counts out.
+"""What an experiment makes models do, before it runs: features, calls and tokens by stage. Pure.
 
 Calls and tokens mean what they do in `saeexplainer.costs`. What only a run can tell is taken at its limit: every
 description is distinct and every feature gets as many pairs as it may have, so the counts err upwards. Lengths of texts

@@ -1,4 +1,5 @@
-"""`sae-explainer`: ask, list, compose, add rounds, count, check. Every mistake is one line on stderr and exit status 2.
+"""`sae-explainer`: ask, list, compose, plan, add rounds, count, check. Every mistake is one line on stderr and exit
+status 2.
 
 Commands import what they need when they run, so that `--help` is there at once.
 """
@@ -19,7 +20,8 @@ CHAMPION = "champion"
 
 app = typer.Typer(
     name="sae-explainer",
-    help="Explain SAE features, list them, compose settings, add rounds, check this machine; run where params.yaml lies.",
+    help="Explain SAE features, list them, compose and plan settings, add rounds, check this machine; run where "
+    "params.yaml lies.",
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,

@@ -38,8 +38,10 @@ class Answer:
 
 
 def answer(overrides: list[str], model: str | None, hardware: str, setup: Setup) -> Answer:
-    """The plan under these overrides for a model (a name of conf/shapes.yaml or a folder with config.json; None: the one
-    that prepare_subject makes) on a machine. Raises UserError."""
+    """The plan under these overrides for a model on a machine. Raises UserError.
+
+    `model` is a name of conf/shapes.yaml or a folder with a config.json; None is what prepare_subject makes.
+    """
     params = settings.build(OmegaConf.create(compose.composed(overrides)), "conf")
     shapes = known_shapes()
     shape = _made_here(params) if model is None else _named(model, shapes)
@@ -53,7 +55,7 @@ def answer(overrides: list[str], model: str | None, hardware: str, setup: Setup)
 
 def _notes(params: Params, lengths: Lengths | None, fitting: Measured | None, runs: list[Measured]) -> list[str]:
     domain = params.prepare_subject.domain
-    told = f"lengths of texts as measured on {domain}" if lengths else f"{domain} was not measured: texts at their limits"
+    told = f"lengths of texts as measured on {domain}" if lengths else f"{domain} not measured: texts at their limits"
     notes = [f"{told}; every description distinct, pairs and features at most: counts err upwards"]
     if fitting:
         return [*notes, f"hours: {fitting.source}"]
