@@ -1,4 +1,4 @@
-"""`sae-explainer`: ask, list, exchange, compose, add rounds, count, check.
+"""`sae-explainer`: ask, list, exchange, compose, plan, add rounds, count, check.
 
 Every mistake is one line on stderr and exit status 2.
 
@@ -21,7 +21,7 @@ CHAMPION = "champion"
 
 app = typer.Typer(
     name="sae-explainer",
-    help="Explain SAE features, list and exchange them, compose settings, add rounds, check this machine; run where "
+    help="Explain SAE features, list and exchange them, compose and plan settings, add rounds, check this machine; run where "
     "params.yaml lies.",
     add_completion=False,
     rich_markup_mode=None,
@@ -257,6 +257,38 @@ def costs(as_json: AsJson = False) -> None:
         print(json.dumps(asdict(bill), indent=2))
         return
     print("\n".join(table(bill)))
+
+
+@app.command("plan", short_help="Say what an experiment will take.")
+def plan_experiment(
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Hydra overrides, such as experiment=pydoc or prepare_sae.steps=900.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|FOLDER", help="Of conf/shapes.yaml, or with config.json; else the one made here."),
+    ] = None,
+    hardware: Annotated[str, typer.Option(metavar="NAME", help="Of conf/throughput.yaml.")] = "cpu-2-cores",
+    dtype: Annotated[str, typer.Option(metavar="TYPE", help="Of the weights: float32 or bfloat16.")] = "float32",
+    lora_rank: Annotated[int, typer.Option(min=0, metavar="N", help="Of the adapters; 0 trains all weights.")] = 0,
+    checkpointing: Annotated[bool, typer.Option("--checkpointing", help="Training keeps block inputs alone.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say what an experiment will take: memory, calls, tokens, hours and money by stage. Runs nothing, writes nothing.
+
+    Example: sae-explainer plan experiment=default --model llama-3.1-8b --dtype bfloat16 --lora-rank 32
+    """
+    from saeexplainer.memory import Setup
+    from saeexplainer.plan import table
+    from tasks import plan
+
+    _choose("--dtype", dtype, list(plan.BYTES))
+    found = plan.answer(overrides or [], model, hardware, Setup(plan.BYTES[dtype], lora_rank, checkpointing))
+    if as_json:
+        print(plan.as_json(found))
+        return
+    print(f"{found.parameters:,} parameters, {dtype}; GiB at the peak")
+    print("\n".join([*table(found.plan), *found.notes]))
 
 
 @app.command(short_help="Check this machine.")

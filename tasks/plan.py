@@ -1,0 +1,145 @@
+"""What an experiment will take, answered without running it: `sae-explainer plan experiment=pydoc`.
+
+Settings are composed from conf/ as `tasks.compose` does, and params.yaml stays as it is. Shapes of known models are in
+conf/shapes.yaml, what was measured in conf/throughput.yaml. Estimates: docs/SCALE.md.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+
+from saeexplainer import plan as planning
+from saeexplainer import workload
+from saeexplainer.config import DomainName, Params
+from saeexplainer.errors import UserError
+from saeexplainer.memory import Setup
+from saeexplainer.plan import Measured, Plan, Rate
+from saeexplainer.shapes import Shape, parameters, shape_of, trained_config
+from saeexplainer.workload import Lengths, Tokens
+from tasks import compose
+from tasks import params as settings
+
+SHAPES, THROUGHPUT = compose.CONF / "shapes.yaml", compose.CONF / "throughput.yaml"
+BYTES = {"float32": 4, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A plan with what it rests on."""
+
+    plan: Plan
+    parameters: int  # of the model
+    notes: list[str]  # what was assumed, a sentence each
+
+
+def answer(overrides: list[str], model: str | None, hardware: str, setup: Setup) -> Answer:
+    """The plan under these overrides for a model on a machine. Raises UserError.
+
+    `model` is a name of conf/shapes.yaml or a folder with a config.json; None is what prepare_subject makes.
+    """
+    params = settings.build(OmegaConf.create(compose.composed(overrides)), "conf")
+    shapes = known_shapes()
+    shape = _made_here(params) if model is None else _named(model, shapes)
+    lengths, runs = measured()
+    name = next((known for known, other in shapes.items() if other == shape), None)
+    fitting = planning.fitting(runs, params, name, setup, hardware)
+    here = lengths.get(params.prepare_subject.domain)
+    found = planning.plan(params, shape, setup, here or workload.limits(params), fitting, trained_here=model is None)
+    return Answer(found, parameters(shape).total, _notes(params, here, fitting, runs))
+
+
+def _notes(params: Params, lengths: Lengths | None, fitting: Measured | None, runs: list[Measured]) -> list[str]:
+    domain = params.prepare_subject.domain
+    told = f"lengths of texts as measured on {domain}" if lengths else f"{domain} not measured: texts at their limits"
+    notes = [f"{told}; every description distinct, pairs and features at most: counts err upwards"]
+    if fitting:
+        return [*notes, f"hours: {fitting.source}"]
+    known = "; ".join(f"{run.model} on {run.hardware}" for run in runs)
+    return [*notes, f"hours: unknown for this model, SAEs, judges and machine; measured: {known}"]
+
+
+def known_shapes() -> dict[str, Shape]:
+    """The shapes of conf/shapes.yaml by name. Raises UserError if the file is broken."""
+    return {name: shape_of(config, f"{_place(SHAPES)}: {name}") for name, config in _read(SHAPES).items()}
+
+
+def measured() -> tuple[dict[str, Lengths], list[Measured]]:
+    """Lengths by domain and measured runs of conf/throughput.yaml. Raises UserError if the file is broken."""
+    found, place = _read(THROUGHPUT), _place(THROUGHPUT)
+    lengths = {
+        name: Lengths(**_checked(Lengths, value, f"{place}: lengths.{name}"))
+        for name, value in found.get("lengths", {}).items()
+    }
+    return lengths, [_run(value, f"{place}: runs[{at}]") for at, value in enumerate(found.get("runs", []))]
+
+
+def _run(value: Any, place: str) -> Measured:
+    run = _checked(Measured, value, place)
+    setup = Setup(**_checked(Setup, run["setup"], f"{place}.setup"))
+    rates = {name: Rate(**_checked(Rate, rate, f"{place}.stages.{name}")) for name, rate in run["stages"].items()}
+    return Measured(**run | {"setup": setup, "stages": rates})
+
+
+def _named(model: str, shapes: Mapping[str, Shape]) -> Shape:
+    """A shape by its name, or from the config.json of a model's folder."""
+    if model in shapes:
+        return shapes[model]
+    path = Path(model) / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise UserError(f"--model {model}: unknown; choose from {', '.join(shapes)}, or a model's folder") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); name a folder that transformers saved") from None
+    return shape_of(config, str(path))
+
+
+def _made_here(params: Params) -> Shape:
+    """The shape of the subject that prepare_subject trains."""
+    if params.prepare_subject.domain is DomainName.pydoc:
+        from saeexplainer.pydoc_domain import PydocDomain
+
+        vocabulary = PydocDomain.vocabulary
+    else:
+        from saeexplainer.sandbox.world import vocabulary as words
+
+        vocabulary = len(words())
+    return shape_of(trained_config(params.prepare_subject, vocabulary), "prepare_subject")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"{_place(path)}: {error}; restore it with git") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{_place(path)}: holds no mapping; restore it with git")
+    return found
+
+
+def _place(path: Path) -> str:
+    return f"conf/{path.name}"
+
+
+def _checked(kind: type, value: Any, place: str) -> dict[str, Any]:
+    """A mapping that has the keys of a dataclass, and numbers where it has them. Raises UserError on another."""
+    types = {field.name: field.type for field in fields(kind)}
+    given = value if isinstance(value, dict) else {}
+    if given.keys() != types.keys():
+        wrong, known = ", ".join(sorted(given.keys() ^ types.keys())), ", ".join(types)
+        raise UserError(f"{place}: {wrong}: missing or unknown; give {known}")
+    numbers = {name: given[name] for name, found in types.items() if found in (int, float, Tokens)}
+    for name, number in numbers.items():
+        if not isinstance(number, int | float):
+            raise UserError(f"{place}.{name}: is {number!r}; must be a number")
+    return given | {name: float(number) for name, number in numbers.items() if types[name] is float}
+
+
+def as_json(found: Answer) -> str:
+    """The answer as JSON; bytes, tokens, hours and USD, null where unknown."""
+    return json.dumps(asdict(found), indent=2)
