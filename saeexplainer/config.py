@@ -13,6 +13,7 @@ class DomainName(StrEnum):
 
     sandbox = "sandbox"
     pydoc = "pydoc"
+    corpus = "corpus"  # prepare_subject.corpus: files here, or a data set of the hub
 
 
 class Architecture(StrEnum):
@@ -55,10 +56,36 @@ class DpoLoss(StrEnum):
 
 
 @dataclass(frozen=True)
-class PrepareSubject:
-    """The subject model; here it is trained, and it is writer and start of the explainer too."""
+class Pretrained:
+    """A causal LM that others trained."""
 
+    source: str  # a folder that transformers saved, or an id of the hub
+    revision: str | None  # of the hub: the 40 hex digits of a commit; null for a folder
+    dtype: str  # float32, bfloat16 or float16
+    device_map: str | None  # transformers' device_map, such as auto or cuda; null is the CPU
+    attention: str | None  # transformers' attn_implementation, such as sdpa; null is its own choice
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Text from outside."""
+
+    source: str  # a file or a folder of .txt, .jsonl or .parquet; or a data set of the hub
+    revision: str | None  # of the hub: the 40 hex digits of a commit; null for files
+    subset: str | None  # of the hub: the data set's configuration; null where it has one only
+    split: str | None  # of the hub, such as train; null for files
+    column: str  # the field that holds the text; of .txt files it means nothing
+    packed: bool  # documents are joined and cut to context_length tokens; false: a long one is cut, the rest unread
+
+
+@dataclass(frozen=True)
+class PrepareSubject:
+    """The subject model: trained here, where it is writer and start of the explainer too, or one of others."""
+
+    pretrained: Pretrained | None  # null: it is trained here, as the fields from architecture on say
+    prepend_bos: bool | None  # whether texts start with BOS, as in the SAE's training; null: as the tokenizer has it
     domain: DomainName  # the source of text
+    corpus: Corpus | None  # null but for domain corpus
     architecture: Architecture  # the transformers family
     d_model: int  # width of the residual stream
     blocks: int  # transformer blocks
@@ -73,10 +100,20 @@ class PrepareSubject:
 
 
 @dataclass(frozen=True)
+class PretrainedSae:
+    """An SAE that others trained; it says itself where it reads the subject."""
+
+    source: str  # a folder that sae-lens saved, or a release that it knows
+    sae_id: str | None  # in the release; null for a folder
+    norm_scaling_factor: float | None  # sqrt(d_in) over activations' mean norm, where the SAE asks for one and has none
+
+
+@dataclass(frozen=True)
 class SaeSpec:
-    """One SAE to train; the first of the list is the one that is explained, the others only lend training features."""
+    """One SAE; the first of the list is the one that is explained, the others only lend training features."""
 
     name: str  # its folder under data/saes
+    pretrained: PretrainedSae | None  # null: it is trained here
     d_sae: int  # number of latents
     k: int  # active latents a token
     seed: int  # added to the run's seed
@@ -84,9 +121,9 @@ class SaeSpec:
 
 @dataclass(frozen=True)
 class PrepareSae:
-    """Sparse autoencoders trained by sae-lens on one residual stream of the subject."""
+    """Sparse autoencoders trained by sae-lens on one residual stream of the subject, or by others."""
 
-    hook_block: int  # residual stream after this block (0-based): hidden_states[hook_block + 1]
+    hook_block: int  # of those trained here: residual stream after this block (0-based), hidden_states[hook_block + 1]
     saes: list[SaeSpec]  # the first is explained
     documents: int  # plain documents whose tokens are the training activations
     steps: int  # optimizer steps of each SAE

@@ -18,7 +18,7 @@ from torch import Tensor
 from saeexplainer.config import Direction, GenerateExplanations, TrainSft
 from saeexplainer.domain import ABOUT, EXPLAIN, FEATURE
 from saeexplainer.feature_tokens import FeatureTokens
-from saeexplainer.models import by_length, generate, load_model, load_tokenizer
+from saeexplainer.models import by_length, generate, open_model, open_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -112,7 +112,7 @@ class Explainer:
     ) -> None:
         """`tensors` are the table's vectors by name, of which `injection.direction` picks. Raises UserError if the folder
         is no model."""
-        self.model, self.tokenizer = load_model(folder), load_tokenizer(folder)
+        self.model, self.tokenizer = open_model(folder), open_tokenizer(folder)
         self.generation = generation
         self.prompts = Prompts(self.model.config.vocab_size, len(PARTS[injection.direction]))
         attach(self.model, self.tokenizer, direction_rows(tensors, injection.direction), injection)

@@ -2,12 +2,14 @@
 
 Everything here works on any unmodified transformers causal LM; structure is asked for, never a model's name. A model is
 a folder that transformers saved or, at a pinned commit, a repository of the hub; both go through the same functions.
+The pipeline's own folders hold a model, or a pointer to one of others: `open_model` reads either.
 """
 
 import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,15 +17,53 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from saeexplainer.config import Pretrained
 from saeexplainer.errors import UserError
+from saeexplainer.storage import read_json, write_json
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 DTYPES = ("float32", "bfloat16", "float16")
+POINTER = "pretrained.json"  # in a folder of the pipeline that holds no weights: where they are, and how to load them
 _COMMIT = re.compile("[0-9a-f]{40}")
 # In a checkpoint that reads images too, the language model's weights lie one level deeper.
 _TEXT_WEIGHTS = {r"^(model\.)?language_model\.(model\.)?": "model."}
+
+
+def open_model(folder: Path, blocks: int | None = None) -> "PreTrainedModel":
+    """The model of one of the pipeline's folders: there, or where its pointer says. As `load_model` otherwise."""
+    found = _pointer(folder)
+    if found is None:
+        return load_model(folder, blocks=blocks)
+    return load_pretrained(found, blocks=blocks)
+
+
+def open_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
+    """The tokenizer that goes with `open_model`. Raises UserError as `load_tokenizer` does."""
+    found = _pointer(folder)
+    if found is None:
+        return load_tokenizer(folder)
+    return load_tokenizer(found.source, found.revision, prepend_bos=read_json(folder / POINTER)["prepend_bos"])
+
+
+def write_pointer(folder: Path, pretrained: Pretrained, prepend_bos: bool | None) -> None:
+    """Make `folder` stand for a model of others; prepend_bos as in `load_tokenizer`."""
+    write_json(folder / POINTER, {"pretrained": asdict(pretrained), "prepend_bos": prepend_bos})
+
+
+def _pointer(folder: Path) -> Pretrained | None:
+    if not (folder / POINTER).is_file():
+        return None
+    return Pretrained(**read_json(folder / POINTER)["pretrained"])
+
+
+def load_pretrained(pretrained: Pretrained, blocks: int | None = None) -> "PreTrainedModel":
+    """`load_model` as a configuration has it."""
+    return load_model(
+        pretrained.source, pretrained.revision, dtype=pretrained.dtype, device_map=pretrained.device_map,
+        attention=pretrained.attention, blocks=blocks,
+    )  # fmt: skip
 
 
 def load_model(

@@ -21,8 +21,8 @@ CHAMPION = "champion"
 
 app = typer.Typer(
     name="sae-explainer",
-    help="Explain SAE features, list and exchange them, compose and plan settings, add rounds, check this machine; run where "
-    "params.yaml lies.",
+    help="Explain SAE features, list and exchange them, compose and plan settings, add rounds, check this machine; run "
+    "where params.yaml lies.",
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,

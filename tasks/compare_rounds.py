@@ -84,9 +84,9 @@ def write_costs(
 ) -> None:  # fmt: skip
     """costs.json: calls and tokens of each round and evaluation, counted with the subject's tokenizer."""
     from saeexplainer.explainer import PARTS, Prompts
-    from saeexplainer.models import load_tokenizer
+    from saeexplainer.models import open_tokenizer
 
-    tokenizer, sampling = load_tokenizer(SUBJECT), params.generate_explanations
+    tokenizer, sampling = open_tokenizer(SUBJECT), params.generate_explanations
     asked = len(Prompts(len(tokenizer), len(PARTS[params.train_sft.direction])).ids(0, tokenizer))
     rounds = {
         name: costs.RoundCosts(
@@ -113,7 +113,7 @@ def write_page(params: Params, comparison: dict, folder: Path = REPORTS) -> None
         rounds={name: ROUNDS / name for name in params.rounds},
         contexts_shown=params.compare_rounds.page_contexts,
     )
-    domain = open_domain(params.prepare_subject.domain, params.seed)
+    domain = open_domain(params.prepare_subject.domain, params.seed, params.prepare_subject.corpus)
     table = ACTIVATIONS / "truth.safetensors"
     known = domain.truth_known and table.is_file()
     truth = report_page.true_concepts(table, sources.features, comparison["sae"], domain) if known else {}

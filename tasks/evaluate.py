@@ -39,10 +39,10 @@ class Bench:
         self.all_rows = read_rows(ACTIVATIONS / "features.parquet", FeatureRow)
         self.numbers = [at for at, row in enumerate(self.all_rows) if row.split == params.evaluate.split]
         self.features = [self.all_rows[at] for at in self.numbers]
-        self.model, self.tokenizer = models.load_model(SUBJECT), models.load_tokenizer(SUBJECT)
+        self.model, self.tokenizer = models.open_model(SUBJECT), models.open_tokenizer(SUBJECT)
         self.sae_name = self.features[0].sae
         self.saes = {self.sae_name: sae.load(SAES / self.sae_name, self.model.config.hidden_size)}
-        self.domain = open_domain(params.prepare_subject.domain, params.seed)
+        self.domain = open_domain(params.prepare_subject.domain, params.seed, params.prepare_subject.corpus)
         self.near = Neighbourhoods(self.all_rows, read_rows(ACTIVATIONS / "neighbours.parquet", NeighbourRow))
         self.probes = by_feature(read_rows(PROBES / "contexts.parquet", ProbeRow))
         self.steered: dict[str, list[str]] = {}

@@ -98,7 +98,7 @@ def _rewards(asked: list[FeatureRow], explanations: list[str], params: Params) -
 
     seed_torch(params.seed, "explain")
     config = params.score_explanations
-    model, tokenizer = models.load_model(SUBJECT), models.load_tokenizer(SUBJECT)
+    model, tokenizer = models.open_model(SUBJECT), models.open_tokenizer(SUBJECT)
     saes = {name: sae.load(SAES / name, model.config.hidden_size) for name in sorted({row.sae for row in asked})}
     texts = writer.write_texts(model, tokenizer, explanations, config.writer)
     read = writer.read_texts(

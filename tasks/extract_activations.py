@@ -37,10 +37,10 @@ class Extraction:
     def __init__(self, params: Params) -> None:
         self.params = params
         self.config = params.extract_activations
-        self.model, self.tokenizer = models.load_model(SUBJECT), models.load_tokenizer(SUBJECT)
+        self.model, self.tokenizer = models.open_model(SUBJECT), models.open_tokenizer(SUBJECT)
         width = self.model.config.hidden_size
         self.saes = {spec.name: sae.load(SAES / spec.name, width) for spec in params.prepare_sae.saes}
-        self.domain: Domain = open_domain(params.prepare_subject.domain, params.seed)
+        self.domain: Domain = open_domain(params.prepare_subject.domain, params.seed, params.prepare_subject.corpus)
 
     def batches(self, documents: Iterable[Document]) -> Iterator[TokenBatch]:
         """Stream documents through the subject up to the hook block."""

@@ -45,7 +45,8 @@ def run(params: Params) -> Report:
 
 def by_the_domain(rows: Sequence[FeatureRow], params: Params, draw: random.Random) -> list[str]:
     """What the contexts of each feature share, in the words of the domain."""
-    domain, config = open_domain(params.prepare_subject.domain, params.seed), params.label_features
+    domain = open_domain(params.prepare_subject.domain, params.seed, params.prepare_subject.corpus)
+    config = params.label_features
     contexts: dict[str, list[ContextRow]] = defaultdict(list)
     for context in read_rows(CONTEXTS, ContextRow):
         if context.rank < params.probe_features.first_rank:  # later ones are what explanations are asked about

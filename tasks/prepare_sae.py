@@ -26,9 +26,9 @@ MEASURED_DOCUMENTS = 400  # enough for the third digit of every figure of SaeRep
 def run(params: Params) -> Report:
     """Read the residual stream once, train every SAE on it, measure each."""
     config, context = params.prepare_sae, params.prepare_subject.context_length
-    model, tokenizer = models.load_model(SUBJECT), models.load_tokenizer(SUBJECT)
+    model, tokenizer = models.open_model(SUBJECT), models.open_tokenizer(SUBJECT)
     models.check_block(model, config.hook_block, "prepare_sae.hook_block")
-    domain = open_domain(params.prepare_subject.domain, params.seed)
+    domain = open_domain(params.prepare_subject.domain, params.seed, params.prepare_subject.corpus)
     texts = [document.text for document in domain.documents("sae", config.documents)]
     activations = torch.cat(list(sae.residuals(model, tokenizer, texts, config.hook_block, context)))
     held_out = [document.text for document in domain.documents("held_out_sae", MEASURED_DOCUMENTS)]

@@ -22,7 +22,7 @@ def run(params: Params) -> Report:
     """Train, measure, save."""
     config = params.prepare_subject
     seed = seed_torch(params.seed, "prepare_subject")
-    domain = open_domain(config.domain, params.seed)
+    domain = open_domain(config.domain, params.seed, config.corpus)
     tokenizer = domain.tokenizer()
     sequences = subject.training_sequences(domain, config, tokenizer)
     model = subject.build_model(config, tokenizer)

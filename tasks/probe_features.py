@@ -32,7 +32,7 @@ def run(params: Params) -> Report:
     features = [
         row for row in read_rows(ACTIVATIONS / "features.parquet", FeatureRow) if row.split == params.evaluate.split
     ]
-    model, tokenizer = models.load_model(SUBJECT), models.load_tokenizer(SUBJECT)
+    model, tokenizer = models.open_model(SUBJECT), models.open_tokenizer(SUBJECT)
     explained = sae.load(SAES / features[0].sae, model.config.hidden_size)
     rows = context_probes(params, features, model, tokenizer, explained)
     held = steering.Steering(model, explained, params.prepare_sae.hook_block)
@@ -73,7 +73,7 @@ def context_probes(params: Params, features: list[FeatureRow], model, tokenizer,
 def neutral_prompts(params: Params, tokenizer) -> torch.Tensor:
     """The first tokens of a few documents, BOS included: [prompts, tokens]."""
     steer = params.probe_features.steer
-    domain = open_domain(params.prepare_subject.domain, params.seed)
+    domain = open_domain(params.prepare_subject.domain, params.seed, params.prepare_subject.corpus)
     encoded = (tokenizer(document.text)["input_ids"] for document in domain.documents("steering", 50 * steer.prompts))
     long = [ids[: steer.prompt_tokens] for ids in encoded if len(ids) > steer.prompt_tokens]
     found = list(islice((list(ids) for ids in dict.fromkeys(map(tuple, long))), steer.prompts))

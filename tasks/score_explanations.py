@@ -35,7 +35,7 @@ def run(params: Params, item: str) -> Report:
         read_rows(ACTIVATIONS / "features.parquet", FeatureRow),
         read_rows(ACTIVATIONS / "neighbours.parquet", NeighbourRow),
     )
-    model, tokenizer = models.load_model(SUBJECT), models.load_tokenizer(SUBJECT)
+    model, tokenizer = models.open_model(SUBJECT), models.open_tokenizer(SUBJECT)
     used = sorted({near.features[row.feature_id].sae for row in candidates})
     saes = {name: sae.load(SAES / name, model.config.hidden_size) for name in used}
     texts = writer.write_texts(model, tokenizer, [row.explanation for row in candidates], config.writer)

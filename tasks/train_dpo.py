@@ -26,12 +26,12 @@ def run(params: Params, item: str) -> Report:
     round_, config = params.rounds[item], params.train_dpo
     seed = seed_torch(params.seed, f"train_dpo@{item}")
     start = EXPLAINERS / round_.start
-    model, reference, tokenizer = models.load_model(start), models.load_model(start), models.load_tokenizer(start)
+    model, reference, tokenizer = models.open_model(start), models.open_model(start), models.open_tokenizer(start)
     directions = direction_rows(read_tensors(ACTIVATIONS / "directions.safetensors"), params.train_sft.direction)
     attach(model, tokenizer, directions, params.train_sft, config.direction_noise)
     attach(reference, tokenizer, directions, params.train_sft)
     prompts = Prompts(model.config.vocab_size, len(PARTS[params.train_sft.direction]))
-    saved_tokenizer = models.load_tokenizer(start)
+    saved_tokenizer = models.open_tokenizer(start)
     add_feature_tokens(tokenizer, len(directions))
     number = {row.feature_id: at for at, row in enumerate(read_rows(ACTIVATIONS / "features.parquet", FeatureRow))}
     pairs = read_rows(ROUNDS / item / "validated.parquet", PreferencePair)

@@ -30,7 +30,7 @@ def run(params: Params) -> Report:
     config = params.train_sft
     seed = seed_torch(params.seed, "train_sft")
     draw = random.Random(seed)
-    model, tokenizer = models.load_model(SUBJECT), models.load_tokenizer(SUBJECT)
+    model, tokenizer = models.open_model(SUBJECT), models.open_tokenizer(SUBJECT)
     tensors = read_tensors(ACTIVATIONS / "directions.safetensors")
     features = direction_rows(tensors, config.direction)
     warmup = raw_activations(params, draw)
@@ -66,8 +66,8 @@ def run(params: Params) -> Report:
 def raw_activations(params: Params, draw: random.Random) -> sft.WarmupSet:
     """Residuals of the subject at random tokens of a stream of their own, with something true about each."""
     config = params.train_sft
-    model, tokenizer = models.load_model(SUBJECT), models.load_tokenizer(SUBJECT)
-    domain = open_domain(params.prepare_subject.domain, params.seed)
+    model, tokenizer = models.open_model(SUBJECT), models.open_tokenizer(SUBJECT)
+    domain = open_domain(params.prepare_subject.domain, params.seed, params.prepare_subject.corpus)
     batches = token_batches(
         domain.documents("warmup", config.warmup_examples), model, tokenizer, params.prepare_sae.hook_block,
         params.prepare_subject.context_length, params.extract_activations.batch_size,
