@@ -407,6 +407,7 @@ class Params:
     """The whole of params.yaml."""
 
     seed: int  # reseeds world, subject, SAE, split, labels and sampling
+    processes: int  # that a heavy stage runs in, one a GPU; its rows are the same in any number
     prepare_subject: PrepareSubject
     prepare_sae: PrepareSae
     extract_activations: ExtractActivations

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from saeexplainer.errors import UserError
+from saeexplainer.processes import is_first
 
 if TYPE_CHECKING:
     import torch
@@ -19,14 +20,19 @@ Record = TypeVar("Record")
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary sibling of `path` (file or folder) that takes its place only if the block succeeds."""
-    temporary = path.with_name(f".{path.name}.partial")
+    """Yield a temporary sibling of `path` (file or folder) that takes its place only if the block succeeds.
+
+    Of several processes of a stage the first one's takes it; what the others wrote is the same.
+    """
+    first = is_first()
+    temporary = path.with_name(f".{path.name}.partial" if first else f".{path.name}.{os.getpid()}.partial")
     _remove(temporary)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield temporary
-        _remove(path)
-        os.replace(temporary, path)
+        if first:
+            _remove(path)
+            os.replace(temporary, path)
     finally:
         _remove(temporary)
 

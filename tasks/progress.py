@@ -32,6 +32,11 @@ def install(label: str) -> None:
     tqdm.clear = tqdm.moveto = lambda *_, **__: None  # both only write control characters
 
 
+def silence() -> None:
+    """No bars in this process: one of several that all do the same says where they are."""
+    os.environ["TQDM_DISABLE"] = "1"
+
+
 def close_bars() -> None:
     """End every open bar, so that what is printed next stands alone: a failing loop leaves its bar open."""
     if "tqdm.std" not in sys.modules:

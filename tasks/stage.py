@@ -3,6 +3,10 @@
 `run` is `run(params) -> Report`, or `run(params, item) -> Report` in a stage that dvc.yaml repeats for every round or
 evaluation; the item is then the one argument of the command: `python -m tasks.train_dpo r1`.
 
+With `processes` above 1 in params.yaml, a stage that says `main(run, parallel=True)` starts itself again in so many
+processes, as `accelerate launch` does on several GPUs; on a machine without one they talk through gloo. One started by
+`accelerate launch -m tasks.<stage>` itself runs as it is.
+
 Exit status: 0; 2 after `error: <one line>`, a mistake the user can mend; 130 or 143 when interrupted or terminated.
 Whatever else goes wrong is a defect and keeps its traceback.
 """
@@ -20,6 +24,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from saeexplainer import processes
 from saeexplainer.config import Params
 from saeexplainer.errors import UserError
 from saeexplainer.storage import read_json, write_json
@@ -44,21 +49,39 @@ class _Terminated(BaseException):
     """SIGTERM arrived."""
 
 
-def main(run: Callable[..., Report], arguments: list[str] | None = None) -> NoReturn:
+def main(run: Callable[..., Report], arguments: list[str] | None = None, *, parallel: bool = False) -> NoReturn:
     """Run one stage on params.yaml, print its report, record its seconds, and exit."""
     stage = Path(inspect.getfile(run)).stem
     arguments = sys.argv[1:] if arguments is None else arguments
     signal.signal(signal.SIGTERM, _terminate)
-    progress.install(" ".join([stage, *arguments]))
+    if processes.is_first():
+        progress.install(" ".join([stage, *arguments]))
+    else:
+        progress.silence()
     try:
+        if parallel and not processes.launched() and (count := parameters.load().processes) > 1:
+            sys.exit(_launch(stage, arguments, count))
         _run(stage, run, arguments)
     except UserError as error:
+        if processes.launched():
+            processes.leave_error(error)
+            sys.exit(2)  # the one that started it says the line, once
         sys.exit(_failed(f"error: {' '.join(str(error).split())}", 2))
+    except processes.PeerLost as error:
+        sys.exit(_failed(f"{stage}: stopped, because another of its processes did ({error})", 1))
     except KeyboardInterrupt:
         sys.exit(_failed(f"{stage}: interrupted; `dvc repro` starts it again", 130))
     except _Terminated:
         sys.exit(_failed(f"{stage}: terminated; `dvc repro` starts it again", 143))
     sys.exit(0)
+
+
+def _launch(stage: str, arguments: list[str], count: int) -> int:
+    """Run this stage in `count` processes; the exit status of the first that failed, or 0."""
+    failure = processes.launch([f"tasks.{stage}", *arguments], count)
+    if failure is None:
+        return 0
+    return _failed(f"error: {failure.line}", failure.status) if failure.line else failure.status
 
 
 def _run(stage: str, run: Callable[..., Report], arguments: list[str]) -> None:
@@ -68,6 +91,8 @@ def _run(stage: str, run: Callable[..., Report], arguments: list[str]) -> None:
     report = run(params, *items)
     seconds = time.perf_counter() - start
     name = "@".join([stage, *items])
+    if not processes.is_first():
+        return
     for line in report.lines:
         print(line)
     if report.metrics:

@@ -18,7 +18,7 @@ PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stag
 STAGES = {name: stage.get("do", stage) for name, stage in PIPELINE.items()}
 PACKAGES = ("saeexplainer", "tasks", "flows")
 PYTHON_FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-SHARED_SECTIONS = {"seed", "rounds", "evaluations"}  # of params.yaml: no stage's own
+SHARED_SECTIONS = {"seed", "processes", "rounds", "evaluations"}  # of params.yaml: no stage's own
 NOT_DEPS = {
     *(f"saeexplainer.{name}" for name in ("config", "records", "storage", "errors", "domain")),
     *("tasks.params", "tasks.stage", "saeexplainer", "tasks"),
@@ -72,7 +72,7 @@ def params_read(stage: str) -> set[str]:
 
 
 def test_a_stage_is_a_task_a_params_section_and_a_dataclass() -> None:
-    modules = {path.stem for path in (ROOT / "tasks").glob("*.py") if "main(run)" in path.read_text(encoding="utf-8")}
+    modules = {path.stem for path in (ROOT / "tasks").glob("*.py") if "    main(run" in path.read_text(encoding="utf-8")}
     sections = {field.name for field in fields(config.Params)} - SHARED_SECTIONS
     classes = {
         re.sub(r"(?<!^)([A-Z])", r"_\1", name).lower() for name, kind in vars(config).items() if is_dataclass(kind)

@@ -1,0 +1,98 @@
+"""One stage in several processes: each takes its share of the batches, and all end with the same results.
+
+`tasks.stage` starts them; accelerate knows who is who. What is drawn or measured depends on the batches alone, never on
+how many processes share them, so that one process and several write the same rows. Files are written by the first.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+Batch = TypeVar("Batch")
+Result = TypeVar("Result")
+
+
+class PeerLost(Exception):
+    """Another process of the run is gone, so this one cannot go on."""
+
+
+def launched() -> bool:
+    """Whether this is one of several processes that were started together."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes files and speaks."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How a launched run ended."""
+
+    status: int  # exit status of the process that failed first; negative: the signal that ended it
+    line: str  # what it left with `leave_error`, for the user; "" where it showed a traceback
+
+
+def launch(module: list[str], count: int) -> Failure | None:
+    """`python -m <module>` in `count` processes on this machine, until all have ended or one has failed."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # its tables of exit codes
+    threads = max(1, (os.cpu_count() or 1) // count)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # or each would take every core
+    config = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=count, max_restarts=0, rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0", monitor_interval=0.5,
+    )  # fmt: skip
+    try:
+        elastic_launch(config, sys.executable)("-m", *module)
+    except ChildFailedError as error:
+        failure = error.get_first_failure()[1]
+        said = failure.error_file_data.get("message") if isinstance(failure.error_file_data, dict) else None
+        line = said["message"].partition(": ")[2] if isinstance(said, dict) else ""
+        return Failure(failure.exitcode, " ".join(line.split()))
+    return None
+
+
+def leave_error(error: Exception) -> None:
+    """Hand a user's mistake to the process that launched this one."""
+    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+    get_error_handler().record_exception(error)
+
+
+def _state() -> "PartialState":
+    import torch
+    from accelerate import PartialState
+
+    return PartialState(cpu=not torch.cuda.is_available())  # on a machine without a GPU it must be told
+
+
+def spread(batches: Sequence[Batch], work: Callable[[int, Batch], Result], progress: str = "") -> list[Result]:
+    """`work(number, batch)` of every batch, in their order; each process does its share and gets all results.
+
+    Results travel between processes of one run and must be picklable; they are never stored that way.
+    """
+    from tqdm.auto import tqdm
+
+    quiet = None if progress and is_first() else True
+    if not launched():
+        return [work(at, batch) for at, batch in enumerate(tqdm(batches, desc=progress, disable=quiet))]
+    from accelerate.utils import gather_object
+
+    state = _state()
+    share = range(state.process_index, len(batches), state.num_processes)
+    own = [(at, work(at, batches[at])) for at in tqdm(share, desc=progress, disable=quiet)]
+    try:
+        everything = gather_object(own)
+    except RuntimeError as error:  # a process ended early; what it has to say is the reason, not this
+        raise PeerLost(str(error)) from None
+    return [result for _, result in sorted(everything, key=lambda pair: pair[0])]
