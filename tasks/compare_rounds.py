@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from saeexplainer import confidence, costs, report, report_page
-from saeexplainer.comparison import START, chain_of, summarise
+from saeexplainer.comparison import ACCURACY, START, chain_of, subtractions, summarise
 from saeexplainer.config import Params
 from saeexplainer.domains import open_domain
+from saeexplainer.notation import change
 from saeexplainer.records import EvaluationRow, PreferencePair, ScoreRow
 from saeexplainer.storage import read_rows, replacing, write_json
 from tasks.stage import Report, main
@@ -146,23 +147,17 @@ def _tracked(params: Params, comparison: dict) -> list[str]:
 
 
 def _metrics(comparison: dict) -> dict[str, float]:
-    metric = "generative_accuracy"
-    return {f"{name}_{metric}": found[metric]["value"] for name, found in comparison["rounds"].items()}
+    return {f"{name}_{ACCURACY}": found[ACCURACY]["value"] for name, found in comparison["rounds"].items()}
 
 
 def _lines(comparison: dict) -> list[str]:
     """The differences a person asks for first: each round against the one before, the last against the start."""
-    lines = []
     chain = chain_of(comparison) or [START]
-    for name, metrics in comparison["differences"].items():
-        a, _, b = name.partition("-")
-        if {a, b} <= set(chain):
-            accuracy = {key: 100 * value for key, value in metrics["generative_accuracy"].items()}
-            lines.append(
-                f"{a} - {b}: generative accuracy {accuracy['value']:+.1f} points "
-                f"({accuracy['low']:+.1f} to {accuracy['high']:+.1f})"
-            )
-    return lines
+    return [
+        f"{a} - {b}: {change(ACCURACY, comparison['differences'][f'{a}-{b}'][ACCURACY])}"
+        for a, b in subtractions(comparison)
+        if {a, b} <= set(chain)
+    ]
 
 
 if __name__ == "__main__":

@@ -17,9 +17,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from saeexplainer import gate, stop_rule
+from saeexplainer import stop_rule
 from saeexplainer.config import EvaluationKind, Params
 from saeexplainer.errors import UserError
+from saeexplainer.notation import change
 from saeexplainer.records import ScoreRow
 from saeexplainer.storage import read_json, read_rows, replacing
 from tasks import params as parameters
@@ -70,7 +71,7 @@ def _decided(params: Params, trial: str) -> str | None:
     before, after = (read_rows(ROUNDS / name / "scores.parquet", ScoreRow) for name in (newest, trial))
     threshold, resamples = params.score_explanations.reward.threshold, params.compare_rounds.resamples
     gain = stop_rule.gain(before, after, threshold, resamples, params.seed)
-    told = f"{newest} - {params.rounds[newest].start}: {gate.points(MEASURE, gain)}, {gain.n} valid features"
+    told = f"{newest} - {params.rounds[newest].start}: {change(MEASURE, asdict(gain))}, {gain.n} valid features"
     worth_it = gain.low > 0
     _remember(params, trial, f"{told}: {'worth it' if worth_it else 'not above 0'}")
     if worth_it:

@@ -34,7 +34,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saeexplainer.comparison import chain_of
+from saeexplainer.comparison import ACCURACY, chain_of
 from saeexplainer.config import Params
 from saeexplainer.costs import Bill, Cost
 from saeexplainer.errors import UserError
@@ -207,7 +207,7 @@ def evaluation_rows(name: str, comparison: dict) -> list[EvaluationRow]:
     """The rows behind one evaluation of a comparison. Raises UserError if data/ has none or another result's."""
     path = EVALUATIONS / f"{name}.parquet"
     rows = read_rows(path, EvaluationRow)
-    found = comparison["rounds"][name]["generative_accuracy"]
+    found = comparison["rounds"][name][ACCURACY]
     mean = sum(row.generative_accuracy for row in rows) / max(len(rows), 1)
     if len(rows) != found["n"] or abs(mean - found["value"]) > 1e-9:
         raise UserError(f"{path}: is of another result than reports/comparison.json; run `dvc repro`")

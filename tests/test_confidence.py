@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rows import evaluated
 
-from saeexplainer.comparison import bootstrap_mean, bootstrap_rows
+from saeexplainer.intervals import bootstrap_mean, bootstrap_rows
 from saeexplainer.confidence import (
     Calibration,
     Coverage,

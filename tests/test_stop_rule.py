@@ -2,7 +2,7 @@
 
 import pytest
 
-from saeexplainer.comparison import Interval
+from saeexplainer.intervals import Interval
 from saeexplainer.errors import UserError
 from saeexplainer.records import ScoreRow
 from saeexplainer.stop_rule import gain, shares
