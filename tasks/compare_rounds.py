@@ -132,7 +132,7 @@ def write_csv(path: Path, rows: Sequence[Any], record: type) -> None:
 
 def _tracked(params: Params, comparison: dict) -> list[str]:
     """Log to MLflow and register the explainers; what happened, in lines."""
-    from tasks import registry, tracking
+    from tasks import registry, store, tracking
 
     lines = []
     try:
@@ -140,7 +140,7 @@ def _tracked(params: Params, comparison: dict) -> list[str]:
         lines += registry.register(params, comparison)
     except Exception as error:  # whatever a server, a driver or a network can raise: the result is already on disk
         lines.append(
-            f"warning: MLflow at {tracking.shown_uri()} did not take the result ({tracking.one_line(error)}); "
+            f"warning: MLflow at {store.shown_uri()} did not take the result ({store.one_line(error)}); "
             "nothing is lost, run `python -m tasks.tracking rebuild` when it answers"
         )
     return lines

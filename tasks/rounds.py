@@ -153,7 +153,7 @@ def _remember(params: Params, trial: str, decision: str) -> None:
     """Leave the decision as a tag of the MLflow run of the comparison it was made on; a warning if that cannot be."""
     if not COMPARISON.is_file():
         return
-    from tasks import tracking
+    from tasks import store, tracking
 
     compared = {
         section: {name: entry for name, entry in getattr(params, section).items() if name != trial}
@@ -162,4 +162,4 @@ def _remember(params: Params, trial: str, decision: str) -> None:
     try:
         tracking.tag(replace(params, **compared), read_json(COMPARISON), "stop_rule", decision)
     except Exception as error:  # whatever a server, a driver or a network can raise: the decision is printed as well
-        print(f"warning: MLflow at {tracking.shown_uri()}: {tracking.one_line(error)}", flush=True)
+        print(f"warning: MLflow at {store.shown_uri()}: {store.one_line(error)}", flush=True)
