@@ -9,24 +9,17 @@ training run settles nothing, whatever its interval over features: that does not
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from saeexplainer.comparison import METRICS
+from saeexplainer.comparison import ACCURACY, METRICS, direction
+from saeexplainer.notation import bold, heading, percent, plain, runs, table, words
 from saeexplainer.study_figures import (
-    ACCURACY,
     Variant,
     against_sources,
-    bold,
     described,
-    direction,
-    heading,
     known_metrics,
     last_round,
     mean,
-    percent,
-    plain,
-    runs,
+    of_group,
     state,
-    table,
-    words,
 )
 
 BASE = "base"  # the group of the default
@@ -40,10 +33,7 @@ def summarise(variants: Sequence[Variant], resamples: int) -> dict[str, Any]:
     """The content of ablation.json; every interval is {"value", "low", "high", "n"} or, where unknown, null."""
     everyone = {variant.name: variant for variant in variants}
     groups = list(dict.fromkeys(variant.group for variant in variants if variant.group != BASE))
-    settings = {
-        group: _setting([variant for variant in variants if variant.group == group], everyone, resamples)
-        for group in groups
-    }
+    settings = {group: _setting(of_group(variants, group), everyone, resamples) for group in groups}
     return {
         "resamples": resamples,
         "variants": {variant.name: _last_round(variant, resamples) for variant in variants},
@@ -170,4 +160,3 @@ def _levels(ablation: dict[str, Any]) -> str:
         for name, found in ablation["variants"].items()
     ]  # fmt: skip
     return table(["run", "setting", "state", "seed", "round", *map(heading, metrics)], rows)
-

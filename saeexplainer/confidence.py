@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from saeexplainer.comparison import Interval, bootstrap_mean, bootstrap_rows
+from saeexplainer.intervals import Interval, bootstrap_mean, bootstrap_rows
 from saeexplainer.metrics import auc
 from saeexplainer.records import EvaluationRow
 

@@ -9,38 +9,28 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from saeexplainer import confirmation_targets
-from saeexplainer.comparison import METRICS, pooled_ratio
+from saeexplainer import targets
+from saeexplainer.comparison import ACCURACY, COLLISION, METRICS, direction
+from saeexplainer.intervals import pooled_ratio
+from saeexplainer.notation import DASH, bold, heading, percent, plain, points, runs, table, words
 from saeexplainer.records import EvaluationRow
 from saeexplainer.study_figures import (
-    ACCURACY,
     BOOTSTRAP_SEED,
+    SEEDS,
     Variant,
     against_sources,
-    bold,
     both,
     difference,
-    direction,
-    heading,
     known_metrics,
     known_to_both,
     last_round,
     mean,
     of_group,
     ordered,
-    percent,
-    plain,
-    points,
-    runs,
-    table,
-    words,
 )
-from saeexplainer.study_report import SEEDS
 
 REWARD = "reward"  # the group of runs with another reward, each from a seed of the study
-COLLISION = "collision_rate"
 TOLERATED_LOSS = 0.02  # of generative accuracy, fixed before anything was measured: "no loss" excludes more than this
-BEST_OF = "best_of_"  # evaluations that choose by feedback at inference
 
 
 def summarise(variants: Sequence[Variant], resamples: int) -> dict[str, Any]:
@@ -93,7 +83,7 @@ def sections(found: dict[str, Any]) -> Iterator[str]:
     if not found["evaluations"]:
         yield "Not run: no figures."
     else:
-        yield "\n".join(f"- {line}" for line in confirmation_targets.lines(found))
+        yield "\n".join(f"- {target.line}" for target in targets.of_confirmation(found))
         yield _evaluations(found)
         if found["last"]:
             yield f"### {found['last']} against each baseline"
@@ -144,7 +134,7 @@ def _costs(found: dict[str, Any]) -> Iterator[str]:
     header = ["explanations", "calls", "tokens", f"calls of {last}", f"tokens of {last}"]
     yield table([*header, f"{last} reaches of its {words(ACCURACY)}, %"], rows)
     for name, cost in found["costs"].items():
-        if name.startswith(BEST_OF) and cost["reached"]:
+        if name.startswith(targets.FEEDBACK) and cost["reached"]:
             yield (
                 f"`{last}` reaches {percent(cost['reached'])} percent of the {words(ACCURACY)} of `{name}`, which "
                 f"takes {_times(cost['calls'], own['calls'])} its calls and "
@@ -153,7 +143,7 @@ def _costs(found: dict[str, Any]) -> Iterator[str]:
 
 
 def _times(a: float, b: float) -> str:
-    return f"{a / b:,.1f} times" if b else "–"
+    return f"{a / b:,.1f} times" if b else DASH
 
 
 def _reward(found: dict[str, Any]) -> Iterator[str]:

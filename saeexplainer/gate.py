@@ -5,10 +5,12 @@ share, or that no longer tell what the feature does to the output. `tasks.regist
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
-from saeexplainer.comparison import LOWER_IS_BETTER, Interval, known_difference, values_of
+from saeexplainer.comparison import LOWER_IS_BETTER, direction, values_of
 from saeexplainer.errors import UserError
+from saeexplainer.intervals import Interval, known_difference
+from saeexplainer.notation import change
 from saeexplainer.records import EvaluationRow
 
 
@@ -25,16 +27,16 @@ class Verdict:
     def reason(self, opponent: str) -> str:
         """One line: the promoted round's difference, and what hinders the round that is ahead."""
         ahead = self._against(self.ahead, opponent)
-        if self.best is None and not is_better(self.criterion, self.differences[self.ahead]):
+        if self.best is None and _direction(self.criterion, self.differences[self.ahead]) <= 0:
             return f"{ahead}, not {'below' if self.criterion in LOWER_IS_BETTER else 'above'} 0"
         if self.best == self.ahead:
             return ahead
-        lost = ", ".join(points(metric, interval) for metric, interval in self.losses[self.ahead].items())
+        lost = ", ".join(change(metric, asdict(interval)) for metric, interval in self.losses[self.ahead].items())
         hindered = f"{ahead}, but it loses {lost}"
         return hindered if self.best is None else f"{self._against(self.best, opponent)}; {hindered}"
 
     def _against(self, name: str, opponent: str) -> str:
-        return f"{name} - {opponent}: {points(self.criterion, self.differences[name])}"
+        return f"{name} - {opponent}: {change(self.criterion, asdict(self.differences[name]))}"
 
 
 def judge(
@@ -56,7 +58,7 @@ def judge(
         name: {
             metric: interval
             for metric in guarded
-            if (interval := _difference(rows, opponent, metric, resamples, seed)) and is_worse(metric, interval)
+            if (interval := _difference(rows, opponent, metric, resamples, seed)) and _direction(metric, interval) < 0
         }
         for name, rows in rounds.items()
     }
@@ -65,7 +67,7 @@ def judge(
     def gain(name: str) -> float:
         return sign * differences[name].value
 
-    winners = [name for name, interval in differences.items() if is_better(criterion, interval)]
+    winners = [name for name, interval in differences.items() if _direction(criterion, interval) > 0]
     best = max((name for name in winners if not losses[name]), key=gain, default=None)
     return Verdict(criterion, best, max(winners or differences, key=gain), differences, losses)
 
@@ -76,17 +78,5 @@ def _difference(
     return known_difference(values_of(a, metric), values_of(b, metric), resamples, seed)
 
 
-def is_better(metric: str, difference: Interval) -> bool:
-    """Whether all of the interval lies on the good side of 0."""
-    return difference.high < 0 if metric in LOWER_IS_BETTER else difference.low > 0
-
-
-def is_worse(metric: str, difference: Interval) -> bool:
-    """Whether all of the interval lies on the bad side of 0."""
-    return difference.low > 0 if metric in LOWER_IS_BETTER else difference.high < 0
-
-
-def points(metric: str, difference: Interval) -> str:
-    """Text such as "generative accuracy +31.7 points (+26.7 to +37.1)"; a point is a hundredth of the metric's unit."""
-    value, low, high = (f"{100 * number:+.1f}" for number in (difference.value, difference.low, difference.high))
-    return f"{metric.replace('_', ' ')} {value} points ({low} to {high})"
+def _direction(metric: str, difference: Interval) -> int:
+    return direction(metric, asdict(difference))

@@ -4,11 +4,35 @@ They depend on the feature alone, so all evaluations are asked the same.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 
-from saeexplainer.records import ContextRow, FeatureRow, ProbeRow
+from saeexplainer.records import ContextRow, FeatureRow, ProbeRow, SteeredRow
+
+TOLERANCE = 0.1  # of a target: seven halvings of the last interval end far nearer, unless the target was out of reach
+
+
+@dataclass(frozen=True)
+class ProbeFigures:
+    """reports/probes.json: what the probes are made of."""
+
+    features: int  # asked about
+    firing_contexts: int  # in which the feature fires
+    silent_contexts: int  # in which it does not
+    steering_targets_missed: float  # share of (feature, divergence) that no strength reached: its texts say little
+
+
+def figures(contexts: Sequence[ProbeRow], steered: Sequence[SteeredRow]) -> ProbeFigures:
+    """Count both tables. Raises ValueError if nothing was steered."""
+    if not steered:
+        raise ValueError("no steered texts to count")
+    firing = sum(max(row.activations) > 0 for row in contexts)
+    reached = {(row.feature_id, row.target): row.divergence for row in steered}
+    missed = sum(abs(divergence - abs(target)) > TOLERANCE * abs(target) for (_, target), divergence in reached.items())
+    features = len({feature_id for feature_id, _ in reached})
+    return ProbeFigures(features, firing, len(contexts) - firing, missed / len(reached))
 
 
 def held_out_contexts(

@@ -22,9 +22,10 @@ from typing import Any
 import numpy as np
 
 from saeexplainer import truth as truth_tables
-from saeexplainer.comparison import chain_of
+from saeexplainer.comparison import LOWER_IS_BETTER, chain_of, metrics_of
 from saeexplainer.domain import Domain
 from saeexplainer.errors import UserError
+from saeexplainer.notation import DASH, held_out, words
 from saeexplainer.page import glance, payload
 from saeexplainer.page.payload import FeatureRecords, RoundRecords
 from saeexplainer.records import (
@@ -186,7 +187,7 @@ def true_concepts(table: Path, features: Path, sae: str, domain: Domain) -> dict
     known = truth_tables.load(table, concepts)
     rows = _read(features, FeatureRow)
     ids = [name for name, owner in zip(rows["feature_id"].to_pylist(), rows["sae"].to_pylist()) if owner == sae]
-    words = [domain.describe([concept]) if domain.can_lead(concept) else concept for concept in concepts]
+    in_words = [domain.describe([concept]) if domain.can_lead(concept) else concept for concept in concepts]
     found = {}
     for first in range(0, len(ids), TRUTH_BATCH):
         batch = ids[first : first + TRUTH_BATCH]
@@ -194,7 +195,7 @@ def true_concepts(table: Path, features: Path, sae: str, domain: Domain) -> dict
         scores = truth_tables.f1_of_all(part)
         best = np.argsort(-scores, axis=1, kind="stable")[:, :TRUTH_SHOWN]
         for row, name in enumerate(batch):
-            found[name] = [(words[at], float(scores[row, at])) for at in best[row] if scores[row, at] > 0]
+            found[name] = [(in_words[at], float(scores[row, at])) for at in best[row] if scores[row, at] > 0]
     return found
 
 
@@ -269,7 +270,7 @@ def _blocks(tables: Tables, truth: Mapping[str, Sequence], index: Index) -> Iter
 
 def _index_value(index: Index, comparison: Mapping) -> dict[str, Any]:
     """What the page's script parses when it opens."""
-    chain = chain_of(dict(comparison))
+    chain = chain_of(comparison)
     return {
         **payload.constants(),
         "block": BLOCK,
@@ -294,10 +295,10 @@ def _context(comparison: Mapping, facts: list[RoundFacts], features: int) -> dic
     style, script = (_asset(name) for name in ("page.css", "page.js"))
     return {
         "comparison": comparison,
-        "caption": glance.caption(comparison),
+        "caption": held_out(comparison),
         "headline": glance.headline(comparison),
         "panels": glance.panels(comparison),
-        "metrics": [(glance.named(name), name in glance.LOWER_IS_BETTER) for name in glance.metrics_of(comparison)],
+        "metrics": [(words(name), name in LOWER_IS_BETTER) for name in metrics_of(comparison)],
         "results": glance.results(comparison),
         "differences": glance.differences(comparison),
         "geometry": glance,
@@ -326,6 +327,6 @@ def _template() -> Any:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["number"] = lambda value: glance.DASH if value is None else f"{value:.2f}"
+    environment.filters["number"] = lambda value: DASH if value is None else f"{value:.2f}"
     environment.filters["count"] = lambda value: f"{value:,}"
     return environment.from_string(_asset("page.html"))

@@ -14,7 +14,7 @@ The measure is the share of texts that reach the threshold, not the reward: a re
 from collections import defaultdict
 from collections.abc import Sequence
 
-from saeexplainer.comparison import Interval, bootstrap_mean, paired_difference
+from saeexplainer.intervals import Interval, bootstrap_mean, paired_difference
 from saeexplainer.records import ScoreRow
 
 SPLIT = "valid"

@@ -1,6 +1,6 @@
-"""What the reports of the study share: the record of a variant, the figures of its rows, and how a figure is written.
+"""What the reports of the study share: the record of a variant, and the figures of its rows.
 
-Everything a figure says is an interval of `saeexplainer.comparison`, kept as {"value", "low", "high", "n"} so that the
+Everything a figure says is an interval of `saeexplainer.intervals`, kept as {"value", "low", "high", "n"} so that the
 reports can be written again from their JSON alone. Rows of different runs are paired only where the runs measured the
 same features of the same SAE.
 """
@@ -11,19 +11,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from saeexplainer.comparison import (
-    LOWER_IS_BETTER,
-    METRICS,
-    default_starts,
-    paired_difference,
-    pooled_difference,
-    pooled_mean,
-)
+from saeexplainer.comparison import METRICS, default_starts, values_of
+from saeexplainer.intervals import known_values, paired_difference, pooled_difference, pooled_mean
 from saeexplainer.records import EvaluationRow
 
 COMPLETE = "complete"
 POOLED = "pooled"
-ACCURACY = "generative_accuracy"
+# Groups of variants with a section of their own. Seeds: what counts. Looked at: seeds seen on test while settings were
+# chosen. The control's rewards are shuffled; labels are poorer or better than the default's.
+SEEDS, LOOKED_AT, CONTROL, LABELS = "seeds", "looked_at", "control", "labels"
 ORDER = ("open_loop", "warmup", "sft", "r1", "r2")  # of the evaluations; others follow
 BOOTSTRAP_SEED = 0
 
@@ -58,6 +54,11 @@ def of_group(variants: Iterable[Variant], group: str) -> list[Variant]:
     return [variant for variant in variants if variant.group == group]
 
 
+def group_of(study: Mapping[str, Any], group: str) -> dict[str, Any]:
+    """The described variants of a group, from study.json, in order."""
+    return {name: found for name, found in study["variants"].items() if found["group"] == group}
+
+
 def described(variant: Variant) -> dict[str, Any]:
     """All that is kept of a variant but its rows."""
     return {key: value for key, value in vars(variant).items() if key not in ("name", "evaluations")}
@@ -80,17 +81,9 @@ def last_round(names: Iterable[str]) -> str | None:
     return next(reversed(default_starts(list(names))), None)
 
 
-def values(rows: Sequence[EvaluationRow], metric: str) -> dict[str, float]:
-    """feature_id -> value of a metric, where it is known: truth is NaN where no domain tells it."""
-    field = next(field for field, name in METRICS.items() if name == metric)
-    found = {row.feature_id: getattr(row, field) for row in rows}
-    return {feature_id: value for feature_id, value in found.items() if not math.isnan(value)}
-
-
 def mean(tables: Sequence[Sequence[EvaluationRow]], metric: str, resamples: int) -> dict[str, Any] | None:
     """A metric over the features of several runs, a table of rows each; None if nobody knows it."""
-    strata = [[value for _, value in sorted(values(rows, metric).items())] for rows in tables]
-    strata = [stratum for stratum in strata if stratum]
+    strata = [known for rows in tables if (known := known_values(values_of(rows, metric)))]
     return asdict(pooled_mean(strata, resamples, BOOTSTRAP_SEED)) if strata else None
 
 
@@ -116,9 +109,8 @@ def known_to_both(
     a: Sequence[EvaluationRow], b: Sequence[EvaluationRow], metric: str
 ) -> tuple[dict[str, float], dict[str, float]]:
     """A metric by feature, over the features where both know it. Raises UserError if they hold different features."""
-    paired_difference({row.feature_id: 0.0 for row in a}, {row.feature_id: 0.0 for row in b})
-    left, right = values(a, metric), values(b, metric)
-    known = sorted(left.keys() & right.keys())
+    left, right = values_of(a, metric), values_of(b, metric)
+    known = [key for key, value in paired_difference(left, right).items() if not math.isnan(value)]
     return {key: left[key] for key in known}, {key: right[key] for key in known}
 
 
@@ -175,56 +167,3 @@ def _last_rows(variant: Variant) -> list[EvaluationRow]:
 def as_json(content: dict[str, Any]) -> str:
     """A report's figures; not sorted, the order of variants and evaluations is information."""
     return json.dumps(content, indent=1, allow_nan=False) + "\n"
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Markdown, figures to the right."""
-    alignment = ["---", *["---:"] * (len(header) - 1)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, alignment, *rows))
-
-
-def heading(metric: str) -> str:
-    """A metric's name with the direction in which it is better."""
-    return f"{words(metric)} {'↓' if metric in LOWER_IS_BETTER else '↑'}"
-
-
-def words(metric: str) -> str:
-    """A metric's name in a sentence."""
-    return metric.replace("_", " ")
-
-
-def percent(interval: Mapping[str, Any] | None) -> str:
-    """A share with its interval, in percent."""
-    if interval is None:
-        return "–"
-    return f"{100 * interval['value']:.1f} ({100 * interval['low']:.1f} to {100 * interval['high']:.1f})"
-
-
-def points(interval: Mapping[str, Any] | None) -> str:
-    """A difference with its interval, in percentage points."""
-    if interval is None:
-        return "–"
-    return f"{100 * interval['value']:+.1f} ({100 * interval['low']:+.1f} to {100 * interval['high']:+.1f})"
-
-
-def bold(interval: Mapping[str, Any] | None) -> str:
-    """As `points`; bold where the interval leaves zero out."""
-    decided = interval is not None and (interval["low"] > 0 or interval["high"] < 0)
-    return f"**{points(interval)}**" if decided else points(interval)
-
-
-def runs(count: int) -> str:
-    """How many, in words."""
-    return f"{count} run{'' if count == 1 else 's'}"
-
-
-def plain(value: float | int | None, form: str) -> str:
-    """A number without an interval."""
-    return "–" if value is None else format(value, form)
-
-
-def direction(metric: str, interval: Mapping[str, Any] | None) -> int:
-    """1 if a difference is for the better beyond its interval, -1 if for the worse, 0 if neither is shown."""
-    if interval is None or interval["low"] <= 0 <= interval["high"]:
-        return 0
-    return 1 if (interval["value"] > 0) != (metric in LOWER_IS_BETTER) else -1

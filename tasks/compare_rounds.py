@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from saeexplainer import confidence, costs, report, report_page
-from saeexplainer.comparison import START, chain_of, summarise
+from saeexplainer.comparison import ACCURACY, START, chain_of, subtractions, summarise
 from saeexplainer.config import Params
 from saeexplainer.domains import open_domain
+from saeexplainer.notation import change
 from saeexplainer.records import EvaluationRow, PreferencePair, ScoreRow
 from saeexplainer.storage import read_rows, replacing, write_json
 from tasks.stage import Report, main
@@ -131,7 +132,7 @@ def write_csv(path: Path, rows: Sequence[Any], record: type) -> None:
 
 def _tracked(params: Params, comparison: dict) -> list[str]:
     """Log to MLflow and register the explainers; what happened, in lines."""
-    from tasks import registry, tracking
+    from tasks import registry, store, tracking
 
     lines = []
     try:
@@ -139,30 +140,24 @@ def _tracked(params: Params, comparison: dict) -> list[str]:
         lines += registry.register(params, comparison)
     except Exception as error:  # whatever a server, a driver or a network can raise: the result is already on disk
         lines.append(
-            f"warning: MLflow at {tracking.shown_uri()} did not take the result ({tracking.one_line(error)}); "
+            f"warning: MLflow at {store.shown_uri()} did not take the result ({store.one_line(error)}); "
             "nothing is lost, run `python -m tasks.tracking rebuild` when it answers"
         )
     return lines
 
 
 def _metrics(comparison: dict) -> dict[str, float]:
-    metric = "generative_accuracy"
-    return {f"{name}_{metric}": found[metric]["value"] for name, found in comparison["rounds"].items()}
+    return {f"{name}_{ACCURACY}": found[ACCURACY]["value"] for name, found in comparison["rounds"].items()}
 
 
 def _lines(comparison: dict) -> list[str]:
     """The differences a person asks for first: each round against the one before, the last against the start."""
-    lines = []
     chain = chain_of(comparison) or [START]
-    for name, metrics in comparison["differences"].items():
-        a, _, b = name.partition("-")
-        if {a, b} <= set(chain):
-            accuracy = {key: 100 * value for key, value in metrics["generative_accuracy"].items()}
-            lines.append(
-                f"{a} - {b}: generative accuracy {accuracy['value']:+.1f} points "
-                f"({accuracy['low']:+.1f} to {accuracy['high']:+.1f})"
-            )
-    return lines
+    return [
+        f"{a} - {b}: {change(ACCURACY, comparison['differences'][f'{a}-{b}'][ACCURACY])}"
+        for a, b in subtractions(comparison)
+        if {a, b} <= set(chain)
+    ]
 
 
 if __name__ == "__main__":

@@ -4,13 +4,11 @@ A check never changes anything, and a check that cannot tell says so instead of 
 """
 
 import fcntl
-import importlib.util
 import json
 import os
 import re
 import shutil
 import socket
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,8 +17,9 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from saeexplainer.errors import UserError
+
 LOCK_FILE, DVC_TMP = Path("requirements.lock"), Path(".dvc/tmp")
-STORE = Path("mlruns/mlflow.db")
 PYTHON = ((3, 11), (3, 14))  # as pyproject.toml's requires-python: from, and below
 GIB = 2**30
 LITTLE_DISK, LITTLE_MEMORY = 2.0, 2.0  # GiB: a set-up takes 2.4 GB, the default run stays under 2 GiB of memory
@@ -137,7 +136,6 @@ def _settings() -> Finding:
     """params.yaml loads, and is what conf/ composes to for the experiment that it names."""
     from omegaconf import OmegaConf
 
-    from saeexplainer.errors import UserError
     from tasks import compose
     from tasks import params as parameters
 
@@ -158,35 +156,17 @@ def _settings() -> Finding:
 
 def _store() -> Finding:
     """mlruns/mlflow.db has the schema of the installed MLflow."""
+    from tasks import store
+
     if os.environ.get("MLFLOW_TRACKING_URI"):
         return Finding("ok", "MLflow: the store that MLFLOW_TRACKING_URI names")
-    if not STORE.is_file():
-        return Finding("ok", f"MLflow: no {STORE} yet")
+    if not store.STORE.is_file():
+        return Finding("ok", f"MLflow: no {store.STORE} yet")
     try:
-        with closing(sqlite3.connect(f"file:{STORE}?mode=ro", uri=True)) as connection:
-            (found,) = connection.execute("SELECT version_num FROM alembic_version").fetchone()
-    except (sqlite3.Error, TypeError) as error:
-        advice = f"move it away and run `python -m tasks.tracking rebuild` ({error})"
-        return Finding("fail", f"MLflow: {STORE} is no store of MLflow's", advice)
-    known = _revisions()
-    if found == known[0]:
-        return Finding("ok", f"MLflow: {STORE} has this version's schema")
-    if found in known:
-        return Finding("warn", f"MLflow: {STORE} is of an older MLflow", f"run `mlflow db upgrade sqlite:///{STORE}`")
-    advice = "run `make setup`, or move it away and run `python -m tasks.tracking rebuild`"
-    return Finding("fail", f"MLflow: {STORE} is of another MLflow, schema {found}", advice)
-
-
-def _revisions() -> list[str]:
-    """The schema's revisions that the installed MLflow knows, newest first."""
-    import logging
-
-    from alembic.script import ScriptDirectory
-
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    places = importlib.util.find_spec("mlflow").submodule_search_locations
-    migrations = ScriptDirectory(str(Path(next(iter(places))) / "store/db_migrations"))
-    return [script.revision for script in migrations.walk_revisions()]
+        store.check_version(store.address())
+    except UserError as error:
+        return Finding("fail", f"MLflow: {error}")
+    return Finding("ok", f"MLflow: {store.STORE} has this version's schema")
 
 
 def _locks() -> Iterator[Finding]:

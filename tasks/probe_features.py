@@ -1,9 +1,10 @@
 """What the explanations of the held-out features will be asked, whoever wrote them: `python -m tasks.probe_features`.
 
 Contexts with the feature's activation on every token, and texts that the subject writes while the feature is held up or
-down. Writes data/probes/{contexts,steered}.parquet.
+down. Writes data/probes/{contexts,steered}.parquet, and reports/probes.json: how many, and how often steering missed.
 """
 
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from saeexplainer.domains import open_domain
 from saeexplainer.errors import UserError
 from saeexplainer.records import ContextRow, FeatureRow, ProbeRow, SteeredRow
 from saeexplainer.seeds import seed_torch, stage_seed
-from saeexplainer.storage import read_rows, write_rows
+from saeexplainer.storage import read_rows, write_json, write_rows
 from tasks.stage import Report, main
 
 ACTIVATIONS, SAES, SUBJECT, PROBES = (
@@ -49,12 +50,9 @@ def run(params: Params) -> Report:
     ]
     write_rows(PROBES / "contexts.parquet", rows, ProbeRow)
     write_rows(PROBES / "steered.parquet", steered, SteeredRow)
-    firing = sum(max(row.activations) > 0 for row in rows)
-    missed = sum(abs(row.divergence - abs(row.target)) > 0.1 * abs(row.target) for row in steered) / len(steered)
-    return Report(
-        {"steering_targets_missed": missed},
-        [f"{len(features)} features: {firing} contexts where they fire, {len(rows) - firing} where they are silent"],
-    )
+    found = probes.figures(rows, steered)
+    write_json(Path("reports/probes.json"), found)
+    return Report(asdict(found), [])
 
 
 def context_probes(params: Params, features: list[FeatureRow], model, tokenizer, explained) -> list[ProbeRow]:

@@ -35,7 +35,7 @@ from saeexplainer.records import FeatureRow
 from saeexplainer.serving import Explained, ServedExplainer, evaluation_of, missing_files, write_served
 from saeexplainer.storage import read_json, read_rows, read_tensors
 from tasks import params as parameters
-from tasks import tracking
+from tasks import store, tracking
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -63,7 +63,7 @@ def register(params: Params, comparison: dict) -> list[str]:
     Tracking comes first: a version points to its round's run. What data/ does not hold (or holds of another result) is
     left out with a line. Raises UserError for a store of another version, and whatever a server or the network raises.
     """
-    client, key = tracking.open_client(), tracking.pipeline_key(params, comparison)
+    client, key = store.open_client(), tracking.pipeline_key(params, comparison)
     name, items = model_name(params.compare_rounds.experiment), served_rounds(params, comparison)
     if not items:
         return ["registry: nothing registered (no round of this result is evaluated under its own name)"]
@@ -127,7 +127,7 @@ def _add_version(client: "MlflowClient", name: str, item: str, result: _Result) 
     """Store one round's explainer as a model of its run, then register it; only the last step makes it count."""
     from mlflow.exceptions import MlflowException
 
-    experiment = tracking.experiment_id(client, result.params.compare_rounds.experiment)
+    experiment = store.experiment_id(client, result.params.compare_rounds.experiment)
     with tempfile.TemporaryDirectory() as scratch:
         run = _run_of(client, experiment, result.key, item)
         served = Path(scratch, "served")
@@ -160,7 +160,7 @@ def _run_of(client: "MlflowClient", experiment: str, key: str, item: str) -> str
     asked = f"tags.pipeline_key = '{key}' AND tags.evaluation = '{item}'"
     runs = client.search_runs([experiment], asked)
     if not runs:
-        raise UserError(f"round {item}: MLflow has no run of it; {tracking.REBUILD} first")
+        raise UserError(f"round {item}: MLflow has no run of it; {store.REBUILD} first")
     return runs[0].info.run_id
 
 
@@ -276,7 +276,7 @@ def _fetched(address: str) -> Iterator[Path | None]:
         return
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            found = Path(download_artifacts(artifact_uri=address, dst_path=scratch, tracking_uri=tracking.address()))
+            found = Path(download_artifacts(artifact_uri=address, dst_path=scratch, tracking_uri=store.address()))
         except (MlflowException, OSError):
             found = None
         yield found
@@ -308,7 +308,7 @@ def _named(client: "MlflowClient", model: str) -> "ModelVersion":
         version = champion_version(client, name)
         if version is None:
             raise UserError(
-                f"{name} has no {CHAMPION} yet in {tracking.shown_uri()}; `dvc repro` registers each round's "
+                f"{name} has no {CHAMPION} yet in {store.shown_uri()}; `dvc repro` registers each round's "
                 f"explainer, {PROMOTE} makes one the champion"
             )
         return version
@@ -320,23 +320,23 @@ def _named(client: "MlflowClient", model: str) -> "ModelVersion":
         return client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise UserError(f"{model}: no such version in {tracking.shown_uri()}") from None
+            raise UserError(f"{model}: no such version in {store.shown_uri()}") from None
         raise
 
 
 @contextmanager
 def _answering() -> Iterator["MlflowClient"]:
     """A client of a store that is there; what a server or a database raises inside becomes a UserError."""
-    if not os.environ.get("MLFLOW_TRACKING_URI") and not tracking.STORE.is_file():
-        raise UserError(f"{tracking.STORE}: no MLflow store here, and so no {CHAMPION}; `dvc repro` makes both")
+    if not os.environ.get("MLFLOW_TRACKING_URI") and not store.STORE.is_file():
+        raise UserError(f"{store.STORE}: no MLflow store here, and so no {CHAMPION}; `dvc repro` makes both")
     from mlflow.exceptions import MlflowException
 
     try:
-        yield tracking.open_client()
+        yield store.open_client()
     except (MlflowException, OSError) as error:
         raise UserError(
-            f"MLflow at {tracking.shown_uri()} does not answer as it should ({tracking.one_line(error)}); start it, or "
-            f"unset MLFLOW_TRACKING_URI to use {tracking.STORE}"
+            f"MLflow at {store.shown_uri()} does not answer as it should ({store.one_line(error)}); start it, or "
+            f"unset MLFLOW_TRACKING_URI to use {store.STORE}"
         ) from None
 
 
@@ -366,10 +366,10 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             print(*register(parameters.load(), read_json(tracking.REPORTS / "comparison.json")), sep="\n")
     except UserError as error:
-        print(f"error: {tracking.one_line(error)}", file=sys.stderr)
+        print(f"error: {store.one_line(error)}", file=sys.stderr)
         return 2
     except Exception as error:  # whatever a server, a driver or a network can raise
-        print(f"error: MLflow at {tracking.shown_uri()}: {tracking.one_line(error)}", file=sys.stderr)
+        print(f"error: MLflow at {store.shown_uri()}: {store.one_line(error)}", file=sys.stderr)
         return 2
     return 0
 

@@ -17,9 +17,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from saeexplainer import gate, stop_rule
+from saeexplainer import stop_rule
 from saeexplainer.config import EvaluationKind, Params
 from saeexplainer.errors import UserError
+from saeexplainer.notation import change
 from saeexplainer.records import ScoreRow
 from saeexplainer.storage import read_json, read_rows, replacing
 from tasks import params as parameters
@@ -70,7 +71,7 @@ def _decided(params: Params, trial: str) -> str | None:
     before, after = (read_rows(ROUNDS / name / "scores.parquet", ScoreRow) for name in (newest, trial))
     threshold, resamples = params.score_explanations.reward.threshold, params.compare_rounds.resamples
     gain = stop_rule.gain(before, after, threshold, resamples, params.seed)
-    told = f"{newest} - {params.rounds[newest].start}: {gate.points(MEASURE, gain)}, {gain.n} valid features"
+    told = f"{newest} - {params.rounds[newest].start}: {change(MEASURE, asdict(gain))}, {gain.n} valid features"
     worth_it = gain.low > 0
     _remember(params, trial, f"{told}: {'worth it' if worth_it else 'not above 0'}")
     if worth_it:
@@ -152,7 +153,7 @@ def _remember(params: Params, trial: str, decision: str) -> None:
     """Leave the decision as a tag of the MLflow run of the comparison it was made on; a warning if that cannot be."""
     if not COMPARISON.is_file():
         return
-    from tasks import tracking
+    from tasks import store, tracking
 
     compared = {
         section: {name: entry for name, entry in getattr(params, section).items() if name != trial}
@@ -161,4 +162,4 @@ def _remember(params: Params, trial: str, decision: str) -> None:
     try:
         tracking.tag(replace(params, **compared), read_json(COMPARISON), "stop_rule", decision)
     except Exception as error:  # whatever a server, a driver or a network can raise: the decision is printed as well
-        print(f"warning: MLflow at {tracking.shown_uri()}: {tracking.one_line(error)}", flush=True)
+        print(f"warning: MLflow at {store.shown_uri()}: {store.one_line(error)}", flush=True)

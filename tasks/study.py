@@ -33,7 +33,14 @@ from typing import Any, NoReturn, Self
 
 import yaml
 
-from saeexplainer import ablation_report, confirmation_report, results_page, study_figures, study_report
+from saeexplainer import (
+    ablation_report,
+    confirmation_report,
+    results_page,
+    study_figures,
+    study_pictures,
+    study_report,
+)
 from saeexplainer.errors import UserError
 from saeexplainer.records import EvaluationRow
 from saeexplainer.storage import read_json, read_rows, replacing, write_json
@@ -109,7 +116,7 @@ def _spec(path: Path, name: str, entry: Any, above: dict[str, VariantSpec]) -> V
     base = above.get(entry.get("extends"))
     group = entry.get("group", base and base.group)
     if not group:
-        raise UserError(f"{place}.group: missing; add it, such as {study_report.SEEDS}")
+        raise UserError(f"{place}.group: missing; add it, such as {study_figures.SEEDS}")
     return VariantSpec(
         plan=path.stem,
         name=name,
@@ -349,11 +356,11 @@ def write_report(plan: str, variants: Sequence[study_figures.Variant], resamples
     study = study_report.summarise(variants, resamples)
     _write("study.json", study_figures.as_json(study))
     with replacing(DOCS / "study_seeds.png") as temporary:
-        study_report.plot_seeds(study, temporary)
+        study_pictures.plot_seeds(study, temporary)
     (DOCS / "study_labels.png").unlink(missing_ok=True)
     if study_report.has_labels(study):
         with replacing(DOCS / "study_labels.png") as temporary:
-            study_report.plot_labels(study, temporary)
+            study_pictures.plot_labels(study, temporary)
     _write("STUDY.md", study_report.page(study))
     _write("confirmation.json", study_figures.as_json(confirmation_report.summarise(variants, resamples)))
     write_results()

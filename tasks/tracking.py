@@ -9,56 +9,41 @@ An experiment of MLflow is an experiment of conf/. A pipeline run is a parent ru
 carry the same metric names, so that the compare view lines the rounds up, and the parent carries them again with
 step = place in the chain of training (0 is what the first round started from). Logging is idempotent: a result is known
 by `pipeline_key`, the hash of the figures and the settings, because DVC may skip a stage whose result it has.
-
-Without MLFLOW_TRACKING_URI the store is the workspace's mlruns/mlflow.db with artifacts under mlruns/artifacts.
 """
 
 import argparse
 import configparser
-import contextlib
 import csv
 import hashlib
 import json
-import logging
 import os
 import re
 import shutil
-import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saeexplainer.comparison import chain_of
+from saeexplainer.comparison import ACCURACY, chain_of
 from saeexplainer.config import Params
 from saeexplainer.costs import Bill, Cost
 from saeexplainer.errors import UserError
 from saeexplainer.records import EvaluationRow
 from saeexplainer.storage import read_json, read_rows
-from tasks import costs
+from tasks import costs, store
 from tasks import params as parameters
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 
-def _workspace() -> Path:
-    """Where mlruns/ is: here, but for an experiment of DVC's queue, which runs in a copy that goes away after it."""
-    root = Path(os.environ.get("DVC_ROOT", ""))  # set by DVC for every stage; of a copy, the workspace that queued it
-    return Path() if root.resolve() == Path.cwd() else root
-
-
-STORE = _workspace() / "mlruns/mlflow.db"
-ARTIFACTS = _workspace() / "mlruns/artifacts"
 REPORTS, EVALUATIONS = Path("reports"), Path("data/evaluations")
 LOGGED_FILES = ("results.md", "rounds.png", "comparison.json", "rounds.csv", "report.html")
 SAMPLES, SAMPLES_FILE = 100, "explanations.json"  # features in the table of sample explanations
-REBUILD = "run `python -m tasks.tracking rebuild`"
 PARAMS_FILE, LOCK_FILE = Path("params.yaml"), Path("dvc.lock")
 # Limits of one request, and of one value, in mlflow.utils.validation.
 METRICS_A_BATCH, OTHERS_A_BATCH, PARAM_LENGTH = 1000, 100, 6000
@@ -76,7 +61,7 @@ class Logged:
     def lines(self) -> list[str]:
         """What a person should see."""
         done = "logged" if self.created else "already holds"
-        return [f"MLflow: {done} run {self.run_id} in {shown_uri()}", *self.skipped]
+        return [f"MLflow: {done} run {self.run_id} in {store.shown_uri()}", *self.skipped]
 
 
 @dataclass(frozen=True)
@@ -95,9 +80,9 @@ def log(params: Params, comparison: dict) -> Logged:
     are removed first. Raises UserError for a store of another version or a broken file, and whatever else the store or
     the network raises.
     """
-    client = open_client()
+    client = store.open_client()
     key = pipeline_key(params, comparison)
-    experiment = experiment_id(client, params.compare_rounds.experiment)
+    experiment = store.experiment_id(client, params.compare_rounds.experiment)
     runs = client.search_runs([experiment], f"tags.pipeline_key = '{key}'", max_results=1000)
     parents = [run for run in runs if run.data.tags["level"] == "pipeline" and run.info.status == "FINISHED"]
     if parents:
@@ -125,8 +110,8 @@ def log(params: Params, comparison: dict) -> Logged:
 
 def tag(params: Params, comparison: dict, name: str, value: str) -> None:
     """Set a tag on the parent run of a result, if the store has one. Raises as `log` does."""
-    client = open_client()
-    experiment = experiment_id(client, params.compare_rounds.experiment)
+    client = store.open_client()
+    experiment = store.experiment_id(client, params.compare_rounds.experiment)
     asked = f"tags.pipeline_key = '{pipeline_key(params, comparison)}' AND tags.level = 'pipeline'"
     for run in client.search_runs([experiment], asked):
         client.set_tag(run.info.run_id, name, value)
@@ -169,7 +154,7 @@ def _remote_place(md5: str) -> dict[str, str]:
     config = configparser.ConfigParser(interpolation=None)
     config.read([Path(".dvc/config"), Path(".dvc/config.local")], encoding="utf-8")
     section = f"'remote \"{config.get('core', 'remote', fallback='')}\"'"
-    url = _without_credentials(config.get(section, "url", fallback="").rstrip("/"))
+    url = store.without_credentials(config.get(section, "url", fallback="").rstrip("/"))
     if not url:
         return {}
     if "://" not in url:  # a folder, relative to the file that names it
@@ -207,7 +192,7 @@ def evaluation_rows(name: str, comparison: dict) -> list[EvaluationRow]:
     """The rows behind one evaluation of a comparison. Raises UserError if data/ has none or another result's."""
     path = EVALUATIONS / f"{name}.parquet"
     rows = read_rows(path, EvaluationRow)
-    found = comparison["rounds"][name]["generative_accuracy"]
+    found = comparison["rounds"][name][ACCURACY]
     mean = sum(row.generative_accuracy for row in rows) / max(len(rows), 1)
     if len(rows) != found["n"] or abs(mean - found["value"]) > 1e-9:
         raise UserError(f"{path}: is of another result than reports/comparison.json; run `dvc repro`")
@@ -361,7 +346,7 @@ def _prefect_tags() -> dict[str, str]:
     tags = {"prefect_flow_run": flow_run}
     pages = os.environ.get("PREFECT_UI_URL") or os.environ.get("PREFECT_API_URL", "").rstrip("/").removesuffix("/api")
     if pages:
-        tags["prefect_flow_run_url"] = f"{_without_credentials(pages.rstrip('/'))}/runs/flow-run/{flow_run}"
+        tags["prefect_flow_run_url"] = f"{store.without_credentials(pages.rstrip('/'))}/runs/flow-run/{flow_run}"
     return tags
 
 
@@ -381,101 +366,6 @@ def _content(path: Path) -> bytes:
     return path.read_bytes() if path.is_file() else b""
 
 
-def address() -> str:
-    """The tracking address that MLflow is given."""
-    # Absolute, because MLflow keeps one store an address for the whole process, whatever the working folder is by then.
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{STORE.resolve()}"
-
-
-def shown_uri() -> str:
-    """The tracking address for messages, without the credentials that it may hold."""
-    return _without_credentials(os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{STORE}")
-
-
-def _without_credentials(text: str) -> str:
-    return re.sub(r"://[^/@\s]*@", "://", text)
-
-
-def open_client() -> "MlflowClient":
-    """A client of the store. Raises UserError if the store is a SQLite file that this MLflow must not write to."""
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-    # By default a dead server is asked for several minutes before the first error.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    logging.getLogger("alembic").setLevel(logging.WARNING)  # it reports every migration of a new store
-    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # and this every retry; the last error says it
-    from mlflow import MlflowClient
-
-    if not os.environ.get("MLFLOW_TRACKING_URI"):
-        STORE.parent.mkdir(parents=True, exist_ok=True)
-    _check_version(address())
-    return MlflowClient(tracking_uri=address())
-
-
-def _check_version(uri: str) -> None:
-    """Raise UserError if a SQLite store has another schema: MLflow would migrate some in place, without a copy."""
-    file = Path(uri.removeprefix("sqlite:///").partition("?")[0])
-    if not uri.startswith("sqlite:///") or not file.is_file():
-        return
-    try:
-        with contextlib.closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as connection:
-            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-            asked = "SELECT version_num FROM alembic_version"
-            found = [version for (version,) in connection.execute(asked)] if "alembic_version" in tables else []
-    except sqlite3.DatabaseError as error:
-        raise UserError(f"{_shown(file)}: not a database ({error}); move it away, then {REBUILD}") from None
-    known, head = _schema_versions()
-    if not tables or found == [head]:
-        return
-    if set(found) <= known:
-        raise UserError(
-            f"{_shown(file)}: from an older MLflow; copy the file, then run `mlflow db upgrade "
-            f"sqlite:///{_shown(file)}` (nothing was changed)"
-        )
-    raise UserError(
-        f"{_shown(file)}: from a newer MLflow (schema {', '.join(found)}); install that one, or move the file away and "
-        f"{REBUILD} (nothing was changed)"
-    )
-
-
-@cache
-def _schema_versions() -> tuple[set[str], str]:
-    """Every version of the schema that the installed MLflow knows, and its own."""
-    import mlflow
-    from alembic.script import ScriptDirectory
-
-    scripts = ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
-    return {script.revision for script in scripts.walk_revisions()}, scripts.get_current_head()
-
-
-def _shown(file: Path) -> str:
-    """The path as a person would write it."""
-    try:
-        return str(file.relative_to(Path.cwd()))
-    except ValueError:
-        return str(file)
-
-
-def experiment_id(client: "MlflowClient", name: str) -> str:
-    """The experiment's id; made if need be, brought back if someone deleted it."""
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        local = not os.environ.get("MLFLOW_TRACKING_URI")  # a server decides itself where artifacts go
-        location = (ARTIFACTS / name).resolve().as_uri() if local else None
-        return client.create_experiment(name, artifact_location=location)
-    if found.lifecycle_stage == "deleted":
-        client.restore_experiment(found.experiment_id)
-    return found.experiment_id
-
-
-def one_line(error: BaseException) -> str:
-    """An exception as a short piece of one line, without the credentials that an address in it may hold."""
-    text = _without_credentials(" ".join(str(error).split())) or type(error).__name__
-    return text if len(text) <= 200 else f"{text[:200]}..."
-
-
 def main(arguments: list[str] | None = None) -> int:
     """`rebuild`: log and register what lies in reports/ and data/; the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tasks.tracking", description="Fill MLflow from reports/.")
@@ -488,10 +378,12 @@ def main(arguments: list[str] | None = None) -> int:
         print(*log(params, comparison).lines, sep="\n")
         print(*registry.register(params, comparison), sep="\n")
     except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        print(f"error: {store.one_line(error)}", file=sys.stderr)
         return 2
     except Exception as error:  # whatever a server, a driver or a network can raise
-        print(f"error: MLflow at {shown_uri()} did not take the result ({one_line(error)})", file=sys.stderr)
+        print(
+            f"error: MLflow at {store.shown_uri()} did not take the result ({store.one_line(error)})", file=sys.stderr
+        )
         return 2
     return 0
 

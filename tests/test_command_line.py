@@ -25,7 +25,7 @@ from saeexplainer.config import Architecture
 from saeexplainer.costs import Costs, EvaluationCosts, Work
 from saeexplainer.records import ContextRow, EvaluationRow, ExplanationRow, FeatureRow, NeighbourRow
 from saeexplainer.storage import write_json, write_rows, write_tensors
-from tasks import compose, doctor
+from tasks import compose, doctor, store
 from tasks.doctor import Finding
 
 LATENTS = (0, 5, 63)  # live ones, of 64
@@ -244,14 +244,18 @@ def test_doctor_tells_who_holds_dvcs_locks_from_who_left_them(here: Path) -> Non
 
 def test_doctor_knows_a_store_of_another_mlflow(here: Path) -> None:
     (here / "mlruns").mkdir()
-    known = doctor._revisions()
-    for version, level in ((known[0], "ok"), (known[3], "warn"), ("feedfacecafe", "fail")):
+    known = store.schema_versions()
+    for version, level, said in (
+        (known[0], "ok", "has this version's schema"),
+        (known[3], "fail", "from an older MLflow; copy the file, then run `mlflow db upgrade"),
+        ("feedfacecafe", "fail", "from a newer MLflow"),
+    ):
         with sqlite3.connect("mlruns/mlflow.db") as connection:
             connection.execute("CREATE TABLE IF NOT EXISTS alembic_version (version_num TEXT)")
             connection.execute("DELETE FROM alembic_version")
             connection.execute("INSERT INTO alembic_version VALUES (?)", (version,))
         connection.close()
-        assert doctor._store().level == level
+        assert doctor._store().level == level and said in doctor._store().line
     Path("mlruns/mlflow.db").write_text("no database at all, only text that is long enough to be looked at")
     assert doctor._store().level == "fail"
 

@@ -6,16 +6,9 @@ import numpy as np
 import pytest
 from rows import evaluated
 
-from saeexplainer.comparison import (
-    METRICS,
-    bootstrap_mean,
-    chain_of,
-    differences_of,
-    paired_difference,
-    pooled_difference,
-    summarise,
-)
+from saeexplainer.comparison import METRICS, chain_of, differences_of, summarise
 from saeexplainer.errors import UserError
+from saeexplainer.intervals import bootstrap_mean, paired_difference, pooled_difference
 
 
 def test_interval_of_two_values_is_known_by_hand():

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from rows import evaluated
 
-from saeexplainer.comparison import bootstrap_mean, bootstrap_rows
 from saeexplainer.confidence import (
     Calibration,
     Coverage,
@@ -21,6 +20,7 @@ from saeexplainer.confidence import (
     curve,
     is_known,
 )
+from saeexplainer.intervals import bootstrap_mean, bootstrap_rows
 
 GONE = math.nan  # the log-probability of a missing explanation
 

@@ -6,9 +6,9 @@ from dataclasses import fields
 import pytest
 
 from saeexplainer import gate
-from saeexplainer.comparison import Interval
 from saeexplainer.errors import UserError
 from saeexplainer.gate import Verdict
+from saeexplainer.intervals import Interval
 from saeexplainer.records import EvaluationRow
 
 BLANK = {field.name: field.type() for field in fields(EvaluationRow)}  # "", 0, 0.0, []

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from saeexplainer.probes import by_feature, held_out_contexts, probe_rows, silent_texts
-from saeexplainer.records import ContextRow, FeatureRow
+from saeexplainer.probes import ProbeFigures, by_feature, figures, held_out_contexts, probe_rows, silent_texts
+from saeexplainer.records import ContextRow, FeatureRow, ProbeRow, SteeredRow
 
 A, B = (FeatureRow(f"subject/main/{index}", "main", index, "test", 2.0, 0.01) for index in (0, 1))
 
@@ -42,3 +42,13 @@ def test_activations_are_in_units_of_the_maximum_and_empty_texts_left_out():
     rows = probe_rows(asked, [(["a ", "dog"], [0.0, 1.0]), ([], []), (["a ", "cat"], [0.0, 4.0])])
     assert [(row.text, row.activations) for row in rows] == [("a dog", [0.0, 0.5]), ("a cat", [0.0, 2.0])]
     assert list(by_feature(rows)) == [A.feature_id, B.feature_id]
+
+
+def test_a_target_is_missed_where_its_divergence_was_not_reached_however_many_texts_it_has():
+    contexts = [ProbeRow(A.feature_id, "x", [0.0, 0.5]), ProbeRow(A.feature_id, "y", [0.0])]
+    steered = [
+        SteeredRow(feature.feature_id, target, 1.0, divergence, text)
+        for feature, target, divergence in ((A, 0.5, 0.46), (A, -0.5, 0.54), (B, 0.5, 0.44), (B, -0.5, 0.5))
+        for text in ("a", "b", "c")
+    ]
+    assert figures(contexts, steered) == ProbeFigures(2, 1, 1, 0.25)

@@ -26,7 +26,7 @@ from saeexplainer.errors import UserError
 from saeexplainer.records import EvaluationRow, FeatureRow
 from saeexplainer.serving import ServedExplainer, evaluation_of, write_served
 from saeexplainer.storage import read_json, write_rows, write_tensors
-from tasks import compare_rounds, registry, tracking
+from tasks import compare_rounds, registry, store, tracking
 
 SETTINGS = settings()
 NAME = "sae-explainer-sandbox"
@@ -88,7 +88,7 @@ def workspace(empty_store, explainers, tmp_path, monkeypatch):  # noqa: F811
     """A finished result of tiny explainers, logged, in an own store; the tensors of its features."""
     tensors = make_workspace(tmp_path, explainers, monkeypatch)
     (tmp_path / "mlruns").mkdir()
-    shutil.copy(empty_store, tracking.STORE)
+    shutil.copy(empty_store, store.STORE)
     return tensors
 
 
@@ -100,7 +100,7 @@ def record(levels=None, **fields):
 
 
 def champion():
-    return registry.champion_version(tracking.open_client(), NAME)
+    return registry.champion_version(store.open_client(), NAME)
 
 
 def test_each_round_is_a_version_and_the_best_one_the_champion(workspace):
@@ -110,7 +110,7 @@ def test_each_round_is_a_version_and_the_best_one_the_champion(workspace):
     # MLflow's own default would be a store in the working folder.
     assert {path.name for path in Path().iterdir()} == {"data", "mlruns", "params.yaml", "reports"}
     version = champion()
-    run = tracking.open_client().get_run(version.run_id)
+    run = store.open_client().get_run(version.run_id)
     assert (version.tags["round"], version.tags["generative_accuracy"]) == ("r2", "0.6350")
     assert run.data.tags["evaluation"] == "r2" and version.tags["pipeline_key"] == run.data.tags["pipeline_key"]
     assert version.tags["params_sha256"] == run.data.tags["params_sha256"]
@@ -128,7 +128,7 @@ def test_the_same_result_registers_once(workspace):
     comparison = read_json(Path("reports/comparison.json"))
     shutil.rmtree("data")
     assert registry.register(SETTINGS, comparison) == lines
-    assert len(tracking.open_client().search_model_versions(f"name = '{NAME}'")) == 2
+    assert len(store.open_client().search_model_versions(f"name = '{NAME}'")) == 2
 
 
 def test_a_later_result_has_to_beat_the_champion(workspace):
@@ -251,7 +251,7 @@ def test_an_interruption_before_the_decision_is_made_up_for(workspace, monkeypat
             record()
     assert champion() is None
     assert record()[1].startswith("registry: champion is now r2")
-    assert len(tracking.open_client().search_model_versions(f"name = '{NAME}'")) == 2
+    assert len(store.open_client().search_model_versions(f"name = '{NAME}'")) == 2
 
 
 def test_no_store_and_a_dead_server_are_one_line(tmp_path, monkeypatch):
@@ -281,14 +281,14 @@ def test_no_store_and_a_dead_server_are_one_line(tmp_path, monkeypatch):
 def test_a_store_of_another_version_is_left_alone(workspace, capsys, statement, said):
     write_result()
     if statement is None:
-        tracking.STORE.write_bytes(b"not a database, but long enough to be taken for one" * 30)
+        store.STORE.write_bytes(b"not a database, but long enough to be taken for one" * 30)
     else:
-        connection = sqlite3.connect(tracking.STORE)
+        connection = sqlite3.connect(store.STORE)
         connection.execute(statement)
         connection.execute("DROP TABLE registered_model_aliases")  # MLflow would take this for a new file
         connection.commit()
         connection.close()
-    before = tracking.STORE.read_bytes()
+    before = store.STORE.read_bytes()
     for command in (tracking.main, registry.main):
         assert command(["rebuild" if command is tracking.main else "register"]) == 2
         error = capsys.readouterr().err
@@ -297,7 +297,7 @@ def test_a_store_of_another_version_is_left_alone(workspace, capsys, statement, 
         registry.explain(["1"])
     lines = compare_rounds._tracked(SETTINGS, read_json(Path("reports/comparison.json")))
     assert lines[0].startswith("warning: MLflow at sqlite:///mlruns/mlflow.db did not take the result (mlruns/mlflow.")
-    assert tracking.STORE.read_bytes() == before
+    assert store.STORE.read_bytes() == before
 
 
 # A real server, a real process elsewhere, a real HTTP request.
@@ -368,8 +368,8 @@ def test_a_real_server_keeps_the_runs_and_its_champion_answers(
     shutil.copy(empty_store, home / "own.db")
     tensors = make_workspace(tmp_path, explainers, monkeypatch)
     vectors = [tensors["mean_activation"][1 + INDICES.index(index)].tolist() for index in (5, 7)]
-    store = ("--backend-store-uri", f"sqlite:///{home / 'own.db'}", "--artifacts-destination", str(home / "artifacts"))
-    command = ("server", "--workers", "1", *store)
+    where = ("--backend-store-uri", f"sqlite:///{home / 'own.db'}", "--artifacts-destination", str(home / "artifacts"))
+    command = ("server", "--workers", "1", *where)
     server = Served(home, *command, port=free_port(), health="/health", environment=environment)
     try:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)

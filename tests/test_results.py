@@ -2,20 +2,20 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from rows import evaluated
 
-from saeexplainer import ablation_report, confirmation_report, confirmation_targets, results_page
+from saeexplainer import ablation_report, confirmation_report, results_page, study_report, targets
 from saeexplainer.ablation_report import BASE, HELPS, HURTS, NO_DIFFERENCE, NOT_RUN, ONE_RUN
-from saeexplainer.comparison import METRICS, pooled_mean, pooled_ratio
+from saeexplainer.comparison import METRICS
 from saeexplainer.confirmation_report import REWARD
+from saeexplainer.intervals import pooled_mean, pooled_ratio
 from saeexplainer.records import EvaluationRow
-from saeexplainer.study_figures import COMPLETE, Variant, absent, as_json
-from saeexplainer.study_report import SEEDS
+from saeexplainer.study_figures import COMPLETE, SEEDS, Variant, absent, as_json
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 LEVELS = [0.25, 0.5, 0.0, 0.75]  # generative accuracy of the default's last round
@@ -251,6 +251,12 @@ def test_the_committed_page_is_what_the_committed_figures_say() -> None:
     assert (DOCS / "RESULTS.md").read_text(encoding="utf-8") == results_page.page(ablation, confirmation)
 
 
+def test_the_committed_study_is_what_its_committed_figures_say() -> None:
+    study = json.loads((DOCS / "study.json").read_text(encoding="utf-8"))
+    assert (DOCS / "STUDY.md").read_text(encoding="utf-8") == study_report.page(study)
+    assert study["targets"] == [asdict(target) for target in targets.of_study(study)]
+
+
 def test_targets_are_judged_by_the_pooled_interval_and_open_while_a_run_is_missing() -> None:
     better = dict(input_accuracy=[1.0] * 4, detection_auc=[0.9] * 4, collision=[0.0] * 4)
     evaluations = {
@@ -260,11 +266,11 @@ def test_targets_are_judged_by_the_pooled_interval_and_open_while_a_run_is_missi
         "other_feature": evaluated([0.0] * 4, output_accuracy=[0.0, 1.0, 0.0, 0.0], detection_auc=[0.6] * 4),
     }
     one = variant("seed3", SEEDS, evaluations, seed=3, split="test")
-    told = confirmation_targets.lines(confirmed(one))
+    told = [target.line for target in targets.of_confirmation(confirmed(one))]
     assert [line.split(":")[0] for line in told] == [
         "reached", "reached", "NOT reached", "reached", "reached", "reached", "NOT reached",
     ]  # fmt: skip
     assert "input accuracy" in told[1] and "detection auc" in told[1] and "fuzzing auc -10.0" in told[2]
     assert "detection auc 60.0" in told[6]  # of the floor: it is above chance
     missing = confirmed(one, absent("seed4", SEEDS, None, [], "not run"))
-    assert {line.split(":")[0] for line in confirmation_targets.lines(missing)} == {"open"}
+    assert {target.reached for target in targets.of_confirmation(missing)} == {None}

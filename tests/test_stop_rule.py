@@ -2,8 +2,8 @@
 
 import pytest
 
-from saeexplainer.comparison import Interval
 from saeexplainer.errors import UserError
+from saeexplainer.intervals import Interval
 from saeexplainer.records import ScoreRow
 from saeexplainer.stop_rule import gain, shares
 

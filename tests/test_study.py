@@ -15,14 +15,14 @@ import pytest
 import yaml
 from rows import evaluated
 
-from saeexplainer import study_report
+from saeexplainer import study_pictures, study_report
 from saeexplainer.ablation_report import BASE
 from saeexplainer.confirmation_report import REWARD
 from saeexplainer.errors import UserError
 from saeexplainer.records import EvaluationRow
 from saeexplainer.storage import write_json, write_rows
-from saeexplainer.study_figures import COMPLETE, Variant, absent, as_json
-from saeexplainer.study_report import CONTROL, LABELS, LOOKED_AT, SEEDS, summarise
+from saeexplainer.study_figures import COMPLETE, CONTROL, LABELS, LOOKED_AT, SEEDS, Variant, absent, as_json
+from saeexplainer.study_report import summarise
 from tasks import study
 from tasks.compose import composed
 
@@ -332,7 +332,7 @@ def test_page_and_pictures_need_only_the_json_and_are_the_same_each_time(tmp_pat
     assert "## odd: odd" in study_report.page(found)
     rows = [line for line in study_report.page(found).splitlines() if line.startswith("| `seed0`")]
     assert "| 2.500 | 2.250 | – | 15.5 | – | – | 100 | 60 |" in rows[0]
-    for plot in (study_report.plot_seeds, study_report.plot_labels):
+    for plot in (study_pictures.plot_seeds, study_pictures.plot_labels):
         plot(found, tmp_path / "a.png")
         plot(again, tmp_path / "b.png")
         assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
@@ -342,8 +342,8 @@ def test_nothing_measured_is_a_page_too(tmp_path: Path) -> None:
     found = summarise([absent("seed0", SEEDS, None, [], "not run"), absent("labels1", LABELS, "seed0", [], "not run")], 100)
     assert "NaN" not in as_json(found) and "not run" in study_report.page(found)
     assert not study_report.has_labels(found) and "study_labels.png" not in study_report.page(found)
-    study_report.plot_seeds(found, tmp_path / "a.png")
-    study_report.plot_labels(found, tmp_path / "b.png")
+    study_pictures.plot_seeds(found, tmp_path / "a.png")
+    study_pictures.plot_labels(found, tmp_path / "b.png")
 
 
 def test_figures_whose_runs_are_gone_are_not_written_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

@@ -16,7 +16,7 @@ from saeexplainer.costs import Costs, EvaluationCosts, RoundCosts, Work
 from saeexplainer.errors import UserError
 from saeexplainer.records import EvaluationRow
 from saeexplainer.storage import write_json, write_rows
-from tasks import compare_rounds, params, tracking
+from tasks import compare_rounds, params, store, tracking
 
 REPOSITORY = Path(__file__).parents[1]
 LOCK = """schema: '2.0'
@@ -46,8 +46,8 @@ def empty_store(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("store"))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        tracking.open_client().search_experiments()
-        return tracking.STORE.resolve()
+        store.open_client().search_experiments()
+        return store.STORE.resolve()
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def project(empty_store, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     (tmp_path / "mlruns").mkdir()
-    shutil.copy(empty_store, tmp_path / tracking.STORE)
+    shutil.copy(empty_store, tmp_path / store.STORE)
     (tmp_path / "params.yaml").write_text((REPOSITORY / "params.yaml").read_text())
     (tmp_path / "dvc.lock").write_text(LOCK)
     monkeypatch.delenv("PREFECT__FLOW_RUN_ID", raising=False)
@@ -81,7 +81,7 @@ def project(empty_store, tmp_path, monkeypatch):
 
 def stored(experiment):
     """(parents, {name: child}) of an experiment, as MLflow has them."""
-    client = tracking.open_client()
+    client = store.open_client()
     runs = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
     parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     return client, parents, {run.info.run_name: run for run in runs if run not in parents}
@@ -263,7 +263,7 @@ def test_rebuild_on_an_empty_mlruns_gives_the_same_metrics_from_the_reports_alon
     clone = tmp_path_factory.mktemp("clone")
     shutil.copytree(tmp_path, clone, ignore=shutil.ignore_patterns("data", "mlruns"), dirs_exist_ok=True)
     (clone / "mlruns").mkdir()
-    shutil.copy(empty_store, clone / tracking.STORE)
+    shutil.copy(empty_store, clone / store.STORE)
     monkeypatch.chdir(clone)
     assert tracking.main(["rebuild"]) == 0
     assert runs() == before
@@ -295,9 +295,9 @@ def test_an_experiment_of_dvcs_queue_has_the_workspaces_store(tmp_path: Path) ->
     """Its stages run in a copy, with DVC_ROOT the workspace that queued it."""
     copy, workspace = tmp_path / "copy", tmp_path / "workspace"
     copy.mkdir()
-    for root, store in ((workspace, workspace / "mlruns/mlflow.db"), (copy, "mlruns/mlflow.db"), ("", "mlruns/mlflow.db")):
-        code = "from tasks import tracking; print(tracking.STORE)"
+    for root, place in ((workspace, workspace / "mlruns/mlflow.db"), (copy, "mlruns/mlflow.db"), ("", "mlruns/mlflow.db")):
+        code = "from tasks import store; print(store.STORE)"
         environment = os.environ | {"DVC_ROOT": str(root), "PYTHONPATH": str(REPOSITORY)}
         command = [sys.executable, "-c", code]
         done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=True)
-        assert done.stdout.strip() == str(store)
+        assert done.stdout.strip() == str(place)

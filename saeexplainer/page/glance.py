@@ -4,14 +4,23 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from saeexplainer.comparison import LOWER_IS_BETTER, chain_of, subtractions
+from saeexplainer.comparison import (
+    ACCURACY,
+    COLLISION,
+    HALLUCINATION,
+    LOWER_IS_BETTER,
+    chain_of,
+    direction,
+    metrics_of,
+    subtractions,
+)
+from saeexplainer.notation import DASH, words
 
-DASH = "–"
 # What a metric says, for people who meet it here first.
 MEANING = {
-    "generative_accuracy": "texts that make the feature fire",
-    "hallucination_rate": "features that no text makes fire",
-    "collision_rate": "features that another one drowns out",
+    ACCURACY: "texts that make the feature fire",
+    HALLUCINATION: "features that no text makes fire",
+    COLLISION: "features that another one drowns out",
     "mean_activation": "mean activation, of the feature's maximum",
     "truth_agreement": "explanations that name what it encodes",
     "truth_f1": "overlap with what it encodes",
@@ -64,16 +73,6 @@ class Panel:
     height: int
 
 
-def metrics_of(comparison: Mapping) -> list[str]:
-    """Every metric of some evaluation, in order of first appearance."""
-    return list(dict.fromkeys(metric for found in comparison["rounds"].values() for metric in found))
-
-
-def named(metric: str) -> str:
-    """generative_accuracy: generative accuracy."""
-    return metric.replace("_", " ")
-
-
 def results(comparison: Mapping) -> list[Line]:
     """One line an evaluation, in percent."""
     metrics = metrics_of(comparison)
@@ -101,9 +100,8 @@ def _points(interval: Mapping | None, metric: str) -> Cell:
     if interval is None:
         return Cell(DASH, "")
     value, low, high = (100 * interval[key] for key in ("value", "low", "high"))
-    sure = low > 0 or high < 0
-    good = sure and (value < 0) == (metric in LOWER_IS_BETTER)
-    return Cell(_signed(value), f"{_signed(low)} to {_signed(high)}", sure, good)
+    way = direction(metric, interval)
+    return Cell(_signed(value), f"{_signed(low)} to {_signed(high)}", sure=way != 0, good=way > 0)
 
 
 def _signed(value: float) -> str:
@@ -112,7 +110,7 @@ def _signed(value: float) -> str:
 
 def headline(comparison: Mapping) -> str:
     """One sentence: the last round against its start, by generative accuracy; empty without a round."""
-    chain, metric = chain_of(comparison), "generative_accuracy"
+    chain, metric = chain_of(comparison), ACCURACY
     if len(chain) < 2:
         return ""
     first, last = chain[0], chain[-1]
@@ -126,14 +124,6 @@ def headline(comparison: Mapping) -> str:
         f"Texts written from {last}'s explanations make the feature fire {ends[0]} % of the time, from {first}'s "
         f"{ends[1]} %: {cell.value} points ({cell.interval}){doubt}."
     )
-
-
-def caption(comparison: Mapping) -> str:
-    """How many features the figures are over."""
-    counts = sorted({interval["n"] for found in comparison["rounds"].values() for interval in found.values()})
-    if not counts:
-        return "no features"
-    return " to ".join(f"{count:,}" for count in dict.fromkeys((counts[0], counts[-1]))) + " held-out features"
 
 
 def panels(comparison: Mapping) -> list[Panel]:
@@ -165,10 +155,9 @@ def _panel(comparison: Mapping, metric: str) -> Panel:
     path = " ".join(f"{point.x},{point.y}" for point in points if point.trained)
     ticks = [(at(step * count), f"{step * count:g}") for count in range(round(limit / step) + 1)]
     height = TOP + ROW * len(names) + BOTTOM
-    return Panel(named(metric), MEANING.get(metric, ""), metric in LOWER_IS_BETTER, points, path, ticks, height)
+    return Panel(words(metric), MEANING.get(metric, ""), metric in LOWER_IS_BETTER, points, path, ticks, height)
 
 
 def _step(highest: float) -> float:
     """Percent between ticks, so that there are two to five of them."""
     return next((step for step in (1.0, 2.0, 5.0, 10.0, 20.0) if highest <= 5 * step), 25.0)
-
