@@ -26,7 +26,7 @@ SHARES = {
     "others": 1,
 }  # fmt: skip
 SEPARATOR = "\n\n"  # between packed documents
-CHARACTERS = 8  # for each token of the context: what is looked at to cut a packed document; English has four a token
+CHARACTERS = 8  # a token, so many at first: what is looked at for the first cut; English has four
 
 
 @dataclass(frozen=True)
@@ -117,17 +117,19 @@ def packed(texts: Iterable[str], reader: Reader) -> Iterator[str]:
     The pieces joined again are the texts with SEPARATOR between them: nothing is lost. A cut lies before a word where
     one begins nearby, so that words on both sides keep their tokens.
     """
-    rest, at, window = "", 0, CHARACTERS * reader.context_length
+    rest, window = "", CHARACTERS * reader.context_length
     for number, text in enumerate(texts):
-        rest, at = rest[at:] + SEPARATOR * (number > 0) + text, 0
+        rest, at = rest + SEPARATOR * (number > 0) + text, 0
         while len(rest) - at >= window:
-            end = at + _fitting(rest[at : at + window], reader)
-            yield rest[at:end]
-            at = end
-    while at < len(rest):
-        end = at + _fitting(rest[at : at + window], reader)
-        yield rest[at:end]
-        at = end
+            size = _fitting(rest[at : at + window], reader)
+            yield rest[at : at + size]
+            at += size
+            window = max(2 * size, reader.context_length)  # twice what fitted last: seldom too little, never much
+        rest = rest[at:]
+    while rest:
+        size = _fitting(rest[:window], reader)
+        yield rest[:size]
+        rest = rest[size:]
 
 
 def _fitting(text: str, reader: Reader) -> int:
