@@ -74,7 +74,7 @@ class Corpus:
     revision: str | None  # of the hub: the 40 hex digits of a commit; null for files
     subset: str | None  # of the hub: the data set's configuration; null where it has one only
     split: str | None  # of the hub, such as train; null for files
-    column: str  # the field that holds the text; of .txt files it means nothing
+    column: str  # the field that holds the text, such as text; of .txt files it means nothing
     packed: bool  # documents are joined and cut to context_length tokens; false: a long one is cut, the rest unread
 
 
@@ -191,7 +191,7 @@ class TrainSft:
     direction: Direction  # what the explainer reads of a feature
     injection_block: int  # the direction is added after this block (0-based) of the explainer
     injection_scale: float  # c of METHOD: the added vector's norm over the residual's norm
-    warmup_examples: int  # raw activations to verbalise; no SAE feature is seen
+    warmup_examples: int  # raw activations to verbalise; no SAE feature is seen; 0: there is no warm-up
     warmup_epochs: float  # over the warm-up examples
     warmup_batch_size: int  # sequences a step
     warmup_learning_rate: float  # peak, AdamW
@@ -199,7 +199,7 @@ class TrainSft:
     epochs: float  # over the labels of the sft split
     learning_rate: float  # peak, AdamW, on the labels
     batch_size: int  # sequences a step
-    replay_share: float  # share of warm-up examples mixed into the labels
+    replay_share: float  # share of warm-up examples mixed into the labels; 0 without warm-up
     direction_noise: float  # training only: standard deviation of relative gaussian noise on the injected direction
 
 

@@ -1,8 +1,9 @@
 """What the pipeline asks of a source of text: documents, what is true of their words, and a language of descriptions.
 
-Two domains implement it: the sandbox (`saeexplainer.sandbox.world`), whose generator knows the truth, and Python's own
-documentation (`saeexplainer.pydoc_domain`), where the concepts are only lexical hypotheses. Nothing outside a domain
-knows what its concepts are: a concept is an opaque key such as `word:dog`, `category:animal` or `context:question`.
+Three domains implement it: the sandbox (`saeexplainer.sandbox.world`), whose generator knows the truth, Python's own
+documentation (`saeexplainer.pydoc_domain`), where the concepts are only lexical hypotheses, and text from outside
+(`saeexplainer.corpus_domain`), which has none. Nothing outside a domain knows what its concepts are: a concept is an
+opaque key such as `word:dog`, `category:animal` or `context:question`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,14 @@ class Document:
 
 
 @dataclass(frozen=True)
+class Reader:
+    """Who reads the documents, and how much of one at once: what a packed corpus is cut for."""
+
+    tokenizer: "PreTrainedTokenizerFast"  # the subject's
+    context_length: int  # tokens, special ones included
+
+
+@dataclass(frozen=True)
 class Annotation:
     """The concepts that hold at each annotated span of one document."""
 
@@ -50,10 +59,11 @@ class Domain(Protocol):
     """A source of text with a language of descriptions.
 
     Every method is deterministic in the domain's own seed and the stream's name; streams with different names are
-    independent draws (sandbox) or orders (finite corpora) of documents.
+    independent draws (sandbox), orders (pydoc) or parts (corpus) of documents. A stream whose name starts with
+    held_out shares no document with one whose name does not, but for chance in the sandbox.
     """
 
-    truth_known: bool  # whether the concepts are the truth (sandbox) or only hypotheses about surface form
+    truth_known: bool  # whether the concepts are the truth (sandbox); else hypotheses about surface form, or none
 
     def tokenizer(self) -> "PreTrainedTokenizerFast":
         """An ordinary fast tokenizer: SPECIAL_TOKENS registered, BOS prepended when special tokens are added."""

@@ -17,7 +17,7 @@ import torch
 from saeexplainer import activations, models, neighbours, sae, truth
 from saeexplainer.activations import FeatureStatistics, TokenBatch
 from saeexplainer.config import Params
-from saeexplainer.domain import Document, Domain
+from saeexplainer.domain import Document, Domain, Reader
 from saeexplainer.domains import open_domain
 from saeexplainer.neighbours import CoFiring
 from saeexplainer.records import ContextRow, FeatureRow, NeighbourRow
@@ -40,7 +40,10 @@ class Extraction:
         self.model, self.tokenizer = models.open_model(SUBJECT), models.open_tokenizer(SUBJECT)
         width = self.model.config.hidden_size
         self.saes = {spec.name: sae.load(SAES / spec.name, width) for spec in params.prepare_sae.saes}
-        self.domain: Domain = open_domain(params.prepare_subject.domain, params.seed, params.prepare_subject.corpus)
+        reader = Reader(self.tokenizer, params.prepare_subject.context_length)
+        self.domain: Domain = open_domain(
+            params.prepare_subject.domain, params.seed, params.prepare_subject.corpus, reader
+        )  # fmt: skip
 
     def batches(self, documents: Iterable[Document]) -> Iterator[TokenBatch]:
         """Stream documents through the subject up to the hook block."""

@@ -21,12 +21,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from saeexplainer.comparison import METRICS
-from saeexplainer.config import Architecture, DomainName, Endpoint, EvaluationKind, JudgeKind, Params, Writer
+from saeexplainer.config import Architecture, Corpus, DomainName, Endpoint, EvaluationKind, JudgeKind, Params, Writer
 from saeexplainer.errors import UserError
 
 # Every number is finite and at least 0, every integer at least 1, every list and text not empty, but for these names.
 MAY_BE_ZERO = {  # integers that say "the first", "none" or "no limit below"
-    "seed", "hook_block", "injection_block", "lessons", "truth_documents", "context_tokens", "min_pairs",
+    "seed", "hook_block", "injection_block", "lessons", "truth_documents", "context_tokens", "min_pairs", "warmup_examples",
 }  # fmt: skip
 MAY_BE_EMPTY = {"guarded"}
 ABOVE_ZERO = {
@@ -40,6 +40,7 @@ AT_MOST_ONE = {
     "min_distinct_share", "max_dropped_drift", "max_vocabulary_drift", "max_failed_share",
 }  # fmt: skip
 EXPLAINERS = Path("data/explainers")
+CONTEXTS = Path("data/activations/contexts.parquet")  # from which the domain labels
 
 
 def load(path: Path = Path("params.yaml")) -> Params:
@@ -125,7 +126,7 @@ def check(params: Params) -> None:
     """What types cannot say. Raises UserError (without a file's name) on the first thing that cannot run."""
     for key, name, value in leaves(params):
         _check_leaf(key, name, value)
-    finders = (_shapes, _sampling, _features, _limits, _rounds, _evaluations, _judges, _comparison)
+    finders = (_shapes, _text, _sampling, _features, _limits, _rounds, _evaluations, _judges, _comparison)
     for complaint in chain(*(find(params) for find in finders)):
         raise UserError(complaint)
 
@@ -189,6 +190,45 @@ def _steered_tokens(params: Params) -> int:
     return params.probe_features.steer.prompt_tokens + params.probe_features.steer.max_new_tokens
 
 
+def _text(params: Params) -> Iterator[str]:
+    """The source of text, and what one without concepts cannot give."""
+    subject, corpus = params.prepare_subject, params.prepare_subject.corpus
+    if (corpus is None) is (subject.domain is DomainName.corpus):
+        given = "null" if corpus is None else corpus.source
+        yield f"prepare_subject.corpus: is {given}, and domain is {subject.domain}; only domain corpus has one, and must"
+    if corpus is None:
+        return
+    yield from _hub("prepare_subject.corpus", corpus)
+    if subject.pretrained is None:
+        yield "prepare_subject.pretrained: is null; a corpus has no lessons and no tokenizer, name a model of others"
+    if Path(params.label_features.source) == CONTEXTS:
+        yield (
+            f"label_features.source: is {CONTEXTS}, but a corpus has no concepts to label it with; name a table that "
+            "`sae-explainer import` made (docs/EXCHANGE.md)"
+        )
+    if params.train_sft.warmup_examples:
+        yield (
+            f"train_sft.warmup_examples: is {params.train_sft.warmup_examples}; must be 0: a corpus says nothing about "
+            "its words"
+        )
+    for name, evaluation in params.evaluations.items():
+        if evaluation.kind in (EvaluationKind.agent, EvaluationKind.truth):
+            yield f"evaluations.{name}.kind: is {evaluation.kind}; a corpus has no concepts, take it out"
+
+
+def _hub(key: str, corpus: Corpus) -> Iterator[str]:
+    """What a data set of the hub needs and files must not have; the revision tells them apart."""
+    if corpus.revision is None:
+        for name in ("subset", "split"):
+            if getattr(corpus, name) is not None:
+                yield f"{key}.{name}: is {getattr(corpus, name)!r}; files have none, give null (or a revision of the hub)"
+        return
+    if not re.fullmatch("[0-9a-f]{40}", corpus.revision):
+        yield f"{key}.revision: is {corpus.revision!r}; must be the 40 hex digits of a commit, or null for files"
+    if corpus.split is None:
+        yield f"{key}.split: is null; a data set of the hub needs one, such as train"
+
+
 def _sampling(params: Params) -> Iterator[str]:
     for key, writer in (
         ("score_explanations.writer", params.score_explanations.writer),
@@ -240,6 +280,11 @@ def _features(params: Params) -> Iterator[str]:
         yield "extract_activations.truth_documents: is 0; the sandbox knows the truth and needs at least 1"
     if params.train_sft.replay_share == 1:
         yield "train_sft.replay_share: is 1; must be below 1, so that labels are left"
+    if params.train_sft.replay_share and not params.train_sft.warmup_examples:
+        yield (
+            f"train_sft.replay_share: is {params.train_sft.replay_share}; must be 0, because warmup_examples is 0: there "
+            "is nothing to replay"
+        )
     if params.probe_features.steer.prompt_tokens < 2:
         yield "probe_features.steer.prompt_tokens: is 1; must be at least 2: the first token is BOS, which is not steered"
     if params.probe_features.first_rank >= extract.top_contexts:

@@ -13,6 +13,7 @@ import torch
 
 from saeexplainer import models, sae
 from saeexplainer.config import Params
+from saeexplainer.domain import Reader
 from saeexplainer.domains import open_domain
 from saeexplainer.seeds import seed_torch
 from saeexplainer.storage import replacing, write_json
@@ -28,7 +29,9 @@ def run(params: Params) -> Report:
     config, context = params.prepare_sae, params.prepare_subject.context_length
     model, tokenizer = models.open_model(SUBJECT), models.open_tokenizer(SUBJECT)
     models.check_block(model, config.hook_block, "prepare_sae.hook_block")
-    domain = open_domain(params.prepare_subject.domain, params.seed, params.prepare_subject.corpus)
+    domain = open_domain(
+        params.prepare_subject.domain, params.seed, params.prepare_subject.corpus, Reader(tokenizer, context)
+    )
     texts = [document.text for document in domain.documents("sae", config.documents)]
     activations = torch.cat(list(sae.residuals(model, tokenizer, texts, config.hook_block, context)))
     held_out = [document.text for document in domain.documents("held_out_sae", MEASURED_DOCUMENTS)]

@@ -12,6 +12,7 @@ import torch
 
 from saeexplainer import models, probes, sae, steering, writer
 from saeexplainer.config import Params
+from saeexplainer.domain import Reader
 from saeexplainer.domains import open_domain
 from saeexplainer.errors import UserError
 from saeexplainer.records import ContextRow, FeatureRow, ProbeRow, SteeredRow
@@ -71,7 +72,8 @@ def context_probes(params: Params, features: list[FeatureRow], model, tokenizer,
 def neutral_prompts(params: Params, tokenizer) -> torch.Tensor:
     """The first tokens of a few documents, BOS included: [prompts, tokens]."""
     steer = params.probe_features.steer
-    domain = open_domain(params.prepare_subject.domain, params.seed, params.prepare_subject.corpus)
+    reader = Reader(tokenizer, params.prepare_subject.context_length)
+    domain = open_domain(params.prepare_subject.domain, params.seed, params.prepare_subject.corpus, reader)
     encoded = (tokenizer(document.text)["input_ids"] for document in domain.documents("steering", 50 * steer.prompts))
     long = [ids[: steer.prompt_tokens] for ids in encoded if len(ids) > steer.prompt_tokens]
     found = list(islice((list(ids) for ids in dict.fromkeys(map(tuple, long))), steer.prompts))

@@ -3,6 +3,7 @@
     python -m tasks.train_sft
 
 Writes data/explainers/warmup and data/explainers/sft (ordinary transformers folders) and reports/training/sft.csv.
+Without warm-up examples, which a domain without concepts cannot give, the warm-up is the model that starts.
 """
 
 import random
@@ -51,11 +52,12 @@ def run(params: Params) -> Report:
         ("sft", labelled + replayed, config.epochs, config.learning_rate, config.batch_size),
     )
     for name, examples, epochs, learning_rate, batch_size in stages:
-        with tempfile.TemporaryDirectory() as scratch:
-            history += sft.supervised_fine_tuning(
-                model, tokenizer, examples, epochs=epochs, learning_rate=learning_rate,
-                batch_size=batch_size, seed=seed, scratch=Path(scratch),
-            )  # fmt: skip
+        if name == "sft" or config.warmup_examples:
+            with tempfile.TemporaryDirectory() as scratch:
+                history += sft.supervised_fine_tuning(
+                    model, tokenizer, examples, epochs=epochs, learning_rate=learning_rate,
+                    batch_size=batch_size, seed=seed, scratch=Path(scratch),
+                )  # fmt: skip
         with replacing(EXPLAINERS / name) as folder:
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
@@ -67,6 +69,8 @@ def raw_activations(params: Params, draw: random.Random) -> sft.WarmupSet:
     """Residuals of the subject at random tokens of a stream of their own, with something true about each."""
     config = params.train_sft
     model, tokenizer = models.open_model(SUBJECT), models.open_tokenizer(SUBJECT)
+    if not config.warmup_examples:
+        return sft.WarmupSet(torch.zeros(0, model.config.hidden_size), [])
     domain = open_domain(params.prepare_subject.domain, params.seed, params.prepare_subject.corpus)
     batches = token_batches(
         domain.documents("warmup", config.warmup_examples), model, tokenizer, params.prepare_sae.hook_block,

@@ -38,6 +38,15 @@ def test_nano_shrinks_every_subject(subject: str) -> None:
     assert text["prepare_subject"]["d_model"] == 32 and text["prepare_subject"]["domain"] == subject
 
 
+def test_a_corpus_composes_with_what_it_cannot_give_taken_out() -> None:
+    others = ["label_features.source=data/imported/x.parquet", "train_sft.warmup_examples=0", "train_sft.replay_share=0"]
+    subject = yaml.safe_load(compose.composed(["subject=corpus", *others]))["prepare_subject"]
+    assert subject["domain"] == "corpus" and subject["pretrained"] and subject["corpus"]
+    for left_out, other in enumerate(others):
+        with pytest.raises(UserError, match=other.partition("=")[0]):
+            compose.composed(["subject=corpus", *others[:left_out], *others[left_out + 1 :]])
+
+
 @pytest.mark.parametrize("judge", sorted(path.stem for path in (ROOT / "conf" / "judge").glob("*.yaml")))
 def test_every_judge_composes_and_is_the_first(judge: str) -> None:
     found = yaml.safe_load(compose.composed([f"judge={judge}", "evaluate.judges.0.batch_size=7"]))["evaluate"]["judges"]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from saeexplainer.config import Architecture, Direction, Endpoint, EvaluationKind
+from saeexplainer.config import Architecture, Corpus, Direction, Endpoint, EvaluationKind
 from saeexplainer.errors import UserError
 from tasks import params
 
@@ -39,6 +39,20 @@ def test_the_committed_file_loads_as_frozen_dataclasses() -> None:
     with pytest.raises(FrozenInstanceError):
         loaded.seed = 1  # type: ignore[misc]
 
+
+CORPUS = {
+    "source": "texts.jsonl", "revision": None, "subset": None, "split": None, "column": "text", "packed": True,
+}  # fmt: skip
+PRETRAINED = {"source": "model", "revision": None, "dtype": "float32", "device_map": None, "attention": None}
+ON_A_CORPUS = {
+    "prepare_subject__domain": "corpus",
+    "prepare_subject__corpus": CORPUS,
+    "prepare_subject__pretrained": PRETRAINED,
+    "label_features__source": "data/imported/labels.parquet",
+    "train_sft__warmup_examples": 0,
+    "train_sft__replay_share": 0,
+}
+HUB = CORPUS | {"source": "owner/texts", "revision": "0" * 40, "subset": "en", "split": "train"}
 
 WRONG = {
     "unknown key": ({"train_sft__epoch": 3}, "train_sft.epoch", "did you mean epochs?"),
@@ -108,6 +122,9 @@ WRONG = {
         "compare_rounds.guarded[1]",
         "did you mean collision_rate?",
     ),
+    "replay of nothing": ({"train_sft__warmup_examples": 0}, "train_sft.replay_share", "0.5"),
+    "corpus of the sandbox": ({"prepare_subject__corpus": CORPUS}, "prepare_subject.corpus", "texts.jsonl"),
+    "domain without its corpus": ({"prepare_subject__domain": "corpus"}, "prepare_subject.corpus", "null"),
     "round measured elsewhere": ({"evaluations__r2__source": "data/explainers/r1"}, "evaluations.r2.source", "r1"),
 }
 
@@ -115,6 +132,39 @@ WRONG = {
 @pytest.mark.parametrize(("edits", "key", "said"), WRONG.values(), ids=WRONG)
 def test_a_wrong_value_is_one_line(tmp_path: Path, edits: dict[str, Any], key: str, said: str) -> None:
     path = edited(tmp_path, **edits)
+    with pytest.raises(UserError) as caught:
+        params.load(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: {key}: ") and said in message and "\n" not in message
+
+
+@pytest.mark.parametrize("corpus", [CORPUS, HUB, HUB | {"subset": None}], ids=["files", "hub", "hub, no subset"])
+def test_a_corpus_loads(tmp_path: Path, corpus: dict[str, Any]) -> None:
+    loaded = params.load(edited(tmp_path, **ON_A_CORPUS | {"prepare_subject__corpus": corpus}))
+    assert loaded.prepare_subject.corpus == Corpus(**corpus)
+
+
+WRONG_ON_A_CORPUS = {
+    "a subject trained here": ({"prepare_subject__pretrained": None}, "prepare_subject.pretrained", "no lessons"),
+    "labels by the domain": (
+        {"label_features__source": "data/activations/contexts.parquet"}, "label_features.source", "sae-explainer import",
+    ),
+    "warm-up": ({"train_sft__warmup_examples": 9}, "train_sft.warmup_examples", "must be 0"),
+    "the truth": ({"evaluations__ceiling": {"kind": "truth", "source": "t"}}, "evaluations.ceiling.kind", "truth"),
+    "the agent": ({"evaluations__agent": {"kind": "agent", "source": "data"}}, "evaluations.agent.kind", "agent"),
+    "a branch of the hub": (
+        {"prepare_subject__corpus": HUB | {"revision": "main"}}, "prepare_subject.corpus.revision", "40 hex digits",
+    ),
+    "no split of the hub": (
+        {"prepare_subject__corpus": HUB | {"split": None}}, "prepare_subject.corpus.split", "such as train",
+    ),
+    "a split of files": ({"prepare_subject__corpus": HUB | {"revision": None}}, "prepare_subject.corpus.subset", "'en'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("edits", "key", "said"), WRONG_ON_A_CORPUS.values(), ids=WRONG_ON_A_CORPUS)
+def test_what_a_corpus_cannot_give_is_one_line(tmp_path: Path, edits: dict[str, Any], key: str, said: str) -> None:
+    path = edited(tmp_path, **ON_A_CORPUS | edits)
     with pytest.raises(UserError) as caught:
         params.load(path)
     message = str(caught.value)
