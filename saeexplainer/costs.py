@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from saeexplainer.config import Prices, Writer
+from saeexplainer.notation import aligned
 from saeexplainer.records import EvaluationRow, ScoreRow
 
 if TYPE_CHECKING:
@@ -220,11 +221,7 @@ def table(bill: Bill) -> list[str]:
     costs |= {f"{name}: an explanation": cost for name, cost in bill.explanations.items()}
     rows = [["", "seconds", "calls", "tokens", "USD"], *([name, *_cells(cost)] for name, cost in costs.items())]
     rows.append(["SAGE: a feature (published)", "-", *map(_range, (SAGE.calls, SAGE.call_tokens, SAGE.usd))])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [
-        "  ".join([name.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))])
-        for name, *cells in rows
-    ]
+    return aligned(rows)
 
 
 def _cells(cost: Cost) -> list[str]:

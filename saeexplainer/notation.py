@@ -17,6 +17,15 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, alignment, *rows))
 
 
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of plain text, figures to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join([name.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))])
+        for name, *cells in rows
+    ]
+
+
 def words(metric: str) -> str:
     """A metric's name in a sentence."""
     return metric.replace("_", " ")

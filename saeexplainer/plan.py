@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from saeexplainer import costs, memory, workload
 from saeexplainer.config import Params, Prices, Writer
 from saeexplainer.memory import GIB, Memory, Setup
+from saeexplainer.notation import aligned
 from saeexplainer.shapes import Shape
 from saeexplainer.workload import Features, Lengths, Load
 
@@ -169,11 +170,7 @@ def table(plan: Plan) -> list[str]:
     rows = [heading, *([name, *_cells(stage)] for name, stage in stages.items())]
     money = ["USD", *("unknown" if stage.usd is None else f"{stage.usd:,.2f}" for stage in stages.values())]
     rows = [[*row, cell] for row, cell in zip(rows, money, strict=True)] if plan.priced else rows
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join([name.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))])
-        for name, *cells in rows
-    ]
+    return aligned(rows)
 
 
 def _cells(stage: Stage) -> list[str]:
