@@ -1,4 +1,4 @@
-"""The stages that read text, on a corpus: features without concepts, labels from a table, an explainer without warm-up."""
+"""The stages that read text, on a corpus: features without concepts, labels from a table, no warm-up."""
 
 import json
 from dataclasses import replace
