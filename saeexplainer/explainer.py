@@ -36,7 +36,7 @@ PARTS = {
 def direction_rows(
     tensors: dict[str, Float[Tensor, "*features d_model"]], direction: Direction
 ) -> Float[Tensor, "rows d_model"]:
-    """The table of directions: a feature's tokens are consecutive rows. `tensors` may hold others, as the corpus mean."""
+    """The table of directions: a feature's tokens are consecutive rows. `tensors` may hold more."""
     parts = torch.stack([tensors[name] for name in PARTS[direction]], dim=1)
     return parts.flatten(0, 1)
 

@@ -26,7 +26,8 @@ from saeexplainer.errors import UserError
 
 # Every number is finite and at least 0, every integer at least 1, every list and text not empty, but for these names.
 MAY_BE_ZERO = {  # integers that say "the first", "none" or "no limit below"
-    "seed", "hook_block", "injection_block", "lessons", "truth_documents", "context_tokens", "min_pairs", "warmup_examples",
+    "seed", "hook_block", "injection_block", "lessons", "truth_documents", "context_tokens", "min_pairs",
+    "warmup_examples",
 }  # fmt: skip
 MAY_BE_EMPTY = {"guarded"}
 ABOVE_ZERO = {
@@ -195,7 +196,7 @@ def _text(params: Params) -> Iterator[str]:
     subject, corpus = params.prepare_subject, params.prepare_subject.corpus
     if (corpus is None) is (subject.domain is DomainName.corpus):
         given = "null" if corpus is None else corpus.source
-        yield f"prepare_subject.corpus: is {given}, and domain is {subject.domain}; only domain corpus has one, and must"
+        yield f"prepare_subject.corpus: is {given}, and domain is {subject.domain}; only domain corpus has one"
     if corpus is None:
         return
     yield from _hub("prepare_subject.corpus", corpus)
@@ -221,7 +222,7 @@ def _hub(key: str, corpus: Corpus) -> Iterator[str]:
     if corpus.revision is None:
         for name in ("subset", "split"):
             if getattr(corpus, name) is not None:
-                yield f"{key}.{name}: is {getattr(corpus, name)!r}; files have none, give null (or a revision of the hub)"
+                yield f"{key}.{name}: is {getattr(corpus, name)!r}; files have none; give null, or a revision"
         return
     if not re.fullmatch("[0-9a-f]{40}", corpus.revision):
         yield f"{key}.revision: is {corpus.revision!r}; must be the 40 hex digits of a commit, or null for files"

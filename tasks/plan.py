@@ -103,8 +103,8 @@ def _made_here(params: Params) -> Shape:
     """The shape of the subject that prepare_subject trains. Raises UserError if it is a model of others."""
     if params.prepare_subject.pretrained is not None:
         raise UserError(
-            f"prepare_subject.pretrained: {params.prepare_subject.pretrained.source} is not trained here; add --model with "
-            "its name in conf/shapes.yaml, or its folder"
+            f"prepare_subject.pretrained: {params.prepare_subject.pretrained.source} is not trained here; add --model "
+            "with its name in conf/shapes.yaml, or its folder"
         )
     if params.prepare_subject.domain is DomainName.pydoc:
         from saeexplainer.pydoc_domain import PydocDomain

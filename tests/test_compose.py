@@ -39,7 +39,8 @@ def test_nano_shrinks_every_subject(subject: str) -> None:
 
 
 def test_a_corpus_composes_with_what_it_cannot_give_taken_out() -> None:
-    others = ["label_features.source=data/imported/x.parquet", "train_sft.warmup_examples=0", "train_sft.replay_share=0"]
+    others = ["label_features.source=data/imported/x.parquet"]
+    others += ["train_sft.warmup_examples=0", "train_sft.replay_share=0"]
     subject = yaml.safe_load(compose.composed(["subject=corpus", *others]))["prepare_subject"]
     assert subject["domain"] == "corpus" and subject["pretrained"] and subject["corpus"]
     for left_out, other in enumerate(others):

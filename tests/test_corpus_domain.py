@@ -61,7 +61,9 @@ def test_the_same_documents_from_a_file_and_from_a_folder_of_files(kind: str, tm
 
 
 @pytest.mark.parametrize("kind", [".jsonl", ".parquet"])
-def test_a_data_set_of_the_hub_goes_through_datasets(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_data_set_of_the_hub_goes_through_datasets(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     (tmp_path / "data").mkdir()
     WRITERS[kind](tmp_path / f"data/train{kind}", TEXTS[:300])

@@ -1,4 +1,4 @@
-"""The stages that read text, on a corpus: features without concepts, labels from a table, an explainer without warm-up."""
+"""The stages that read text, on a corpus: features without concepts, labels from a table, no warm-up."""
 
 import json
 from dataclasses import replace
@@ -57,7 +57,9 @@ def test_a_corpus_goes_through_the_stages(workspace: Path, monkeypatch: pytest.M
     given = settings()
     extract_activations.run(given)
     contexts = read_rows(Path("data/activations/contexts.parquet"), ContextRow)
-    text = "\n\n".join(json.loads(line)["text"] for line in Path("texts.jsonl").read_text(encoding="utf-8").splitlines())
+    text = "\n\n".join(
+        json.loads(line)["text"] for line in Path("texts.jsonl").read_text(encoding="utf-8").splitlines()
+    )
     assert contexts and not any(context.concepts for context in contexts)
     # A context may lie across two documents of the stream, which are no neighbours in the file.
     assert all(part in text for context in contexts for part in context.text.split("\n\n"))
@@ -68,11 +70,15 @@ def test_a_corpus_goes_through_the_stages(workspace: Path, monkeypatch: pytest.M
     )  # fmt: skip
 
     features = read_rows(Path("data/activations/features.parquet"), FeatureRow)
-    write_rows(IMPORTED, [ExplanationRow(row.feature_id, row.split, "the word dog") for row in features], ExplanationRow)
+    write_rows(
+        IMPORTED, [ExplanationRow(row.feature_id, row.split, "the word dog") for row in features], ExplanationRow
+    )
     assert label_features.run(given).metrics["labels_missing"] == 0
 
     train_sft.run(given)
-    weights = [load_model(Path(f"data/{name}")).state_dict() for name in ("subject", "explainers/warmup", "explainers/sft")]
+    weights = [
+        load_model(Path(f"data/{name}")).state_dict() for name in ("subject", "explainers/warmup", "explainers/sft")
+    ]
     start, warmup, sft = weights
     assert all(torch.equal(start[name], warmup[name]) for name in start)
     assert not all(torch.equal(start[name], sft[name]) for name in start)

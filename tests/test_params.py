@@ -147,7 +147,9 @@ def test_a_corpus_loads(tmp_path: Path, corpus: dict[str, Any]) -> None:
 WRONG_ON_A_CORPUS = {
     "a subject trained here": ({"prepare_subject__pretrained": None}, "prepare_subject.pretrained", "no lessons"),
     "labels by the domain": (
-        {"label_features__source": "data/activations/contexts.parquet"}, "label_features.source", "sae-explainer import",
+        {"label_features__source": "data/activations/contexts.parquet"},
+        "label_features.source",
+        "sae-explainer import",
     ),
     "warm-up": ({"train_sft__warmup_examples": 9}, "train_sft.warmup_examples", "must be 0"),
     "the truth": ({"evaluations__ceiling": {"kind": "truth", "source": "t"}}, "evaluations.ceiling.kind", "truth"),
@@ -158,7 +160,9 @@ WRONG_ON_A_CORPUS = {
     "no split of the hub": (
         {"prepare_subject__corpus": HUB | {"split": None}}, "prepare_subject.corpus.split", "such as train",
     ),
-    "a split of files": ({"prepare_subject__corpus": HUB | {"revision": None}}, "prepare_subject.corpus.subset", "'en'"),
+    "a subset of files": (
+        {"prepare_subject__corpus": HUB | {"revision": None}}, "prepare_subject.corpus.subset", "'en'",
+    ),
 }  # fmt: skip
 
 
