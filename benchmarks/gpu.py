@@ -279,7 +279,9 @@ def main() -> None:
         found[name] = in_own_process(name, bench, options.peak)
         print(line(name, found[name]), flush=True)
     if options.output:
-        options.output.write_text(json.dumps({"shape": options.shape, "parts": found}, indent=2) + "\n", encoding="utf-8")
+        options.output.write_text(
+            json.dumps({"shape": options.shape, "parts": found}, indent=2) + "\n", encoding="utf-8"
+        )
     sys.exit(any("error" in part for part in found.values()))
 
 

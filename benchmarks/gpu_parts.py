@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 SPECIAL = ["<bos>", "<eos>", "<pad>"]
 BFLOAT16 = 2  # bytes
+TEMPERATURE, TOP_P = 0.9, 0.9  # the reference's (arXiv 2606.08496)
+
 
 @dataclass(frozen=True)
 class Bench:
@@ -85,7 +87,7 @@ class Part:
 def published(bench: Bench) -> dict[str, Any]:
     """The keys of the model's config.json that decide its size."""
     known = yaml.safe_load((REPOSITORY / "conf" / "shapes.yaml").read_text(encoding="utf-8"))[bench.model]
-    return {name: value for name, value in known.items() if name != "published"}
+    return {name: value for name, value in known.items() if name not in ("hub", "published")}
 
 
 def whole(bench: Bench) -> Shape:
@@ -237,7 +239,7 @@ def generation(bench: Bench, device: "torch.device") -> Work:
     def work() -> None:
         with torch.device(device):
             generate(
-                model, tokenizer, prompts.tolist(), temperature=0.9, top_p=0.9, max_new_tokens=bench.answer_tokens,
+                model, tokenizer, prompts.tolist(), temperature=TEMPERATURE, top_p=TOP_P, max_new_tokens=bench.answer_tokens,
                 batch_size=bench.sequences,
             )  # fmt: skip
 
@@ -246,8 +248,9 @@ def generation(bench: Bench, device: "torch.device") -> Work:
 
 def preference(bench: Bench, device: "torch.device") -> Work:
     """Steps of TRL's DPOTrainer on pairs of one length."""
-    from datasets import Dataset
+    from datasets import Dataset, disable_progress_bars
 
+    disable_progress_bars()
     features = bench.pairs
     model, tokenizer = make_model(whole(bench), bench, device), make_tokenizer(bench, features)
     attach_features(model, features)
@@ -270,6 +273,7 @@ def train(
 ) -> list[float]:  # fmt: skip
     """The seconds of each step over the rows."""
     from peft import LoraConfig
+    from transformers import PrinterCallback
     from trl import DPOConfig, DPOTrainer
 
     arguments = DPOConfig(
@@ -281,6 +285,7 @@ def train(
     trainer = DPOTrainer(
         model=model, args=arguments, train_dataset=rows, processing_class=tokenizer, peft_config=adapter
     )
+    trainer.remove_callback(PrinterCallback)  # it prints to standard output
     return steps(trainer, device)
 
 
@@ -308,14 +313,14 @@ def steps(trainer: "DPOTrainer", device: "torch.device") -> list[float]:
 
 def planned_reading(bench: Bench, tokens: int, latents: int) -> Memory:
     """The plan of a pass that reads so many tokens through so many latents."""
-    return memory.reading(cut(bench), Setup(BFLOAT16, 0, False), tokens, [latents])
+    return memory.reading(cut(bench), Setup(BFLOAT16, 0, False), tokens, [latents], tables=memory.JUMPRELU)
 
 
 def planned_generation(bench: Bench) -> Memory:
     """The plan of generation."""
     length = bench.prompt_tokens + bench.answer_tokens
     setup = Setup(BFLOAT16, 0, False)
-    return memory.generation(whole(bench), setup, bench.sequences, bench.prompt_tokens, length)
+    return memory.generation(whole(bench), setup, bench.sequences, bench.prompt_tokens, length, top_p=TOP_P)
 
 
 def planned_preference(bench: Bench) -> Memory:
