@@ -5,14 +5,15 @@
 extraction   documents through the subject's blocks up to the hook, and through the whole SAE
 scoring      written texts through the same blocks, and through some columns of the SAE
 generation   explanations of features, by feature tokens
-preference   DPO steps by TRL on LoRA adapters in float32, blocks checkpointed, the reference being the model without them
+preference   DPO steps by TRL: LoRA adapters in float32, blocks checkpointed, the model without adapters as reference
 
 A part is a process of its own, so its memory is its own; a line each on standard output, progress on standard error.
-Memory is compared with what `sae-explainer plan` says of the same sizes (saeexplainer/memory.py). A GPU's is the largest
-that torch's allocator had given out; a CPU's, all tensors that were there at once.
+Memory is compared with what `sae-explainer plan` says of the same sizes (saeexplainer/memory.py). A GPU's is the most
+that torch's allocator had given out; a CPU's, all tensors that were there at once. docs/SCALE.md says more.
 """
 
 import argparse
+import gc
 import json
 import os
 import shutil
@@ -160,6 +161,7 @@ def measure(name: str, bench: Bench, peak_tflops: float | None) -> Result:
     peak_tflops = peak_tflops or next((peak for known, peak in PEAKS.items() if known in hardware.device), None)
     with Peak(device) as memory:
         work = part.set_up(bench, device)
+        gc.collect()
         memory.reset()
         passes = work.run(bench.passes + 1)[1:]
         used, reserved = memory.bytes()
@@ -229,7 +231,10 @@ def in_own_process(name: str, bench: Bench, peak_tflops: float | None) -> dict[s
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "result.json"
         asked = json.dumps({"name": name, "bench": asdict(bench), "peak_tflops": peak_tflops})
-        done = subprocess.run([sys.executable, __file__, "--one", asked, "--output", str(path)], check=False)
+        command = [sys.executable, __file__, "--one", asked, "--output", str(path)]
+        # One device: of several, the trainer would use all.
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+        done = subprocess.run(command, env=os.environ | {"CUDA_VISIBLE_DEVICES": visible}, check=False)
         if done.returncode or not path.is_file():
             return {"error": f"{name}: the process ended with status {done.returncode}; see above"}
         return json.loads(path.read_text(encoding="utf-8"))

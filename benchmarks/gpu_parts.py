@@ -1,7 +1,7 @@
 """The parts of benchmarks/gpu.py: models of real size with random weights, and what the pipeline makes them do.
 
-No part reads a checkpoint or a corpus: weights and token ids are random numbers made on the device. What is timed is the
-pipeline's own reading, columns, feature tokens and sampling, and TRL's DPOTrainer.
+No part reads a checkpoint or a corpus: weights and token ids are random numbers made on the device. What is timed is
+the pipeline's own reading, columns, feature tokens and sampling, and TRL's DPOTrainer.
 """
 
 import sys
@@ -110,7 +110,7 @@ def make_model(shape: Shape, bench: Bench, device: "torch.device") -> "PreTraine
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    known = published(bench) | {"num_hidden_layers": shape.layers}
+    known = published(bench) | {"num_hidden_layers": shape.layers, "eos_token_id": None}  # nothing ends a text
     config = AutoConfig.for_model(known.pop("model_type"), **known)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
@@ -216,8 +216,8 @@ def scoring(bench: Bench, device: "torch.device") -> Work:
 
 
 def flops_a_token(bench: Bench, tokens: int, latents: int) -> int:
-    """Two a weight of the blocks' matrices and of the SAE's encoder, and four times the heads' width for each other token
-    of the text in every block: all of the attention matrix, though its upper half is not needed."""
+    """Two a weight of the blocks' matrices and of the SAE's encoder, and four times the heads' width in every block for
+    each token of the text: all of the attention matrix, though its upper half is not needed."""
     shape = cut(bench)
     weights = shape.layers * sum(inputs * outputs for inputs, outputs in matrices(shape))
     attention = 4 * tokens * shape.heads * shape.head_width * shape.layers
@@ -239,8 +239,8 @@ def generation(bench: Bench, device: "torch.device") -> Work:
     def work() -> None:
         with torch.device(device):
             generate(
-                model, tokenizer, prompts.tolist(), temperature=TEMPERATURE, top_p=TOP_P, max_new_tokens=bench.answer_tokens,
-                batch_size=bench.sequences,
+                model, tokenizer, prompts.tolist(), temperature=TEMPERATURE, top_p=TOP_P,
+                max_new_tokens=bench.answer_tokens, batch_size=bench.sequences,
             )  # fmt: skip
 
     return Work(partial(timed, work, device), bench.sequences * bench.answer_tokens)

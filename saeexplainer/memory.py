@@ -107,7 +107,7 @@ def scoring(shape: Shape, setup: Setup, sequences: int, tokens: int) -> Memory:
 
 def training(shape: Shape, setup: Setup, sequences: int, tokens: int, copies: int) -> Memory:
     """One step of a trainer of TRL with Adam on `sequences` of `tokens` tokens. `copies` are those of all that is
-    trained: the policy, and what is kept of it; with LoRA they are copies of the adapter, and the model is there once."""
+    trained: the policy, and what is kept of it; with LoRA they are the adapter's, and the model is there once."""
     if setup.lora_rank:
         trained, size = adapter_parameters(shape, setup.lora_rank), FLOAT32
         weights = held(shape, setup) + copies * trained * size
@@ -144,9 +144,9 @@ def _kept_by_block(shape: Shape, setup: Setup, tokens: int) -> int:
 
 
 def _recomputed(shape: Shape, setup: Setup, tokens: int) -> int:
-    """Bytes for each token that one block has at work beside what all keep: itself, where it is not kept, and an adapter
-    of the MLP, whose output is there in float32 before and after it is added, while the last adapter's input, which is
-    as wide, is not there yet."""
+    """Bytes for each token that one block has at work beside what all keep: itself, where it is not kept, and the
+    output of an adapter of the MLP in float32, before and after it is added, while the last adapter's input, which is as
+    wide, is not there yet."""
     block = _kept_by_block(shape, setup, tokens) if setup.checkpointing else 0
     return block + (shape.intermediate * FLOAT32 if setup.lora_rank else 0)
 

@@ -1,8 +1,8 @@
 """What an experiment will take, before it runs: memory, calls, tokens, hours and money by stage. Pure.
 
 Counts are those of `saeexplainer.workload`, memory that of `saeexplainer.memory` with every text as long as the
-settings allow. Hours are tokens over a rate that was measured with the same model, SAEs and judges on the same hardware,
-else unknown. Stages without a model (labels, pairs, validation, comparison) are left out. docs/SCALE.md says more.
+settings allow. Hours are tokens over a rate that was measured with the same model, SAEs and judges on the same
+hardware, else unknown. Stages without a model (labels, pairs, validation, comparison) are left out. docs/SCALE.md says more.
 """
 
 from collections.abc import Mapping, Sequence
@@ -179,7 +179,8 @@ def _writing_memory(
     read = memory.reading(subject.shape, subject.setup, at_once, widths, texts * sum(widths), _tables(params))
     if held is None:
         return read
-    written = memory.generation(held.shape, held.setup, writer.batch_size, prompt, length, widths, top_p=writer.top_p)
+    beside = widths if held == subject else []
+    written = memory.generation(held.shape, held.setup, writer.batch_size, prompt, length, beside, top_p=writer.top_p)
     return memory.largest([written, read])
 
 
