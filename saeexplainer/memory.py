@@ -6,9 +6,24 @@ SAEs, adapters and what is computed from logits are float32, whatever the model'
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-from saeexplainer.shapes import FLOAT32, Shape, adapter_parameters, kept_bytes, parameters
+from saeexplainer.shapes import (
+    FLOAT32,
+    Shape,
+    adapter_kept_bytes,
+    adapter_parameters,
+    kept_bytes,
+    parameters,
+)
 
 GIB = 2**30
+# Tables of [tokens, latents] that sae-lens' `encode` has at once: before and after the activation function; a JumpReLU
+# SAE's mask and the product with it, too.
+TOPK, JUMPRELU = 2, 4
+# Bytes a logit while sampling: as it is, scaled, and as a probability; with a nucleus also sorted, with 8-byte places,
+# summed up and masked.
+PLAIN, NUCLEUS = 12, 40
+# TRL computes log-probabilities of so many tokens and words at once (trl/kernels/chunked_logprob.py, trainer/utils.py).
+TILE_TOKENS, TILE_WORDS = 4096, 32768
 
 
 @dataclass(frozen=True)
@@ -56,28 +71,28 @@ def working(shape: Shape, setup: Setup, tokens: int) -> int:
     return tokens * (2 * shape.width + (2 + shape.gated) * shape.intermediate) * setup.weight_bytes
 
 
-def reading(shape: Shape, setup: Setup, tokens: int, loaded: Sequence[int], table: int = 0) -> Memory:
-    """Residuals of `tokens` tokens at once through SAEs of the widths `loaded`, one after the other; the forward pass
-    ends at the hook. `table` is the number of maxima that are kept."""
-    codes = 2 * tokens * max(loaded, default=0)  # before and after the activation function
+def reading(
+    shape: Shape, setup: Setup, tokens: int, loaded: Sequence[int], table: int = 0, tables: int = TOPK
+) -> Memory:
+    """Residuals of `tokens` tokens at once through SAEs of the widths `loaded`, one after the other, in float32; the
+    forward pass ends at the hook. `table` is the number of maxima that are kept, `tables` TOPK or JUMPRELU."""
+    encoded = tokens * (shape.width * (setup.weight_bytes + FLOAT32) + tables * max(loaded, default=0) * FLOAT32)
     return Memory(
         weights=held(shape, setup),
-        activations=working(shape, setup, tokens) + (codes + table) * FLOAT32,
+        activations=max(working(shape, setup, tokens), encoded) + table * FLOAT32,
         sae=sum(sae_parameters(shape.width, d_sae) for d_sae in loaded) * FLOAT32,
     )
 
 
 def generation(
-    shape: Shape, setup: Setup, sequences: int, prompt: int, length: int, loaded: Sequence[int] = ()
+    shape: Shape, setup: Setup, sequences: int, prompt: int, length: int, loaded: Sequence[int] = (), top_p: float = 1.0
 ) -> Memory:
-    """`sequences` at once from prompts of `prompt` tokens up to `length` tokens in all, SAEs lying beside it.
-
-    The logits of the last position are there three times: as they are, scaled, and as probabilities.
-    """
+    """`sequences` at once from prompts of `prompt` tokens up to `length` tokens in all, SAEs lying beside it."""
     key_values = 2 * shape.layers * shape.kv_heads * shape.head_width
+    logits = sequences * shape.vocabulary * (NUCLEUS if top_p < 1 else PLAIN)
     return Memory(
         weights=held(shape, setup),
-        activations=working(shape, setup, sequences * prompt) + 3 * sequences * shape.vocabulary * FLOAT32,
+        activations=max(working(shape, setup, sequences * prompt), logits),
         cache=sequences * length * key_values * setup.weight_bytes,
         sae=sum(sae_parameters(shape.width, d_sae) for d_sae in loaded) * FLOAT32,
     )
@@ -91,32 +106,55 @@ def scoring(shape: Shape, setup: Setup, sequences: int, tokens: int) -> Memory:
 
 
 def training(shape: Shape, setup: Setup, sequences: int, tokens: int, copies: int) -> Memory:
-    """One step with Adam on `sequences` of `tokens` tokens. `copies` are those of all that is trained: the policy, and
-    what is kept of it; with LoRA they are copies of the adapter, and the model is there once."""
+    """One step of a trainer of TRL with Adam on `sequences` of `tokens` tokens. `copies` are those of all that is
+    trained: the policy, and what is kept of it; with LoRA they are the adapter's, and the model is there once."""
     if setup.lora_rank:
         trained, size = adapter_parameters(shape, setup.lora_rank), FLOAT32
         weights = held(shape, setup) + copies * trained * size
     else:
         trained, size = parameters(shape).total, setup.weight_bytes
         weights = copies * trained * size
-    return Memory(weights, 3 * trained * size, _kept(shape, setup, sequences, tokens))
+    read = sequences * tokens
+    kept = read * _kept_by_blocks(shape, setup, tokens)
+    loss = _tile(shape, setup, read) + read * shape.width * FLOAT32
+    at_work = read * _recomputed(shape, setup, tokens)
+    return Memory(weights, 3 * trained * size, kept + max(loss, at_work))
 
 
 def pretraining(shape: Shape, setup: Setup, sequences: int, tokens: int) -> Memory:
-    """As `training`, with Muon's one moment for the blocks' matrices and Adam's two for the rest; no copy is kept."""
+    """As `training`, with Muon's one moment for the blocks' matrices and Adam's two for the rest, and with all logits,
+    their float32 log-probabilities and the gradient; no copy is kept."""
     found = parameters(shape)
     moments = found.attention + found.mlp + 2 * (found.total - found.attention - found.mlp)
-    kept = _kept(shape, setup, sequences, tokens)
+    logits = shape.vocabulary * (setup.weight_bytes + 2 * FLOAT32)
+    kept = sequences * tokens * (_kept_by_blocks(shape, setup, tokens) + _recomputed(shape, setup, tokens) + logits)
     return Memory(held(shape, setup), (found.total + moments) * setup.weight_bytes, kept)
 
 
-def _kept(shape: Shape, setup: Setup, sequences: int, tokens: int) -> int:
-    """Bytes of activations for the backward pass, and of logits, their float32 log-probabilities and the gradient."""
-    block = kept_bytes(shape, tokens, setup.weight_bytes)
-    inputs = shape.layers * shape.width * setup.weight_bytes
-    blocks = inputs + block if setup.checkpointing else shape.layers * block
-    logits = shape.vocabulary * (setup.weight_bytes + 2 * FLOAT32)
-    return sequences * tokens * (blocks + logits)
+def _kept_by_blocks(shape: Shape, setup: Setup, tokens: int) -> int:
+    """Bytes for each token that all blocks keep for the backward pass; checkpointing keeps their inputs."""
+    if setup.checkpointing:
+        return shape.layers * shape.width * setup.weight_bytes
+    return shape.layers * _kept_by_block(shape, setup, tokens)
+
+
+def _kept_by_block(shape: Shape, setup: Setup, tokens: int) -> int:
+    adapters = adapter_kept_bytes(shape, setup.lora_rank, setup.weight_bytes) if setup.lora_rank else 0
+    return kept_bytes(shape, tokens, setup.weight_bytes) + adapters
+
+
+def _recomputed(shape: Shape, setup: Setup, tokens: int) -> int:
+    """Bytes for each token that one block has at work beside what all keep: itself, where it is not kept, and the
+    output of an adapter of the MLP in float32, before and after it is added, while the last adapter's input, which is as
+    wide, is not there yet."""
+    block = _kept_by_block(shape, setup, tokens) if setup.checkpointing else 0
+    return block + (shape.intermediate * FLOAT32 if setup.lora_rank else 0)
+
+
+def _tile(shape: Shape, setup: Setup, read: int) -> int:
+    """Bytes of the logits that TRL has at once, and of the head's gradient in float32 where it is trained."""
+    head = 0 if setup.lora_rank else shape.vocabulary * shape.width * FLOAT32
+    return min(read, TILE_TOKENS) * TILE_WORDS * setup.weight_bytes + head
 
 
 def preference_training(shape: Shape, setup: Setup, pairs: int, tokens: int) -> Memory:
@@ -124,8 +162,9 @@ def preference_training(shape: Shape, setup: Setup, pairs: int, tokens: int) -> 
     times as many. Copies: policy, reference, the start that the result is compared with, the best checkpoint."""
     copies = 4
     step = training(shape, setup, 2 * pairs, tokens, copies)
-    read = scoring(shape, setup, 8 * pairs, tokens)
-    return largest([step, Memory(step.weights, step.optimizer, read.activations)])
+    read = 8 * pairs * tokens
+    evaluated = max(working(shape, setup, read), _tile(shape, setup, read))
+    return largest([step, Memory(step.weights, step.optimizer, evaluated)])
 
 
 def sae_training(shape: Shape, setup: Setup, stored: int, batch: int, saes: Sequence[int]) -> Memory:

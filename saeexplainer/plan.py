@@ -1,21 +1,46 @@
 """What an experiment will take, before it runs: memory, calls, tokens, hours and money by stage. Pure.
 
 Counts are those of `saeexplainer.workload`, memory that of `saeexplainer.memory` with every text as long as the
-settings allow. Hours are tokens over a rate that was measured with the same model, SAEs and judges on the same hardware,
-else unknown. Stages without a model (labels, pairs, validation, comparison) are left out. docs/SCALE.md says more.
+settings allow. Hours are tokens over a rate that was measured with the same model, SAEs and judges on the same
+hardware, else unknown. Stages without a model (labels, pairs, validation, comparison) are left out. docs/SCALE.md says more.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from saeexplainer import costs, memory, workload
-from saeexplainer.config import Params, Prices, Writer
+from saeexplainer.config import JudgeKind, Params, Prices, Writer
 from saeexplainer.memory import GIB, Memory, Setup
 from saeexplainer.notation import aligned
 from saeexplainer.shapes import Shape
 from saeexplainer.workload import Features, Lengths, Load
 
 READ_AT_ONCE = 512  # texts, in `saeexplainer.writer`
+MEASURED_AT_ONCE = 64  # texts, in `saeexplainer.sae`
+
+
+@dataclass(frozen=True)
+class Held:
+    """A model as the stages hold it."""
+
+    shape: Shape
+    setup: Setup
+
+
+@dataclass(frozen=True)
+class Models:
+    """Who plays which part; one model may play several. A part that no model here plays, because an endpoint does, is
+    None. Models of a stage follow each other: the largest counts."""
+
+    subject: Held  # what the SAEs read; in prepare_subject all of its weights are trained
+    explainer: Held  # trained as its setup says
+    writer: Held | None  # of the texts of the rounds
+    measuring: Held | None  # writer of the texts of the evaluations, and the likelihood judge
+
+    @property
+    def all(self) -> list[Held]:
+        """Those that are here, in that order."""
+        return [held for held in (self.subject, self.explainer, self.writer, self.measuring) if held is not None]
 
 
 @dataclass(frozen=True)
@@ -58,42 +83,85 @@ class Plan:
     priced: bool  # something has a price
 
 
-def memories(params: Params, shape: Shape, setup: Setup, split: Features, trained_here: bool) -> dict[str, Memory]:
+def memories(params: Params, models: Models, split: Features, trained_here: bool) -> dict[str, Memory]:
     """The peak of each stage, texts at the longest that the settings allow."""
-    config, context = params.prepare_subject, params.prepare_subject.context_length
-    widths = [spec.d_sae for spec in params.prepare_sae.saes]
+    found = _subject_memories(params, models.subject, trained_here)
+    found["probe_features"] = _probe_memory(params, models.subject, split)
+    explainer, sft = models.explainer, params.train_sft
     answer = workload.explain_prompt(params) + params.generate_explanations.max_new_tokens
-    whole = Setup(setup.weight_bytes, lora_rank=0, checkpointing=setup.checkpointing)
-    found = {}
-    if trained_here:
-        found["prepare_subject"] = memory.pretraining(shape, whole, config.batch_size, context)
-    stored = params.prepare_sae.documents * context
-    found["prepare_sae"] = memory.sae_training(shape, setup, stored, params.prepare_sae.batch_tokens, widths)
-    tokens = params.extract_activations.batch_size * context
-    top = 3 * params.extract_activations.top_contexts * sum(widths)  # a value and a number of eight bytes each
-    found["extract_activations"] = memory.reading(shape, setup, tokens, widths, top)
-    found["probe_features"] = _probe_memory(params, shape, setup, split)
-    sft = params.train_sft
     batch = max(sft.warmup_batch_size, sft.batch_size)
-    found["train_sft"] = memory.training(shape, setup, batch, answer, copies=2)
-    sampling = params.generate_explanations
-    candidates = sampling.candidates * workload.asked_about(split)
+    found["train_sft"] = memory.training(explainer.shape, explainer.setup, batch, answer, copies=2)
+    asked = params.generate_explanations.candidates * workload.asked_about(split)
     for name in params.rounds:
         found |= {
-            f"generate_explanations@{name}": memory.generation(
-                shape, setup, sampling.batch_size, workload.explain_prompt(params), answer
-            ),
+            f"generate_explanations@{name}": _explaining(params, explainer),
             f"score_explanations@{name}": _writing_memory(
-                params, params.score_explanations.writer, shape, setup, candidates, widths
+                params, params.score_explanations.writer, models.writer, models.subject, asked
             ),
-            f"train_dpo@{name}": memory.preference_training(shape, setup, params.train_dpo.batch_size, answer),
+            f"train_dpo@{name}": memory.preference_training(
+                explainer.shape, explainer.setup, params.train_dpo.batch_size, answer
+            ),
         }
-    count = getattr(split, params.evaluate.split)
-    measured = _writing_memory(params, params.evaluate.writer, shape, setup, count, widths[:1])
-    judged = memory.scoring(
-        shape, setup, params.evaluate.judges[0].batch_size, _writer_prompt(params, params.evaluate.writer) + context
-    )
-    return found | {f"evaluate@{name}": memory.largest([measured, judged]) for name in params.evaluations}
+    measured = _evaluating(params, models, getattr(split, params.evaluate.split))
+    return found | {f"evaluate@{name}": measured for name in params.evaluations}
+
+
+def _subject_memories(params: Params, subject: Held, trained_here: bool) -> dict[str, Memory]:
+    """Of the stages in which the subject is alone."""
+    config, context = params.prepare_subject, params.prepare_subject.context_length
+    shape, setup, widths, found = subject.shape, subject.setup, _widths(params), {}
+    if trained_here:
+        found["prepare_subject"] = memory.pretraining(shape, setup, config.batch_size, context)
+    found["prepare_sae"] = _sae_memory(params, subject)
+    tokens = params.extract_activations.batch_size * context
+    top = 3 * params.extract_activations.top_contexts * sum(widths)  # a value and a number of eight bytes each
+    found["extract_activations"] = memory.reading(shape, setup, tokens, widths, top, _tables(params))
+    return found
+
+
+def _sae_memory(params: Params, subject: Held) -> Memory:
+    """The SAEs of this run are trained, then all are measured on texts."""
+    config, context = params.prepare_sae, params.prepare_subject.context_length
+    shape, setup, tables = subject.shape, subject.setup, _tables(params)
+    phases = [
+        memory.reading(shape, setup, MEASURED_AT_ONCE * context, _widths(params), tables=tables),
+        memory.scoring(shape, setup, MEASURED_AT_ONCE, context),
+    ]
+    own = [spec.d_sae for spec in config.saes if spec.pretrained is None]
+    if own:
+        phases.append(memory.sae_training(shape, setup, config.documents * context, config.batch_tokens, own))
+    return memory.largest(phases)
+
+
+def _widths(params: Params) -> list[int]:
+    return [spec.d_sae for spec in params.prepare_sae.saes]
+
+
+def _tables(params: Params) -> int:
+    """Those trained here are TopK SAEs; most of others are JumpReLU SAEs, or are stored as such."""
+    return memory.JUMPRELU if any(spec.pretrained for spec in params.prepare_sae.saes) else memory.TOPK
+
+
+def _explaining(params: Params, explainer: Held) -> Memory:
+    sampling, prompt = params.generate_explanations, workload.explain_prompt(params)
+    return memory.generation(
+        explainer.shape, explainer.setup, sampling.batch_size, prompt, prompt + sampling.max_new_tokens,
+        top_p=sampling.top_p,
+    )  # fmt: skip
+
+
+def _evaluating(params: Params, models: Models, count: int) -> Memory:
+    """The explainer answers, texts are written and read, and the likelihood judge reads contexts and texts."""
+    writer, judges = params.evaluate.writer, [judge.kind for judge in params.evaluate.judges]
+    phases = [
+        _explaining(params, models.explainer),
+        _writing_memory(params, writer, models.measuring, models.subject, count, main=True),
+    ]
+    if models.measuring and JudgeKind.likelihood in judges:
+        tokens = _writer_prompt(params, writer) + workload.context(params)
+        judge = params.evaluate.judges[judges.index(JudgeKind.likelihood)]
+        phases.append(memory.scoring(models.measuring.shape, models.measuring.setup, judge.batch_size, tokens))
+    return memory.largest(phases)
 
 
 def _writer_prompt(params: Params, writer: Writer) -> int:
@@ -102,35 +170,39 @@ def _writer_prompt(params: Params, writer: Writer) -> int:
 
 
 def _writing_memory(
-    params: Params, writer: Writer, shape: Shape, setup: Setup, descriptions: int, widths: Sequence[int]
+    params: Params, writer: Writer, held: Held | None, subject: Held, descriptions: int, main: bool = False
 ) -> Memory:
-    """Texts are written, then read with a table of every latent's maximum on each text."""
-    prompt = _writer_prompt(params, writer)
+    """Texts are written, then read by the subject with a table of every latent's maximum on each text; `main`: by the
+    first SAE alone."""
+    prompt, widths = _writer_prompt(params, writer), _widths(params)[: 1 if main else None]
     length, texts = prompt + writer.max_new_tokens, descriptions * writer.texts
-    written = memory.generation(shape, setup, writer.batch_size, prompt, length, widths)
     at_once = min(READ_AT_ONCE, texts) * writer.max_new_tokens
-    return memory.largest([written, memory.reading(shape, setup, at_once, widths, texts * sum(widths))])
+    read = memory.reading(subject.shape, subject.setup, at_once, widths, texts * sum(widths), _tables(params))
+    if held is None:
+        return read
+    beside = widths if held == subject else []
+    written = memory.generation(held.shape, held.setup, writer.batch_size, prompt, length, beside, top_p=writer.top_p)
+    return memory.largest([written, read])
 
 
-def _probe_memory(params: Params, shape: Shape, setup: Setup, split: Features) -> Memory:
+def _probe_memory(params: Params, subject: Held, split: Features) -> Memory:
     """Contexts are read, then texts written while the SAE runs inside the model."""
     config, main = params.probe_features, params.prepare_sae.saes[0].d_sae
     count = getattr(split, params.evaluate.split) * (config.contexts + config.silent)
-    read = memory.reading(shape, setup, min(READ_AT_ONCE, count) * workload.context(params), [main], count * main)
-    steer = config.steer
+    tokens, steer = min(READ_AT_ONCE, count) * workload.context(params), config.steer
+    read = memory.reading(subject.shape, subject.setup, tokens, [main], count * main, _tables(params))
     length = steer.prompt_tokens + steer.max_new_tokens
-    return memory.largest(
-        [read, memory.generation(shape, setup, steer.batch_size, steer.prompt_tokens, length, [main])]
+    written = memory.generation(
+        subject.shape, subject.setup, steer.batch_size, steer.prompt_tokens, length, [main], top_p=steer.top_p
     )
+    return memory.largest([read, written])
 
 
-def plan(
-    params: Params, shape: Shape, setup: Setup, lengths: Lengths, measured: Measured | None, trained_here: bool
-) -> Plan:
+def plan(params: Params, models: Models, lengths: Lengths, measured: Measured | None, trained_here: bool) -> Plan:
     """The plan. `measured` is the run that fits, or None; `trained_here`: the subject is made by prepare_subject."""
     split = workload.features(params, lengths.training_share)
     found = workload.loads(params, lengths, split, trained_here)
-    peaks = memories(params, shape, setup, split, trained_here)
+    peaks = memories(params, models, split, trained_here)
     rates = measured.stages if measured else {}
     prices = params.compare_rounds.prices
     priced = bool(prices.machine_hour or prices.million_tokens)
@@ -154,13 +226,25 @@ def _usd(hours: float | None, load: Load, prices: Prices) -> float | None:
 
 
 def fitting(
-    runs: Sequence[Measured], params: Params, model: str | None, setup: Setup, hardware: str
+    runs: Sequence[Measured], params: Params, shapes: Mapping[str, Shape], models: Models, hardware: str
 ) -> Measured | None:
-    """The measured run of this model in this setup, with these SAEs and judges, on this hardware."""
-    saes = [spec.d_sae for spec in params.prepare_sae.saes]
-    judges = [judge.kind.value for judge in params.evaluate.judges]
-    wanted = (hardware, model, setup, saes, judges)
-    return next((run for run in runs if (run.hardware, run.model, run.setup, run.saes, run.judges) == wanted), None)
+    """The measured run of these models, held as they are, with these SAEs and judges, on this hardware.
+
+    `shapes`: those of known models by name. A run has one model, which plays all parts; its setup is the explainer's.
+    """
+    saes, judges = _widths(params), [judge.kind.value for judge in params.evaluate.judges]
+    used, setup = {held.shape for held in models.all}, models.explainer.setup
+    if models.writer is None or models.measuring is None:
+        return None
+    found = (hardware, setup, saes, judges)
+    return next(
+        (
+            run
+            for run in runs
+            if (run.hardware, run.setup, run.saes, run.judges) == found and used == {shapes[run.model]}
+        ),
+        None,
+    )
 
 
 def table(plan: Plan) -> list[str]:

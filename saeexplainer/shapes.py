@@ -155,6 +155,13 @@ def adapter_parameters(shape: Shape, rank: int) -> int:
     return shape.layers * sum(rank * (inputs + outputs) for inputs, outputs in matrices(shape))
 
 
+def adapter_kept_bytes(shape: Shape, rank: int, size: int) -> int:
+    """Bytes that one block's LoRA adapters keep beside, for each token, `size` being that of the model's own weights:
+    the input of each in float32, where the model has another type, and its product with the first matrix."""
+    copied = size != FLOAT32
+    return sum((copied * inputs + rank) * FLOAT32 for inputs, _ in matrices(shape))
+
+
 def kept_bytes(shape: Shape, tokens: int, size: int) -> int:
     """Bytes that one block keeps for the backward pass, for each token of a sequence of `tokens`; `size` is that of a
     weight, and there is no dropout.

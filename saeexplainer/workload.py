@@ -125,9 +125,11 @@ def _subject(params: Params, lengths: Lengths) -> Load:
 
 
 def _saes(params: Params, lengths: Lengths) -> Load:
+    """SAEs of others are neither trained nor given documents to be trained on."""
     config = params.prepare_sae
-    trained = len(config.saes) * config.steps * config.batch_tokens
-    return Load(read_tokens=config.documents * lengths.document, trained_tokens=trained)
+    own = sum(spec.pretrained is None for spec in config.saes)
+    read = config.documents * lengths.document if own else 0
+    return Load(read_tokens=read, trained_tokens=own * config.steps * config.batch_tokens)
 
 
 def _extraction(params: Params, lengths: Lengths) -> Load:

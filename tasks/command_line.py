@@ -266,10 +266,12 @@ def plan_experiment(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(metavar="NAME|FOLDER", help="Of conf/shapes.yaml, or with config.json; else the one made here."),
+        typer.Option(metavar="NAME|FOLDER", help="Of conf/shapes.yaml, or with config.json; else as the settings say."),
     ] = None,
     hardware: Annotated[str, typer.Option(metavar="NAME", help="Of conf/throughput.yaml.")] = "cpu-2-cores",
-    dtype: Annotated[str, typer.Option(metavar="TYPE", help="Of the weights: float32 or bfloat16.")] = "float32",
+    dtype: Annotated[
+        str | None, typer.Option(metavar="TYPE", help="Of the weights, such as bfloat16; else as the settings say.")
+    ] = None,
     lora_rank: Annotated[int, typer.Option(min=0, metavar="N", help="Of the adapters; 0 trains all weights.")] = 0,
     checkpointing: Annotated[bool, typer.Option("--checkpointing", help="Training keeps block inputs alone.")] = False,
     as_json: AsJson = False,
@@ -278,16 +280,16 @@ def plan_experiment(
 
     Example: sae-explainer plan experiment=default --model llama-3.1-8b --dtype bfloat16 --lora-rank 32
     """
-    from saeexplainer.memory import Setup
     from saeexplainer.plan import table
     from tasks import plan
 
-    _choose("--dtype", dtype, list(plan.BYTES))
-    found = plan.answer(overrides or [], model, hardware, Setup(plan.BYTES[dtype], lora_rank, checkpointing))
+    if dtype is not None:
+        _choose("--dtype", dtype, list(plan.BYTES))
+    found = plan.answer(overrides or [], plan.Choice(model, dtype, lora_rank, checkpointing, hardware))
     if as_json:
         print(plan.as_json(found))
         return
-    print(f"{found.parameters:,} parameters, {dtype}; GiB at the peak")
+    print(f"{found.parameters:,} parameters, {found.dtype}; GiB at the peak")
     print("\n".join([*table(found.plan), *found.notes]))
 
 

@@ -5,8 +5,7 @@ conf/shapes.yaml, what was measured in conf/throughput.yaml. Estimates: docs/SCA
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,25 @@ from saeexplainer import workload
 from saeexplainer.config import DomainName, Params
 from saeexplainer.errors import UserError
 from saeexplainer.memory import Setup
-from saeexplainer.plan import Measured, Plan, Rate
+from saeexplainer.plan import Held, Measured, Models, Plan, Rate
 from saeexplainer.shapes import Shape, parameters, shape_of, trained_config
 from saeexplainer.workload import Lengths, Tokens
 from tasks import compose
 from tasks import params as settings
 
 SHAPES, THROUGHPUT = compose.CONF / "shapes.yaml", compose.CONF / "throughput.yaml"
-BYTES = {"float32": 4, "bfloat16": 2}
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What stands in place of the settings."""
+
+    model: str | None  # a name or hub id of conf/shapes.yaml, or a folder with a config.json; None: prepare_subject's
+    dtype: str | None  # of BYTES; None: prepare_subject's
+    lora_rank: int  # of the explainer's adapters; 0: all weights are trained
+    checkpointing: bool  # training keeps block inputs alone
+    hardware: str  # a machine of conf/throughput.yaml
 
 
 @dataclass(frozen=True)
@@ -33,24 +43,38 @@ class Answer:
     """A plan with what it rests on."""
 
     plan: Plan
-    parameters: int  # of the model
+    parameters: int  # of the subject
+    dtype: str  # in which it is held
     notes: list[str]  # what was assumed, a sentence each
 
 
-def answer(overrides: list[str], model: str | None, hardware: str, setup: Setup) -> Answer:
-    """The plan under these overrides for a model on a machine. Raises UserError.
-
-    `model` is a name of conf/shapes.yaml or a folder with a config.json; None is what prepare_subject makes.
-    """
+def answer(overrides: list[str], choice: Choice) -> Answer:
+    """The plan under these overrides. Raises UserError."""
     params = settings.build(OmegaConf.create(compose.composed(overrides)), "conf")
-    shapes = known_shapes()
-    shape = _made_here(params) if model is None else _named(model, shapes)
+    shapes, pretrained = known_shapes(), params.prepare_subject.pretrained
+    dtype = choice.dtype or (pretrained.dtype if pretrained else "float32")
+    models = _models(params, choice, dtype)
     lengths, runs = measured()
-    name = next((known for known, other in shapes.items() if other == shape), None)
-    fitting = planning.fitting(runs, params, name, setup, hardware)
+    fitting = planning.fitting(runs, params, shapes, models, choice.hardware)
     here = lengths.get(params.prepare_subject.domain)
-    found = planning.plan(params, shape, setup, here or workload.limits(params), fitting, trained_here=model is None)
-    return Answer(found, parameters(shape).total, _notes(params, here, fitting, runs))
+    trained_here = choice.model is None and pretrained is None
+    found = planning.plan(params, models, here or workload.limits(params), fitting, trained_here)
+    return Answer(found, parameters(models.subject.shape).total, dtype, _notes(params, here, fitting, runs))
+
+
+def _models(params: Params, choice: Choice, dtype: str) -> Models:
+    """The subject is explainer and writer too."""
+    subject = Held(_subject(params, choice.model), Setup(BYTES[dtype], 0, choice.checkpointing))
+    explainer = replace(subject, setup=replace(subject.setup, lora_rank=choice.lora_rank))
+    return Models(subject, explainer, writer=subject, measuring=subject)
+
+
+def _subject(params: Params, model: str | None) -> Shape:
+    """The shape of the model that is asked about: given, of others, or made here."""
+    if model is not None:
+        return _named(model, "--model")
+    pretrained = params.prepare_subject.pretrained
+    return _made_here(params) if pretrained is None else _named(pretrained.source, "prepare_subject.pretrained.source")
 
 
 def _notes(params: Params, lengths: Lengths | None, fitting: Measured | None, runs: list[Measured]) -> list[str]:
@@ -66,6 +90,11 @@ def _notes(params: Params, lengths: Lengths | None, fitting: Measured | None, ru
 def known_shapes() -> dict[str, Shape]:
     """The shapes of conf/shapes.yaml by name. Raises UserError if the file is broken."""
     return {name: shape_of(config, f"{_place(SHAPES)}: {name}") for name, config in _read(SHAPES).items()}
+
+
+def hub_names() -> dict[str, str]:
+    """The name in conf/shapes.yaml by the hub's ids. Raises UserError if the file is broken."""
+    return {source: name for name, config in _read(SHAPES).items() for source in config.get("hub", [])}
 
 
 def measured() -> tuple[dict[str, Lengths], list[Measured]]:
@@ -85,15 +114,19 @@ def _run(value: Any, place: str) -> Measured:
     return Measured(**run | {"setup": setup, "stages": rates})
 
 
-def _named(model: str, shapes: Mapping[str, Shape]) -> Shape:
-    """A shape by its name, or from the config.json of a model's folder."""
-    if model in shapes:
-        return shapes[model]
+def _named(model: str, field: str) -> Shape:
+    """A shape by its name, by an id of the hub, or from the config.json of a model's folder; `field` said which."""
+    shapes, hub = known_shapes(), hub_names()
+    if hub.get(model, model) in shapes:
+        return shapes[hub.get(model, model)]
     path = Path(model) / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
-        raise UserError(f"--model {model}: unknown; choose from {', '.join(shapes)}, or a model's folder") from None
+        known = ", ".join([*shapes, *hub])
+        raise UserError(
+            f"{field}: {model}: size unknown; choose from {known}, name a model's folder, or add it to {_place(SHAPES)}"
+        ) from None
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}); name a folder that transformers saved") from None
     return shape_of(config, str(path))

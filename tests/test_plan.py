@@ -22,7 +22,7 @@ from saeexplainer.config import Architecture, Direction, EvaluationKind
 from saeexplainer.errors import UserError
 from saeexplainer.explainer import PARTS
 from saeexplainer.memory import Memory, Setup
-from saeexplainer.plan import Measured, Rate, fitting, memories, plan, table
+from saeexplainer.plan import Held, Measured, Models, Rate, fitting, memories, plan, table
 from saeexplainer.shapes import Shape, adapter_parameters, kept_bytes, parameters, shape_of, trained_config
 from saeexplainer.storage import read_json
 from saeexplainer.subject import build_model
@@ -35,7 +35,7 @@ FULL = Setup(weight_bytes=4, lora_rank=0, checkpointing=False)
 LORA = Setup(weight_bytes=2, lora_rank=32, checkpointing=True)
 PUBLISHED = {
     "gpt2": 124_439_808, "llama-3.1-8b": 8_030_261_248, "gemma-2-2b": 2_614_341_888, "qwen3-0.6b": 596_049_920,
-    "qwen3-1.7b": 1_720_574_976,
+    "qwen3-1.7b": 1_720_574_976, "qwen3-4b": 4_022_468_096, "gemma-2-9b": 9_241_705_984,
 }  # fmt: skip
 ROTARY = {
     "num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 112, "num_attention_heads": 4,
@@ -51,6 +51,12 @@ TINY = {
         "resid_pdrop": 0.0, "embd_pdrop": 0.0, "tie_word_embeddings": True,
     },
 }  # fmt: skip
+
+
+def playing(name: str, setup: Setup = FULL) -> Models:
+    """One model in all parts."""
+    held = Held(shapes()[name], setup)
+    return Models(held, held, held, held)
 
 
 def count(model: torch.nn.Module) -> int:
@@ -75,7 +81,7 @@ def shapes() -> dict[str, Shape]:
 def test_published_models_have_their_published_size(name: str) -> None:
     assert parameters(shapes()[name]).total == PUBLISHED[name]
     config = asked._read(asked.SHAPES)[name]
-    plain = {key: value for key, value in config.items() if key not in ("published", "model_type")}
+    plain = {key: value for key, value in config.items() if key not in ("hub", "published", "model_type")}
     assert count(built(config["model_type"], plain, "meta")) == PUBLISHED[name]
 
 
@@ -143,7 +149,16 @@ def test_memory_by_hand() -> None:
     assert memory.training(llama, FULL, 2, 10, copies=4).weights == 4 * 4 * 8_030_261_248
     read = memory.reading(llama, LORA, 10, [32768], table=7)
     assert read.sae == 4 * (2 * 4096 * 32768 + 32768 + 4096)
-    assert read.activations - memory.working(llama, LORA, 10) == 4 * (2 * 10 * 32768 + 7)
+    # A residual in bfloat16 and in float32; what is encoded before and after TopK. A block needs less than that.
+    assert read.activations == 10 * (4096 * 6 + 2 * 32768 * 4) + 4 * 7
+    assert memory.reading(llama, LORA, 10, [1]).activations == memory.working(llama, LORA, 10)
+    # Block inputs; then a block again with what adapters keep of it, and an adapter's output.
+    block = kept_bytes(llama, 10, 2) + 4 * (6 * 4096 + 14336 + 7 * 32) + 4 * 14336
+    assert step.activations == 20 * (32 * 4096 * 2 + block)
+    # Blocks; then logits of at most 4096 tokens and 32768 words, and gradients in float32 of residuals and of the head.
+    sandbox, read = shapes()["sandbox"], 5000
+    loss = 4 * (4096 * 32768 + read * 128 + 750 * 128)
+    assert memory.training(sandbox, FULL, 500, 10, 1).activations == read * 3 * kept_bytes(sandbox, 10, 4) + loss
 
 
 def test_the_muon_half_has_one_moment() -> None:
@@ -271,7 +286,7 @@ def run_of(**changes) -> Measured:
 def plan_of(measured: Measured | None, machine_hour: float = 0.0):
     prices = replace(settings().compare_rounds.prices, machine_hour=machine_hour)
     params = replace(settings(), compare_rounds=replace(settings().compare_rounds, prices=prices))
-    return plan(params, shapes()["sandbox"], FULL, workload.limits(params), measured, trained_here=True)
+    return plan(params, playing("sandbox"), workload.limits(params), measured, trained_here=True)
 
 
 def test_hours_and_money_by_hand() -> None:
@@ -296,20 +311,23 @@ def test_what_was_not_measured_is_unknown() -> None:
     assert plan_of(some).total.usd is None, "no price, no money"
 
 
+def fits(run: Measured, models: Models, hardware: str = "here") -> bool:
+    return fitting([run], settings(), shapes(), models, hardware) is run
+
+
 def test_a_rate_holds_for_what_it_was_measured_on() -> None:
-    runs = [run_of()]
-    assert fitting(runs, settings(), "sandbox", FULL, "here") is runs[0]
-    assert fitting(runs, settings(), "sandbox", FULL, "elsewhere") is None
-    assert fitting(runs, settings(), "gpt2", FULL, "here") is None
-    assert fitting(runs, settings(), "sandbox", LORA, "here") is None
-    assert fitting([run_of(saes=[768])], settings(), "sandbox", FULL, "here") is None
-    assert fitting([run_of(judges=["chat"])], settings(), "sandbox", FULL, "here") is None
+    run, own = run_of(), playing("sandbox")
+    assert fits(run, own) and not fits(run, own, "elsewhere")
+    assert not fits(run, playing("gpt2")) and not fits(run, playing("sandbox", LORA))
+    assert not fits(run_of(saes=[768]), own) and not fits(run_of(judges=["chat"]), own)
+    assert not fits(run, replace(own, explainer=playing("gpt2").explainer))
+    assert not fits(run, replace(own, writer=None)), "an endpoint's speed is not the machine's"
 
 
 def test_every_planned_stage_is_one_of_the_pipeline() -> None:
     split = Features(1, 1, 1, 1)
     loads = planned(split)
-    assert set(loads) == set(memories(settings(), shapes()["sandbox"], FULL, split, trained_here=True))
+    assert set(loads) == set(memories(settings(), playing("sandbox"), split, trained_here=True))
     assert {name.partition("@")[0] for name in loads} == set(asked.measured()[1][0].stages)
 
 
@@ -318,15 +336,58 @@ def test_the_maxima_of_all_latents_are_in_the_plan() -> None:
 
     def peak(dpo: int) -> int:
         split = Features(sft=1, dpo=dpo, valid=1, test=1)
-        found = memories(settings(), shapes()["sandbox"], FULL, split, trained_here=True)
+        found = memories(settings(), playing("sandbox"), split, trained_here=True)
         return found["score_explanations@r1"].total
 
     assert peak(1001) - peak(1000) == 8 * 6 * 4 * 768 * 4
 
 
+ASKED = asked.Choice(model=None, dtype=None, lora_rank=0, checkpointing=False, hardware="cpu-2-cores")
+OTHERS = [
+    "prepare_subject.pretrained={source: meta-llama/Llama-3.1-8B, revision: null, dtype: bfloat16, device_map: cuda, "
+    "attention: null}",
+    "prepare_sae.saes=[{name: main, pretrained: {source: release, sae_id: l15, norm_scaling_factor: null}, "
+    "d_sae: 32768, k: 50, seed: 0}]",
+]
+
+
+def test_a_model_and_an_sae_of_others_are_planned_by_their_names() -> None:
+    found = asked.answer(OTHERS, ASKED)
+    assert found.parameters == PUBLISHED["llama-3.1-8b"] and found.dtype == "bfloat16"
+    stages = found.plan.stages
+    assert "prepare_subject" not in stages and stages["prepare_sae"].load.tokens == 0
+    assert stages["extract_activations"].memory.weights == 2 * PUBLISHED["llama-3.1-8b"]
+    assert stages["extract_activations"].memory.sae == 4 * memory.sae_parameters(4096, 32768)
+    assert found.plan.total.hours is None
+
+
+def test_what_stands_on_the_command_line_goes_before_the_settings() -> None:
+    found = asked.answer(OTHERS, replace(ASKED, model="google/gemma-2-9b-it", dtype="float32", lora_rank=32))
+    assert found.parameters == PUBLISHED["gemma-2-9b"] and found.dtype == "float32"
+    trained = found.plan.stages["train_dpo@r1"].memory
+    assert trained.optimizer == 12 * adapter_parameters(shapes()["gemma-2-9b"], 32)
+
+
+def test_ids_of_the_hub_name_one_size_each() -> None:
+    listed = [source for config in asked._read(asked.SHAPES).values() for source in config["hub"]]
+    assert len(set(listed)) == len(listed) == len(asked.hub_names())
+
+
+def test_parts_that_no_model_here_plays_take_nothing() -> None:
+    """A remote writer leaves the reading, and the explainer's answers in an evaluation."""
+    split, large = Features(1, 1, 1, 1), playing("llama-3.1-8b", LORA)
+    remote = replace(playing("gpt2"), writer=None, measuring=None)
+    found = memories(settings(), remote, split, trained_here=False)
+    assert found["score_explanations@r1"].weights == 4 * PUBLISHED["gpt2"]
+    wide = memories(settings(), replace(remote, explainer=large.explainer), split, trained_here=False)
+    assert wide["score_explanations@r1"] == found["score_explanations@r1"]
+    assert wide["evaluate@r1"].weights == wide["generate_explanations@r1"].weights == 2 * PUBLISHED["llama-3.1-8b"]
+    assert wide["train_sft"].optimizer == 12 * adapter_parameters(shapes()["llama-3.1-8b"], 32)
+
+
 def test_a_finished_runs_hours_are_planned_again() -> None:
     """With its own rates the default's stages come out near the seconds they took; duplicates and pairs err upwards."""
-    found = asked.answer([], None, "cpu-2-cores", FULL)
+    found = asked.answer([], ASKED)
     rates = asked.measured()[1][0].stages
     for name in ("prepare_subject", "prepare_sae", "extract_activations", "train_sft"):
         assert found.plan.stages[name].hours * 3600 == pytest.approx(rates[name].seconds, rel=0.02)
@@ -362,15 +423,15 @@ def test_no_model_library_is_loaded() -> None:
 
 def test_a_folder_says_its_own_shape(tmp_path: Path) -> None:
     built("qwen3", TINY["qwen3"]).config.save_pretrained(tmp_path)
-    assert asked._named(str(tmp_path), {}) == shape("qwen3")
+    assert asked._named(str(tmp_path), "--model") == shape("qwen3")
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match="config.json: not JSON"):
-        asked._named(str(tmp_path), {})
+        asked._named(str(tmp_path), "--model")
 
 
 WRONG = {
-    "a model": (["--model", "gpt5"], "--model gpt5: unknown; choose from sandbox, gpt2"),
-    "a type": (["--dtype", "int4"], "--dtype int4: unknown; choose from float32, bfloat16"),
+    "a model": (["--model", "gpt5"], "--model: gpt5: size unknown; choose from sandbox, gpt2"),
+    "a type": (["--dtype", "int4"], "--dtype int4: unknown; choose from float32, bfloat16, float16"),
     "an override": (["train_sft.epoch=1"], "did you mean train_sft.epochs?"),
     "an experiment": (["experiment=nope"], "choose from decoder_row"),
     "a subject of others": (
