@@ -145,8 +145,8 @@ def _kept_by_block(shape: Shape, setup: Setup, tokens: int) -> int:
 
 def _recomputed(shape: Shape, setup: Setup, tokens: int) -> int:
     """Bytes for each token that one block has at work beside what all keep: itself, where it is not kept, and the
-    output of an adapter of the MLP in float32, before and after it is added, while the last adapter's input, which is as
-    wide, is not there yet."""
+    output of an adapter of the MLP in float32, before and after it is added, while the last adapter's input, which is
+    as wide, is not there yet."""
     block = _kept_by_block(shape, setup, tokens) if setup.checkpointing else 0
     return block + (shape.intermediate * FLOAT32 if setup.lora_rank else 0)
 

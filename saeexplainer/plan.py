@@ -2,7 +2,8 @@
 
 Counts are those of `saeexplainer.workload`, memory that of `saeexplainer.memory` with every text as long as the
 settings allow. Hours are tokens over a rate that was measured with the same model, SAEs and judges on the same
-hardware, else unknown. Stages without a model (labels, pairs, validation, comparison) are left out. docs/SCALE.md says more.
+hardware, else unknown. Stages without a model (labels, pairs, validation, comparison) are left out. docs/SCALE.md says
+more.
 """
 
 from collections.abc import Mapping, Sequence
