@@ -223,7 +223,7 @@ class Structured(StrEnum):
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A model behind an OpenAI-compatible server, how patient to be with it, and what it may cost (docs/ENDPOINTS.md)."""
+    """A model behind an OpenAI-compatible server, patience with it, and what it may cost (docs/ENDPOINTS.md)."""
 
     base_url: str  # /chat/completions is added
     model: str  # the name it serves the model by

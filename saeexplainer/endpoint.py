@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 LONGEST_PAUSE = 60.0  # seconds between two attempts
 DETAIL = 200  # characters of a server's complaint that are shown
+HEADERS = ("Retry-After", "Content-Type")  # that are read
 KEY_REFUSED, NOT_FOUND, WORTH_A_RETRY = (401, 403), 404, (408, 429)  # status codes of HTTP
 NOTHING = "(nothing)"  # what an empty answer is called when it is sent back: servers refuse empty messages
 
@@ -137,7 +138,8 @@ class Client:
     def _too_many(self, failures: Counter[Failure], asked: int) -> str:
         return (
             f"{self.where}.endpoint: {failures.total()} of {asked} calls failed ({_reasons(failures)}); "
-            f"last: {self._complaint}; correct it or raise max_failed_share. Answers so far are in {self.endpoint.cache}"
+            f"last: {self._complaint}; correct it or raise max_failed_share. Answers so far are in "
+            f"{self.endpoint.cache}"
         )
 
     def _answer(self, one: Ask[Value], http: "httpx.Client", stopped: threading.Event) -> Answer[Value]:
@@ -229,8 +231,8 @@ class Client:
                     chunks.append(chunk)
                     if time.monotonic() > deadline:
                         raise httpx.ReadTimeout("the reply came too slowly")
-                told = {name: response.headers[name] for name in ("Retry-After", "Content-Type") if name in response.headers}
-                return httpx.Response(response.status_code, headers=told, content=b"".join(chunks))
+                plain = [(name, response.headers[name]) for name in HEADERS if name in response.headers]
+                return httpx.Response(response.status_code, headers=plain, content=b"".join(chunks))
         except httpx.RequestError as error:
             bill.unknown = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
             raise _Passing(type(error).__name__) from None
@@ -253,7 +255,7 @@ class Client:
         raise _Lasting(complaint)
 
     def _content(self, response: "httpx.Response", bill: Bill) -> tuple[str, dict[str, int] | None]:
-        """Text and reported usage of a chat completion. Raises _Passing if it is none: half of one, or a page of HTML."""
+        """Text and reported usage of a chat completion. Raises _Passing if it is none, such as a page of HTML."""
         try:
             found = response.json()
             choices = found["choices"]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from saeexplainer import costs, memory, workload
-from saeexplainer.config import Params, Prices, Writer
+from saeexplainer.config import Params, Prices, Writer, WriterKind
 from saeexplainer.memory import GIB, Memory, Setup
 from saeexplainer.shapes import Shape
 from saeexplainer.workload import Features, Lengths, Load
@@ -89,26 +89,27 @@ def memories(params: Params, shape: Shape, setup: Setup, split: Features, traine
         }
     count = getattr(split, params.evaluate.split)
     measured = _writing_memory(params, params.evaluate.writer, shape, setup, count, widths[:1])
-    judged = memory.scoring(
-        shape, setup, params.evaluate.judges[0].batch_size, _writer_prompt(params, params.evaluate.writer) + context
-    )
+    judge = params.evaluate.judges[0]
+    judged = memory.scoring(shape, setup, judge.batch_size, _prompt(params, judge.prompt or "") + context)
     return found | {f"evaluate@{name}": memory.largest([measured, judged]) for name in params.evaluations}
 
 
-def _writer_prompt(params: Params, writer: Writer) -> int:
-    """Tokens of a question to the writer at most."""
-    return workload.prompt_limit(writer) + params.generate_explanations.max_new_tokens
+def _prompt(params: Params, prompt: str) -> int:
+    """Tokens of a prompt with a description in it at most."""
+    return workload.prompt_limit(prompt) + params.generate_explanations.max_new_tokens
 
 
 def _writing_memory(
     params: Params, writer: Writer, shape: Shape, setup: Setup, descriptions: int, widths: Sequence[int]
 ) -> Memory:
-    """Texts are written, then read with a table of every latent's maximum on each text."""
-    prompt = _writer_prompt(params, writer)
-    length, texts = prompt + writer.max_new_tokens, descriptions * writer.texts
-    written = memory.generation(shape, setup, writer.batch_size, prompt, length, widths)
+    """Texts are written, by the subject or elsewhere, then read with a table of every latent's maximum on each text."""
+    prompt, texts = _prompt(params, writer.prompt), descriptions * writer.texts
     at_once = min(READ_AT_ONCE, texts) * writer.max_new_tokens
-    return memory.largest([written, memory.reading(shape, setup, at_once, widths, texts * sum(widths))])
+    read = memory.reading(shape, setup, at_once, widths, texts * sum(widths))
+    if writer.kind is not WriterKind.subject:
+        return read
+    length = prompt + writer.max_new_tokens
+    return memory.largest([memory.generation(shape, setup, writer.batch_size, prompt, length, widths), read])
 
 
 def _probe_memory(params: Params, shape: Shape, setup: Setup, split: Features) -> Memory:
@@ -155,7 +156,10 @@ def _usd(hours: float | None, load: Load, prices: Prices) -> float | None:
 def fitting(
     runs: Sequence[Measured], params: Params, model: str | None, setup: Setup, hardware: str
 ) -> Measured | None:
-    """The measured run of this model in this setup, with these SAEs and judges, on this hardware."""
+    """The measured run of this model in this setup, with these SAEs and judges, on this hardware. None was measured
+    with another writer than the subject."""
+    if not workload.writes_itself(params):
+        return None
     saes = [spec.d_sae for spec in params.prepare_sae.saes]
     judges = [judge.kind.value for judge in params.evaluate.judges]
     wanted = (hardware, model, setup, saes, judges)

@@ -113,7 +113,6 @@ def run(params: Params, item: str) -> Report:
 
 def measure(bench: Bench, explanations: Sequence[Explanation]) -> list[EvaluationRow]:
     """Texts by the evaluation's writer, activations, metrics."""
-    params = bench.params
     named = [explanation.text for explanation in explanations]
     texts = bench.author.write(named)
     read = bench.read([text for written in texts.values() for text in written])
