@@ -3,7 +3,9 @@
 import json
 from collections import Counter
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,9 +24,9 @@ from saeexplainer.config import Writer as WriterConfig
 from saeexplainer.errors import UserError
 from saeexplainer.models import generate
 from saeexplainer.records import CandidateRow, FeatureRow, NeighbourRow, ScoreRow, Usage
-from saeexplainer.storage import read_notes, read_rows, write_rows
+from saeexplainer.storage import read_rows, write_rows
 from saeexplainer.writers import Writer, open_writer
-from tasks import compose, params
+from tasks import compare_rounds, compose, evaluate, params, sources
 
 ASKED = ["the word dog", "", "any animal", "the word dog"]
 PLAIN = replace(settings().score_explanations.writer, texts=3, temperatures=[0.4, 1.0], max_new_tokens=6, batch_size=4)
@@ -119,6 +121,23 @@ def test_texts_of_an_endpoint_are_cut_and_counted(serve, tmp_path):
     assert writer.usage(["1", "2"]) == Usage(3, 50, 15) and writer.usage(["3"]) == Usage(2, 40, 10)
 
 
+def test_feedback_at_inference_counts_the_calls_of_whoever_writes(serve, tmp_path):
+    """A subject's texts are a call each, with their prompts; an endpoint's are what it says they took."""
+    tokenizer, texts = tiny_tokenizer(), ["the dog sleeps", "a cat"]
+    asked = {"here": PLAIN, "served": served(serve(), tmp_path, texts=2, temperatures=[1.0])}
+    spent = {}
+    for name, config in asked.items():
+        author = open_writer(config, "x", tiny_model(Architecture.llama), tokenizer)
+        author.write(["any animal"])
+        scoring = replace(settings().score_explanations, writer=config)
+        bench = SimpleNamespace(
+            training_author=author, params=replace(settings(), score_explanations=scoring),
+            sizes=partial(evaluate.Bench.sizes, SimpleNamespace(tokenizer=tokenizer)),
+        )  # fmt: skip
+        spent[name] = sources._spent(bench, "any animal", texts)
+    assert spent == {"here": (2, 2 * (4 + 1) + (3 + 1) + (2 + 1)), "served": (1, 15)}
+
+
 EXPLANATIONS = [f"the word {word}" for word in WORDS] + [f"any {word} thing" for word in WORDS]
 FAULTS = [  # thirty; a text is an answer that nobody can use
     429, Mood.slow_down, Mood.breaks, 500, "As an AI I would rather not.", Mood.page, 503, 401, '{"texts": ["half',
@@ -151,10 +170,10 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_model(Architecture.llama).save_pretrained(folder / "data/subject")
     tiny_tokenizer().save_pretrained(folder / "data/subject")
     torch.manual_seed(0)
-    sae = TopKSAE(TopKSAEConfig(d_in=WIDTH, d_sae=64, k=4))
+    sae = TopKSAE(TopKSAEConfig(d_in=WIDTH, d_sae=64, k=32))
     torch.nn.init.normal_(sae.W_enc)
     sae.save_model(folder / "data/saes/main")
-    features = [FeatureRow(f"s/main/{at}", "main", at, "dpo", 1.0, 0.1) for at in range(6)]
+    features = [FeatureRow(f"s/main/{at}", "main", at, "dpo", 20.0, 0.1) for at in range(6)]
     near = [NeighbourRow(row.feature_id, (row.index + 1) % 6, 0.1, 0.1) for row in features]
     candidates = [
         CandidateRow(f"s/main/{at % 6}", "dpo", at // 6, explanation)
@@ -194,7 +213,7 @@ def undisturbed(scored: Path, tmp_path_factory: pytest.TempPathFactory) -> list[
         folder = workspace(scored, tmp_path_factory.mktemp("undisturbed"), start())
         done = typed(folder, "score_explanations", "r1")
         assert done.returncode == 0, done.stderr
-        usage = Usage(**read_notes(folder / "data/rounds/r1/scores.parquet")["usage"])
+        usage = compare_rounds._usage(folder / "data/rounds/r1/scores.parquet")
         assert usage == Usage(18, 180, 90) and "18 calls paid for, 180 + 90 tokens" in done.stdout
         found = rows(folder)
         config = params.load(folder / "params.yaml").score_explanations.writer
@@ -208,7 +227,7 @@ def undisturbed(scored: Path, tmp_path_factory: pytest.TempPathFactory) -> list[
 def test_thirty_faults_change_no_row_and_nothing_is_paid_twice(scored, undisturbed, tmp_path):
     with serving(Stubborn) as start:
         server = start(*FAULTS)
-        folder = workspace(scored, tmp_path, server, timeout_seconds=2.0, temperatures=[0.5, 0.7, 1.0])
+        folder = workspace(scored, tmp_path, server, timeout_seconds=5.0, temperatures=[0.5, 0.7, 1.0])
         stops = []
         while (done := typed(folder, "score_explanations", "r1")).returncode:
             assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("error: score_explanations.writer")
@@ -237,13 +256,12 @@ def test_after_a_kill_no_paid_call_is_made_again(scored, undisturbed, serve, tmp
 def test_a_spent_limit_is_one_line_and_the_next_run_goes_on(scored, undisturbed, serve, tmp_path):
     server = serve()
     prices = {"million_prompt_tokens": 1e5, "million_completion_tokens": 2e5, "request": {"max_tokens": 5.0}}
-    folder = workspace(scored, tmp_path, server, max_cost=9.0, concurrency=1, **prices)
-    runs = []
-    while (done := typed(folder, "score_explanations", "r1")).returncode:
-        runs.append(done.stderr.splitlines()[-1])
-        assert done.returncode == 2 and "endpoint.max_cost: " in runs[-1] and len(runs) < 9, done.stderr
+    folder = workspace(scored, tmp_path, server, max_cost=25.0, concurrency=1, **prices)
+    stopped = typed(folder, "score_explanations", "r1")
+    said = stopped.stderr.splitlines()[-1]
+    assert stopped.returncode == 2 and "endpoint.max_cost: 22 of 25 USD are spent on 11 calls" in said, stopped.stderr
+    assert typed(folder, "score_explanations", "r1").returncode == 0
     assert rows(folder) == undisturbed and len(server.requests) == 18
-    assert runs and "of 9 USD are spent" in runs[0]
 
 
 def test_a_real_server_writes_what_its_model_says(tmp_path):
