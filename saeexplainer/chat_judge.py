@@ -6,15 +6,16 @@ each. The same question is asked once.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from saeexplainer.chat_model import chat_prompt, open_chat
+from saeexplainer.config import Pretrained
 from saeexplainer.errors import UserError
 from saeexplainer.judge import Question
-from saeexplainer.models import by_length, load_model, load_tokenizer
+from saeexplainer.models import by_length
 
 OF_TEXT = """Description: {description}
 Text: {text}
@@ -28,21 +29,17 @@ YES, NO = ("yes", "Yes", "YES", " yes", " Yes"), ("no", "No", "NO", " no", " No"
 
 
 class ChatJudge:
-    """Any causal LM folder whose tokenizer has a chat template."""
+    """Any causal LM whose tokenizer has a chat template."""
 
-    def __init__(self, folder: Path, batch_size: int) -> None:
-        """`batch_size` questions are read at once. Raises UserError if the folder holds no chat model, or one whose
-        tokenizer cannot tell yes from no by their first token."""
-        self.folder, self.batch_size = folder, batch_size
-        self.model, self.tokenizer = load_model(folder), load_tokenizer(folder)
-        if self.tokenizer.chat_template is None:
-            raise UserError(f"{folder}: its tokenizer has no chat template; name the folder of a chat model")
-        if self.tokenizer.pad_token_id is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token
+    def __init__(self, pretrained: Pretrained, batch_size: int) -> None:
+        """`batch_size` questions are read at once. Raises UserError if it is no chat model, or one whose tokenizer
+        cannot tell yes from no by their first token."""
+        self.source, self.batch_size = pretrained.source, batch_size
+        self.model, self.tokenizer = open_chat(pretrained)
         yes, no = self._first_ids(YES), self._first_ids(NO)
         self._yes, self._no = sorted(yes - no), sorted(no - yes)
         if not self._yes or not self._no:
-            raise UserError(f"{folder}: its tokenizer has no tokens for yes and no; name the folder of a chat model")
+            raise UserError(f"{self.source}: its tokenizer has no tokens for yes and no; name a chat model")
 
     def relevance(self, questions: Sequence[Question]) -> list[float]:
         """The log-odds of yes, in nats."""
@@ -73,7 +70,7 @@ class ChatJudge:
         from tqdm.auto import tqdm
 
         distinct = sorted(set(prompts) - {""})
-        ids = [self._ids(prompt) for prompt in distinct]
+        ids = [chat_prompt(self.tokenizer, prompt) for prompt in distinct]
         self._check_length(max(map(len, ids), default=0))
         found = {}
         for indices in tqdm(list(by_length([len(one) for one in ids], self.batch_size)), desc="asking the judge"):
@@ -81,13 +78,6 @@ class ChatJudge:
             odds = logits[:, self._yes].logsumexp(-1) - logits[:, self._no].logsumexp(-1)
             found |= dict(zip([distinct[at] for at in indices], odds.tolist()))
         return found
-
-    def _ids(self, prompt: str) -> list[int]:
-        # A template that knows enable_thinking then opens the answer itself; the others ignore it.
-        return self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}],
-            add_generation_prompt=True, enable_thinking=False, tokenize=True, return_dict=True,
-        )["input_ids"]  # fmt: skip
 
     @torch.no_grad()
     def _answer_logits(self, prompts: list[list[int]]) -> Float[Tensor, "batch vocabulary"]:
@@ -102,6 +92,7 @@ class ChatJudge:
             pad_token_id=self.tokenizer.pad_token_id,
         )
         padded = self.tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt")
+        padded = padded.to(self.model.device)
         return self.model.generate(**padded, generation_config=config).logits[0].float()
 
     def _first_ids(self, words: Sequence[str]) -> set[int]:
@@ -109,10 +100,10 @@ class ChatJudge:
         return {ids[0] for ids in found if ids} - {self.tokenizer.unk_token_id}
 
     def _check_length(self, tokens: int) -> None:
-        limit = getattr(self.model.config, "max_position_embeddings", None)
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if limit is not None and tokens > limit:
             raise UserError(
-                f"{self.folder}: a question to the judge has {tokens} tokens, it reads {limit}; "
+                f"{self.source}: a question to the judge has {tokens} tokens, it reads {limit}; "
                 "name a model that reads more"
             )
 

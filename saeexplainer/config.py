@@ -214,16 +214,54 @@ class GenerateExplanations:
     batch_size: int  # sequences generated at once
 
 
+class Structured(StrEnum):
+    """How a server is held to JSON (`response_format`)."""
+
+    json_schema = "json_schema"  # it must fit the schema that is sent
+    json_object = "json_object"  # any JSON object
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A model behind an OpenAI-compatible server, patience with it, and what it may cost (docs/ENDPOINTS.md)."""
+
+    base_url: str  # /chat/completions is added
+    model: str  # the name it serves the model by
+    key_variable: str | None  # name of the environment variable that holds the key, never the key; null: none is sent
+    request: dict[str, float]  # further fields of each call, such as temperature, max_tokens or seed
+    structured: Structured | None  # null: only the prompt asks for JSON, for servers that refuse response_format
+    timeout_seconds: float  # of one attempt
+    attempts: int  # at a call, on status 408, 429 and 5xx, timeouts and broken connections
+    backoff_seconds: float  # pause before the second attempt; it doubles, and is longer if the server says so
+    concurrency: int  # calls at once
+    cache: str  # folder of all answers; a call whose answer is there is not made again
+    max_failed_share: float  # of calls without a usable answer; beyond it the stage stops
+    max_cost: float | None  # USD that one run of a stage may spend here, then it stops; null: no limit
+    million_prompt_tokens: float  # USD a million tokens that are sent
+    million_completion_tokens: float  # USD a million tokens that are written
+
+
+class WriterKind(StrEnum):
+    """Who writes texts about a description (docs/METHOD.md, Writers)."""
+
+    subject = "subject"  # the subject, which continues the prompt
+    chat = "chat"  # a local chat model, asked for one text at a time
+    endpoint = "endpoint"  # a served chat model, asked for all texts of a description at once
+
+
 @dataclass(frozen=True)
 class Writer:
     """How an explanation becomes texts."""
 
-    prompt: str  # holds {description}
+    kind: WriterKind
+    model: Pretrained | None  # null but for kind chat
+    endpoint: Endpoint | None  # null but for kind endpoint
+    prompt: str  # holds {description}, and of kind endpoint {count}: how many texts are asked for
     texts: int  # texts an explanation
-    temperatures: list[float]  # texts are spread evenly over these
+    temperatures: list[float]  # texts are spread evenly over these; of an endpoint a call each
     top_p: float  # nucleus: share of probability that is sampled from; 1.0 is all
-    max_new_tokens: int  # a text; longer ones are cut
-    batch_size: int  # texts generated at once
+    max_new_tokens: int  # a text; longer ones are cut (those of an endpoint as the subject's tokenizer counts)
+    batch_size: int  # texts generated at once; of an endpoint it means nothing
 
 
 @dataclass(frozen=True)
@@ -341,26 +379,12 @@ class JudgeKind(StrEnum):
 
 
 @dataclass(frozen=True)
-class Endpoint:
-    """An OpenAI-compatible server, and how patient to be with it."""
-
-    base_url: str  # /chat/completions is added
-    key_variable: str | None  # name of the environment variable that holds the key, never the key; null: none is sent
-    request: dict[str, float]  # further fields of each call, such as temperature or max_tokens
-    timeout_seconds: float  # of one attempt
-    attempts: int  # at a call, on status 429 and 5xx, timeouts and broken connections
-    backoff_seconds: float  # pause before the second attempt; it doubles, and is longer if the server says so
-    concurrency: int  # calls at once
-    cache: str  # folder of all answers; a call whose answer is there is not made again
-    max_failed_share: float  # of calls without a usable answer, scored as knowing nothing; beyond it the stage stops
-
-
-@dataclass(frozen=True)
 class Judge:
     """Who answers questions about explanations."""
 
     kind: JudgeKind
-    model: str | None  # chat: folder; endpoint: the name it serves the model by; likelihood: null, the writer judges
+    prompt: str | None  # likelihood: what the subject reads before a text, holds {description}; null for other kinds
+    model: Pretrained | None  # chat: an instruct model; null for other kinds
     batch_size: int  # texts read at once; of an endpoint the texts in one call
     endpoint: Endpoint | None  # null but for kind endpoint
 

@@ -4,9 +4,10 @@ Calls and tokens are a function of the tables, so they are a result (reports/cos
 to the last run of each stage on one machine, and money comes from both by the prices in params.yaml.
 
 A call is one sequence that a model generates. Its tokens are counted from the text that was kept, with the subject's
-tokenizer: the prompt, the text, and the end of text where the limit left room for it. What a stage writes for a
-description is written once, however many features it was proposed for. Not counted: training, the judge and steering,
-which generate nothing that is asked for by explanation, and are in the seconds alone.
+tokenizer: the prompt, the text, and the end of text where the limit left room for it. A served writer generates all
+texts of a description in one call, and says itself what that took. What a stage writes for a description is written
+once, however many features it was proposed for. Not counted: training, the judge and steering, which generate nothing
+that is asked for by explanation, and are in the seconds alone.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from saeexplainer.config import Prices, Writer
 from saeexplainer.notation import aligned
-from saeexplainer.records import EvaluationRow, ScoreRow
+from saeexplainer.records import EvaluationRow, ScoreRow, Usage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -112,13 +113,18 @@ def sampled(
 
 
 def texts_written(
-    rows: Iterable[ScoreRow | EvaluationRow], tokenizer: "PreTrainedTokenizerFast", writer: Writer
-) -> Work:
-    """The work behind the texts of some rows; rows with the same explanation share their texts."""
+    rows: Iterable[ScoreRow | EvaluationRow], tokenizer: "PreTrainedTokenizerFast", writer: Writer,
+    usage: Usage | None = None,
+) -> Work:  # fmt: skip
+    """The work behind the texts of some rows; rows with the same explanation share their texts. `usage` is what a
+    server took for all of them, failures included."""
     texts = {row.explanation: row.texts for row in rows if row.texts}
+    flat = [text for written in texts.values() for text in written]
+    if usage is not None:
+        read = sum(_lengths(sorted(set(flat)), tokenizer, special=True))
+        return Work(usage.calls, usage.prompt_tokens, usage.written_tokens, read)
     prompts = [writer.prompt.format(description=description) for description in texts]
     prompt_tokens = _lengths(prompts, tokenizer, special=True)
-    flat = [text for written in texts.values() for text in written]
     return Work(
         calls=len(flat),
         prompt_tokens=sum(tokens * len(written) for tokens, written in zip(prompt_tokens, texts.values(), strict=True)),
@@ -140,11 +146,11 @@ def _lengths(texts: Sequence[str], tokenizer: "PreTrainedTokenizerFast", special
 
 
 def evaluation_costs(
-    rows: Sequence[EvaluationRow], tokenizer: "PreTrainedTokenizerFast", writer: Writer
+    rows: Sequence[EvaluationRow], tokenizer: "PreTrainedTokenizerFast", writer: Writer, usage: Usage | None = None
 ) -> EvaluationCosts:
-    """The costs of one evaluation; `writer` is the one that measured it."""
+    """The costs of one evaluation; `writer` is the one that measured it, `usage` as in `texts_written`."""
     calls, call_tokens = sum(row.calls for row in rows), sum(row.call_tokens for row in rows)
-    return EvaluationCosts(len(rows), calls, call_tokens, texts_written(rows, tokenizer, writer))
+    return EvaluationCosts(len(rows), calls, call_tokens, texts_written(rows, tokenizer, writer, usage))
 
 
 def from_json(value: Mapping[str, Any]) -> Costs:

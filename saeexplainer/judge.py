@@ -6,7 +6,6 @@ served one for ratings. Judges score in different units: only comparisons within
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from saeexplainer.config import Evaluate, JudgeKind
@@ -43,32 +42,30 @@ class Judge(Protocol):
 
 
 def open_judges(
-    config: Evaluate, writer: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", context_length: int
+    config: Evaluate, subject: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", context_length: int
 ) -> list[Judge]:
-    """The judges of the settings, in their order; `writer` is who judges by likelihood, `context_length` its limit in
-    tokens. Raises UserError on a folder without a chat model and on a key that is not in the environment."""
+    """The judges of the settings, in their order; the subject is who judges by likelihood, `context_length` its limit
+    in tokens. Raises UserError on a source without a chat model and on a key that is not in the environment."""
     return [
-        _open(judge, f"evaluate.judges[{at}]", config.writer.prompt, writer, tokenizer, context_length)
+        _open(judge, f"evaluate.judges[{at}]", subject, tokenizer, context_length)
         for at, judge in enumerate(config.judges)
     ]
 
 
 def _open(
-    config: JudgeConfig,
-    where: str,
-    prompt: str,
-    writer: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerFast",
+    config: JudgeConfig, where: str, subject: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast",
     context_length: int,
-) -> Judge:
+) -> Judge:  # fmt: skip
     if config.kind is JudgeKind.likelihood:
         from saeexplainer.likelihood_judge import LikelihoodJudge
 
-        return LikelihoodJudge(writer, tokenizer, prompt, context_length, config.batch_size)
+        assert config.prompt is not None
+        return LikelihoodJudge(subject, tokenizer, config.prompt, context_length, config.batch_size)
     if config.kind is JudgeKind.chat:
         from saeexplainer.chat_judge import ChatJudge
 
-        return ChatJudge(Path(str(config.model)), config.batch_size)
+        assert config.model is not None
+        return ChatJudge(config.model, config.batch_size)
     from saeexplainer.endpoint_judge import EndpointJudge
 
     return EndpointJudge(config, where)

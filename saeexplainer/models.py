@@ -314,6 +314,13 @@ def by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
         yield order[start : start + batch_size]
 
 
+def _ends(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast") -> list[int] | None:
+    """The tokens that end a text: the tokenizer's, and those by which a chat model ends its turn."""
+    known = model.generation_config.eos_token_id if model.generation_config else None
+    more = known if isinstance(known, list) else [known]
+    return list(dict.fromkeys(token for token in [tokenizer.eos_token_id, *more] if token is not None)) or None
+
+
 @torch.no_grad()
 def generate(
     model: "PreTrainedModel",
@@ -338,7 +345,7 @@ def generate(
         max_new_tokens=max_new_tokens,
         top_k=0,
         pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=_ends(model, tokenizer),
         bos_token_id=tokenizer.bos_token_id,
         **sampling,
     )

@@ -159,15 +159,15 @@ def _evaluating(params: Params, models: Models, count: int) -> Memory:
         _writing_memory(params, writer, models.measuring, models.subject, count, main=True),
     ]
     if models.measuring and JudgeKind.likelihood in judges:
-        tokens = _writer_prompt(params, writer) + workload.context(params)
         judge = params.evaluate.judges[judges.index(JudgeKind.likelihood)]
+        tokens = _prompt(params, judge.prompt or "") + workload.context(params)
         phases.append(memory.scoring(models.measuring.shape, models.measuring.setup, judge.batch_size, tokens))
     return memory.largest(phases)
 
 
-def _writer_prompt(params: Params, writer: Writer) -> int:
-    """Tokens of a question to the writer at most."""
-    return workload.prompt_limit(writer) + params.generate_explanations.max_new_tokens
+def _prompt(params: Params, prompt: str) -> int:
+    """Tokens of a prompt with a description in it at most."""
+    return workload.prompt_limit(prompt) + params.generate_explanations.max_new_tokens
 
 
 def _writing_memory(
@@ -175,7 +175,7 @@ def _writing_memory(
 ) -> Memory:
     """Texts are written, then read by the subject with a table of every latent's maximum on each text; `main`: by the
     first SAE alone."""
-    prompt, widths = _writer_prompt(params, writer), _widths(params)[: 1 if main else None]
+    prompt, widths = _prompt(params, writer.prompt), _widths(params)[: 1 if main else None]
     length, texts = prompt + writer.max_new_tokens, descriptions * writer.texts
     at_once = min(READ_AT_ONCE, texts) * writer.max_new_tokens
     read = memory.reading(subject.shape, subject.setup, at_once, widths, texts * sum(widths), _tables(params))

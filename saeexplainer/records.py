@@ -97,6 +97,22 @@ class ScoreRow:
 
 
 @dataclass(frozen=True)
+class Usage:
+    """What the replies of a server took, as it reports them; where it does not, four characters are a token."""
+
+    calls: int  # replies
+    prompt_tokens: int
+    written_tokens: int
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(
+            self.calls + other.calls,
+            self.prompt_tokens + other.prompt_tokens,
+            self.written_tokens + other.written_tokens,
+        )
+
+
+@dataclass(frozen=True)
 class PreferencePair:
     """One row of a preference set."""
 

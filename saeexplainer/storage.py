@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 Record = TypeVar("Record")
+NOTES = "notes"  # key of a table's notes in its metadata
 
 
 @contextmanager
@@ -44,13 +45,17 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def write_rows(path: Path, rows: Sequence[Any], record: type) -> None:
-    """Write frozen dataclass rows as parquet, one column a field of `record`, deterministically."""
+def write_rows(path: Path, rows: Sequence[Any], record: type, notes: dict[str, Any] | None = None) -> None:
+    """Write frozen dataclass rows as parquet, one column a field of `record`, deterministically.
+
+    `notes` are about the whole table and have no row: JSON in its schema's metadata, which `read_notes` reads.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     columns = {field.name: [getattr(row, field.name) for row in rows] for field in fields(record)}
-    schema = pa.schema([(field.name, _arrow_type(field.type)) for field in fields(record)])
+    metadata = {NOTES: json.dumps(notes, sort_keys=True, default=asdict)} if notes else None
+    schema = pa.schema([(field.name, _arrow_type(field.type)) for field in fields(record)], metadata)
     with replacing(path) as temporary:
         pq.write_table(pa.table(columns, schema=schema), temporary)
 
@@ -81,6 +86,15 @@ def read_rows(path: Path, record: type[Record]) -> list[Record]:
     if table.column_names != expected:
         raise UserError(f"{path}: columns are {table.column_names}, expected {expected}; run `dvc repro` to remake it")
     return [record(**row) for row in table.to_pylist()]
+
+
+def read_notes(path: Path) -> dict[str, Any]:
+    """The notes of a table that `write_rows` wrote; empty where it has none. Raises UserError if it is missing."""
+    import pyarrow.parquet as pq
+
+    if not path.is_file():
+        raise UserError(f"{path}: no such table; run `dvc repro` to make it")
+    return json.loads((pq.read_schema(path).metadata or {}).get(NOTES.encode(), b"{}"))
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -7,7 +7,7 @@ and the share of features that training gets come from `Lengths`: measured where
 
 from dataclasses import dataclass, fields
 
-from saeexplainer.config import EvaluationKind, JudgeKind, Params, Writer
+from saeexplainer.config import EvaluationKind, JudgeKind, Params, Writer, WriterKind
 
 Tokens = int | float  # a mean where texts differ
 PROMPT_WORDS = 3  # of the explainer's prompt beside the feature's tokens: BOS, two words
@@ -69,14 +69,20 @@ def limits(params: Params) -> Lengths:
         label=explanation.max_new_tokens,
         description=explanation.max_new_tokens,
         text=max(writer.max_new_tokens for writer in writers),
-        prompt=max(map(prompt_limit, writers)),
+        prompt=max(prompt_limit(writer.prompt) for writer in writers),
         training_share=1.0,
     )
 
 
-def prompt_limit(writer: Writer) -> int:
-    """Tokens of a writer's prompt beside the description at most: BOS, and a token is at least a byte."""
-    return 1 + len(writer.prompt.replace("{description}", "").encode())
+def prompt_limit(prompt: str) -> int:
+    """Tokens of a prompt beside the description at most: BOS, and a token is at least a byte."""
+    return 1 + len(prompt.replace("{description}", "").encode())
+
+
+def writes_itself(params: Params) -> bool:
+    """Whether the subject is the only writer, so that no other model has to be there."""
+    writers = (params.score_explanations.writer, params.evaluate.writer)
+    return all(writer.kind is WriterKind.subject for writer in writers)
 
 
 def features(params: Params, share: float) -> Features:
@@ -176,10 +182,15 @@ def _candidates(params: Params, lengths: Lengths, split: Features) -> Load:
 
 
 def _texts(writer: Writer, lengths: Lengths, descriptions: int) -> Load:
-    """Texts of so many descriptions, all taken to differ, and what the subject reads of them."""
-    calls = descriptions * writer.texts
-    prompt, text = lengths.prompt + lengths.description - 1, min(lengths.text, writer.max_new_tokens)
-    return Load(calls, calls * prompt, calls * text, calls * text)
+    """Texts of so many descriptions, all taken to differ, and what the subject reads of them. Lengths are those of the
+    subject's texts; another writer's are taken at their limits, and an endpoint writes several texts in a call."""
+    texts = descriptions * writer.texts
+    if writer.kind is WriterKind.subject:
+        prompt, text = lengths.prompt, min(lengths.text, writer.max_new_tokens)
+    else:
+        prompt, text = prompt_limit(writer.prompt), writer.max_new_tokens
+    calls = descriptions * len(writer.temperatures) if writer.kind is WriterKind.endpoint else texts
+    return Load(calls, calls * (prompt + lengths.description - 1), texts * text, texts * text)
 
 
 def _preferences(params: Params, lengths: Lengths, split: Features) -> Load:

@@ -1,6 +1,6 @@
-"""The writer: explanations to texts, and texts to what they make every feature do.
+"""What the writer's texts make every feature do.
 
-The writer never sees the feature, so a description is written and read once, for all features of all SAEs.
+A writer (`saeexplainer.writers`) never sees the feature, so a text is read once, for all features of all SAEs.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,33 +12,11 @@ import torch
 from jaxtyping import Float
 from tqdm.auto import tqdm
 
-from saeexplainer.config import Writer
-from saeexplainer.models import by_length, encode_batch, generate, read_residual, special_ids
+from saeexplainer.models import by_length, encode_batch, read_residual, special_ids
 
 if TYPE_CHECKING:
     from sae_lens import SAE
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
-
-
-def write_texts(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", descriptions: Sequence[str], config: Writer
-) -> dict[str, list[str]]:
-    """`config.texts` texts for each distinct description that is not empty, spread evenly over the temperatures."""
-    distinct = sorted({description for description in descriptions if description})
-    written: dict[str, list[str]] = {description: [] for description in distinct}
-    asked = [config.prompt.format(description=description) for description in distinct]
-    prompts = tokenizer(asked)["input_ids"] if asked else []
-    for at, temperature in enumerate(config.temperatures):
-        share = len(range(at, config.texts, len(config.temperatures)))
-        repeated = [description for description in distinct for _ in range(share)]
-        texts = generate(
-            model, tokenizer, [prompt for prompt in prompts for _ in range(share)], temperature=temperature,
-            top_p=config.top_p, max_new_tokens=config.max_new_tokens, batch_size=config.batch_size,
-            progress=f"texts at temperature {temperature}",
-        )  # fmt: skip
-        for description, text in zip(repeated, texts):
-            written[description].append(text)
-    return written
 
 
 @dataclass(frozen=True)

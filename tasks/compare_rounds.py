@@ -18,8 +18,8 @@ from saeexplainer.comparison import ACCURACY, START, chain_of, subtractions, sum
 from saeexplainer.config import Params
 from saeexplainer.domains import open_domain
 from saeexplainer.notation import change
-from saeexplainer.records import EvaluationRow, PreferencePair, ScoreRow
-from saeexplainer.storage import read_rows, replacing, write_json
+from saeexplainer.records import EvaluationRow, PreferencePair, ScoreRow, Usage
+from saeexplainer.storage import read_notes, read_rows, replacing, write_json
 from tasks.stage import Report, main
 
 ACTIVATIONS, LABELS = Path("data/activations"), Path("data/labels.parquet")
@@ -94,14 +94,25 @@ def write_costs(
             features=len({row.feature_id for row in rows}),
             pairs=len(read_rows(ROUNDS / name / "validated.parquet", PreferencePair)),
             sampling=costs.sampled([row.explanation for row in rows], asked, tokenizer, sampling.max_new_tokens),
-            scoring=costs.texts_written(rows, tokenizer, params.score_explanations.writer),
+            scoring=costs.texts_written(
+                rows, tokenizer, params.score_explanations.writer, _usage(ROUNDS / name / "scores.parquet")
+            ),
         )
         for name, rows in scores.items()
     }
     measured = {
-        name: costs.evaluation_costs(rows, tokenizer, params.evaluate.writer) for name, rows in evaluations.items()
+        name: costs.evaluation_costs(
+            rows, tokenizer, params.evaluate.writer, _usage(EVALUATIONS / f"{name}.parquet")
+        )
+        for name, rows in evaluations.items()
     }
     write_json(folder / "costs.json", costs.Costs(rounds, measured))
+
+
+def _usage(table: Path) -> Usage | None:
+    """What a served writer took for the texts of a table; None where none wrote them."""
+    found = read_notes(table).get("usage")
+    return None if found is None else Usage(**found)
 
 
 def write_page(params: Params, comparison: dict, folder: Path = REPORTS) -> None:

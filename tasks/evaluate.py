@@ -9,6 +9,7 @@ Writes data/evaluations/<name>.parquet, a row a feature.
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from saeexplainer.probes import by_feature
 from saeexplainer.records import EvaluationRow, FeatureRow, NeighbourRow, ProbeRow, SteeredRow
 from saeexplainer.seeds import seed_torch, stage_seed
 from saeexplainer.storage import read_rows, write_rows
+from saeexplainer.writers import Writer, open_writer
 from tasks import sources
 from tasks.stage import Report, main
 
@@ -32,7 +34,7 @@ EVALUATIONS, PROBES = Path("data/evaluations"), Path("data/probes")
 
 
 class Bench:
-    """What every evaluation needs: the features of the split, the subject as writer and reader, the explained SAE."""
+    """What every evaluation needs: the features of the split, the subject, the writers, the explained SAE."""
 
     def __init__(self, params: Params) -> None:
         self.params = params
@@ -49,6 +51,13 @@ class Bench:
         for row in read_rows(PROBES / "steered.parquet", SteeredRow):
             self.steered.setdefault(row.feature_id, []).append(row.text)
         self.judges = open_judges(params.evaluate, self.model, self.tokenizer, params.prepare_subject.context_length)
+        self.author = open_writer(params.evaluate.writer, "evaluate.writer", self.model, self.tokenizer)
+
+    @cached_property
+    def training_author(self) -> Writer:
+        """The writer of the rounds, whose texts activation feedback at inference goes by."""
+        config = self.params.score_explanations.writer
+        return open_writer(config, "score_explanations.writer", self.model, self.tokenizer)
 
     def read(self, texts: Sequence[str]) -> writer.TextActivations:
         """Maxima of the explained SAE on texts."""
@@ -91,20 +100,21 @@ def run(params: Params, item: str) -> Report:
     explanations = sources.explanations_of(params.evaluations[item], bench)
     seed_torch(params.seed, "evaluate")
     rows = measure(bench, explanations)
-    write_rows(EVALUATIONS / f"{item}.parquet", rows, EvaluationRow)
+    usage = bench.author.usage(row.explanation for row in rows)
+    write_rows(EVALUATIONS / f"{item}.parquet", rows, EvaluationRow, None if usage is None else {"usage": usage})
     names = ("generative_accuracy", "hallucination", "collision", "mean_activation", "truth_agreement", "truth_f1")
     means = {name: float(np.mean([getattr(row, name) for row in rows])) for name in names}
     missing = sum(not row.explanation for row in rows)
     known = {name: value for name, value in means.items() if not np.isnan(value)}
-    notes = [note for judge in bench.judges for note in judge.notes()]
+    asked = [bench.author, *bench.judges, *([bench.training_author] if "training_author" in vars(bench) else [])]
+    notes = [note for one in asked for note in one.notes()]
     return Report(known, [f"{len(rows)} {params.evaluate.split} features, {missing} without an explanation", *notes])
 
 
 def measure(bench: Bench, explanations: Sequence[Explanation]) -> list[EvaluationRow]:
     """Texts by the evaluation's writer, activations, metrics."""
-    params = bench.params
     named = [explanation.text for explanation in explanations]
-    texts = writer.write_texts(bench.model, bench.tokenizer, named, params.evaluate.writer)
+    texts = bench.author.write(named)
     read = bench.read([text for written in texts.values() for text in written])
     maxima, rivals = bench.maxima_and_rivals()
     scores = [(math.nan, math.nan)] * len(named)
@@ -137,7 +147,7 @@ def input_accuracies(
     found = []
     for feature, name, rivals in zip(bench.features, named, others):
         positive = texts.get(name, [])[:count]
-        negative = [texts[named[rival]][0] for rival in rivals]
+        negative = [text for rival in rivals for text in texts[named[rival]][:1]]
         own = [read.of(bench.sae_name, some)[:, feature.index] if some else [] for some in (positive, negative)]
         found.append(metrics.input_accuracy(*own))
     return found

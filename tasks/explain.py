@@ -95,12 +95,13 @@ def _rewards(asked: list[FeatureRow], explanations: list[str], params: Params) -
     from saeexplainer import models, rewards, sae, writer
     from saeexplainer.neighbours import Neighbourhoods
     from saeexplainer.seeds import seed_torch
+    from saeexplainer.writers import open_writer
 
     seed_torch(params.seed, "explain")
     config = params.score_explanations
     model, tokenizer = models.open_model(SUBJECT), models.open_tokenizer(SUBJECT)
     saes = {name: sae.load(SAES / name, model.config.hidden_size) for name in sorted({row.sae for row in asked})}
-    texts = writer.write_texts(model, tokenizer, explanations, config.writer)
+    texts = open_writer(config.writer, "score_explanations.writer", model, tokenizer).write(explanations)
     read = writer.read_texts(
         (text for written in texts.values() for text in written), model, tokenizer, saes,
         params.prepare_sae.hook_block, params.prepare_subject.context_length,

@@ -21,7 +21,18 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from saeexplainer.comparison import METRICS
-from saeexplainer.config import Architecture, Corpus, DomainName, Endpoint, EvaluationKind, JudgeKind, Params, Writer
+from saeexplainer.config import (
+    Architecture,
+    Corpus,
+    DomainName,
+    Endpoint,
+    EvaluationKind,
+    Judge,
+    JudgeKind,
+    Params,
+    Writer,
+    WriterKind,
+)
 from saeexplainer.errors import UserError
 
 # Every number is finite and at least 0, every integer at least 1, every list and text not empty, but for these names.
@@ -32,7 +43,7 @@ MAY_BE_ZERO = {  # integers that say "the first", "none" or "no limit below"
 MAY_BE_EMPTY = {"guarded"}
 ABOVE_ZERO = {
     "temperature", "temperatures", "best_of_temperature", "top_p", "learning_rate", "warmup_learning_rate", "beta", "epochs", "warmup_epochs",
-    "injection_scale", "threshold", "twin_cosine", "max_density", "timeout_seconds",
+    "injection_scale", "threshold", "twin_cosine", "max_density", "timeout_seconds", "max_cost",
 }  # fmt: skip
 AT_MOST_ONE = {
     "top_p", "min_density", "max_density", "collision_max_density", "sft_share", "modifier_share", "wrong_share",
@@ -127,7 +138,7 @@ def check(params: Params) -> None:
     """What types cannot say. Raises UserError (without a file's name) on the first thing that cannot run."""
     for key, name, value in leaves(params):
         _check_leaf(key, name, value)
-    finders = (_shapes, _text, _sampling, _features, _limits, _rounds, _evaluations, _judges, _comparison)
+    finders = (_shapes, _text, _sampling, _writers, _features, _limits, _rounds, _evaluations, _judges, _comparison)
     for complaint in chain(*(find(params) for find in finders)):
         raise UserError(complaint)
 
@@ -231,14 +242,6 @@ def _hub(key: str, corpus: Corpus) -> Iterator[str]:
 
 
 def _sampling(params: Params) -> Iterator[str]:
-    for key, writer in (
-        ("score_explanations.writer", params.score_explanations.writer),
-        ("evaluate.writer", params.evaluate.writer),
-    ):
-        if not _takes_description(writer):
-            yield f"{key}.prompt: is {writer.prompt!r}; must hold {{description}} and no other braces"
-        if len(writer.temperatures) > writer.texts:
-            yield f"{key}.temperatures: are {len(writer.temperatures)}; must be at most {key}.texts ({writer.texts})"
     if params.generate_explanations.candidates < 2:
         yield "generate_explanations.candidates: is 1; a preference needs at least 2"
     reward = params.score_explanations.reward
@@ -248,12 +251,46 @@ def _sampling(params: Params) -> Iterator[str]:
         yield f"evaluate.split: is {params.evaluate.split!r}; must be valid or test"
 
 
-def _takes_description(writer: Writer) -> bool:
+def _writers(params: Params) -> Iterator[str]:
+    for key, writer in (
+        ("score_explanations.writer", params.score_explanations.writer),
+        ("evaluate.writer", params.evaluate.writer),
+    ):
+        served = writer.kind is WriterKind.endpoint
+        if _braces(writer.prompt) != ({"description", "count"} if served else {"description"}):
+            wanted = "{description} and {count}" if served else "{description}"
+            yield f"{key}.prompt: is {writer.prompt!r}; kind {writer.kind} must hold {wanted} and no other braces"
+        if len(writer.temperatures) > writer.texts:
+            yield f"{key}.temperatures: are {len(writer.temperatures)}; must be at most {key}.texts ({writer.texts})"
+        yield from _model_and_endpoint(key, writer)
+        if writer.endpoint is not None:
+            yield from _served(key, writer, writer.endpoint)
+
+
+def _served(key: str, writer: Writer, endpoint: Endpoint) -> Iterator[str]:
+    """What a writer says itself in each request."""
+    if len(set(writer.temperatures)) < len(writer.temperatures):
+        yield f"{key}.temperatures: are {writer.temperatures}; the same call would be made twice, give each once"
+    for name in ("temperature", "top_p"):
+        if name in endpoint.request:
+            yield f"{key}.endpoint.request.{name}: is set twice; take it out, {key} says it"
+
+
+def _model_and_endpoint(key: str, asked: Writer | Judge) -> Iterator[str]:
+    if (asked.model is None) is (asked.kind == "chat"):
+        yield f"{key}.model: kind is {asked.kind}; only kind chat has one, and must: {{source: FOLDER, ...}}"
+    if (asked.endpoint is None) is (asked.kind == "endpoint"):
+        yield f"{key}.endpoint: kind is {asked.kind}; only kind endpoint has one, and must"
+    if asked.endpoint is not None:
+        yield from _endpoint(f"{key}.endpoint", asked.endpoint)
+
+
+def _braces(prompt: str) -> set[str]:
+    """The names between braces; empty where they do not match."""
     try:
-        names = {name for _, name, _, _ in string.Formatter().parse(writer.prompt) if name is not None}
+        return {name for _, name, _, _ in string.Formatter().parse(prompt) if name is not None}
     except ValueError:
-        return False
-    return names == {"description"}
+        return set()
 
 
 def _features(params: Params) -> Iterator[str]:
@@ -389,19 +426,11 @@ def _judges(params: Params) -> Iterator[str]:
         key, kind = f"evaluate.judges[{index}]", judge.kind
         if judge in params.evaluate.judges[:index]:
             yield f"{key}: is the same as an earlier one; agreement with itself says nothing"
-        if (judge.model is None) is not (kind is JudgeKind.likelihood):
-            yield f"{key}.model: is {judge.model!r}; {_MODEL_OF_JUDGE[kind]}"
-        if (judge.endpoint is None) is (kind is JudgeKind.endpoint):
-            yield f"{key}.endpoint: kind is {kind}; only kind endpoint has one, and must"
-        if judge.endpoint is not None:
-            yield from _endpoint(f"{key}.endpoint", judge.endpoint)
-
-
-_MODEL_OF_JUDGE = {
-    JudgeKind.likelihood: "give null, the writer judges",
-    JudgeKind.chat: "name the folder of a chat model",
-    JudgeKind.endpoint: "name the model as the endpoint does",
-}
+        if (judge.prompt is None) is (kind is JudgeKind.likelihood):
+            yield f"{key}.prompt: kind is {kind}; only kind likelihood has one, and must"
+        if judge.prompt is not None and _braces(judge.prompt) != {"description"}:
+            yield f"{key}.prompt: is {judge.prompt!r}; must hold {{description}} and no other braces"
+        yield from _model_and_endpoint(key, judge)
 
 
 def _endpoint(key: str, endpoint: Endpoint) -> Iterator[str]:
@@ -410,6 +439,11 @@ def _endpoint(key: str, endpoint: Endpoint) -> Iterator[str]:
         yield f"{key}.base_url: must be like https://host/v1, without user, password or query"
     if endpoint.key_variable is not None and not re.fullmatch(r"[A-Z][A-Z0-9_]*", endpoint.key_variable):
         yield f"{key}.key_variable: must be the name of an environment variable (A-Z, 0-9, _), never the key itself"
+    if endpoint.max_cost is not None and not (endpoint.million_prompt_tokens or endpoint.million_completion_tokens):
+        yield (
+            f"{key}.max_cost: is {endpoint.max_cost}; without prices nothing costs: set million_prompt_tokens and "
+            "million_completion_tokens, or max_cost to null"
+        )
 
 
 def _misfits(node: Any, kind: Any, key: str = "") -> Iterator[str]:

@@ -81,6 +81,8 @@ def _notes(params: Params, lengths: Lengths | None, fitting: Measured | None, ru
     domain = params.prepare_subject.domain
     told = f"lengths of texts as measured on {domain}" if lengths else f"{domain} not measured: texts at their limits"
     notes = [f"{told}; every description distinct, pairs and features at most: counts err upwards"]
+    if not workload.writes_itself(params):
+        notes.append("texts are written by another model: its memory and seconds are not counted")
     if fitting:
         return [*notes, f"hours: {fitting.source}"]
     known = "; ".join(f"{run.model} on {run.hardware}" for run in runs)

@@ -2,8 +2,8 @@
 
     python -m tasks.score_explanations r1
 
-The subject is the writer. A description is written and read once, for all features of all SAEs that it was proposed
-for. Writes data/rounds/<round>/scores.parquet.
+A description is written and read once, for all features of all SAEs that it was proposed for. Writes
+data/rounds/<round>/scores.parquet.
 """
 
 from collections import defaultdict
@@ -16,6 +16,7 @@ from saeexplainer.neighbours import Neighbourhoods
 from saeexplainer.records import CandidateRow, FeatureRow, NeighbourRow, ScoreRow
 from saeexplainer.seeds import seed_torch, stage_seed
 from saeexplainer.storage import read_rows, write_rows
+from saeexplainer.writers import open_writer
 from tasks.stage import Report, main
 
 ACTIVATIONS, ROUNDS, SAES, SUBJECT = (
@@ -38,7 +39,8 @@ def run(params: Params, item: str) -> Report:
     model, tokenizer = models.open_model(SUBJECT), models.open_tokenizer(SUBJECT)
     used = sorted({near.features[row.feature_id].sae for row in candidates})
     saes = {name: sae.load(SAES / name, model.config.hidden_size) for name in used}
-    texts = writer.write_texts(model, tokenizer, [row.explanation for row in candidates], config.writer)
+    author = open_writer(config.writer, "score_explanations.writer", model, tokenizer)
+    texts = author.write([row.explanation for row in candidates])
     read = writer.read_texts(
         (text for written in texts.values() for text in written), model, tokenizer, saes,
         params.prepare_sae.hook_block, params.prepare_subject.context_length,
@@ -46,7 +48,9 @@ def run(params: Params, item: str) -> Report:
     scored = score(candidates, near, texts, read, config.reward)
     if config.reward.shuffle:
         scored = rewards.shuffled(scored, stage_seed(params.seed, f"shuffle@{item}"))
-    write_rows(ROUNDS / item / "scores.parquet", scored, ScoreRow)
+    usage = author.usage(texts)
+    notes = None if usage is None else {"usage": usage}
+    write_rows(ROUNDS / item / "scores.parquet", scored, ScoreRow, notes)
     mean = sum(row.reward for row in scored) / len(scored)
     best: dict[str, float] = defaultdict(float)
     for row in scored:
@@ -54,7 +58,10 @@ def run(params: Params, item: str) -> Report:
     best_mean = sum(best.values()) / len(best)
     return Report(
         {"mean_reward": mean, "mean_best_reward": best_mean},
-        [f"{len(scored)} candidates scored on {len(read.row)} distinct texts of {len(texts)} descriptions"],
+        [
+            f"{len(scored)} candidates scored on {len(read.row)} distinct texts of {len(texts)} descriptions",
+            *author.notes(),
+        ],
     )
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from saeexplainer import agent, labels, rewards, truth, writer
+from saeexplainer import agent, labels, rewards, truth
 from saeexplainer.config import Evaluation, EvaluationKind
 from saeexplainer.errors import UserError
 from saeexplainer.evaluation import Explanation
@@ -100,7 +100,7 @@ def from_best_of_n(bench: "Bench", folder: Path) -> list[Explanation]:
     return [
         Explanation(
             text,
-            calls=count + sum(len(trial.texts) for trial in _distinct(texts, outcome)),
+            calls=count + sum(trial.calls for trial in _distinct(texts, outcome)),
             call_tokens=_asked(explainer, bench, number, texts) + sum(trial.tokens for trial in _distinct(texts, outcome)),
             log_probability=how,
         )
@@ -136,7 +136,7 @@ def from_agent(bench: "Bench", folder: Path) -> list[Explanation]:
             settled = bool(trial.texts) and min(trial.found.own) >= trial.threshold
             tested[at].append(agent.Hypothesis(sentence, trial.reward, settled))
             seen[at] += observations(bench, at, trial)
-            calls[at] += 1 + len(trial.texts)
+            calls[at] += 1 + trial.calls
             tokens[at] += sum(bench.sizes([sentence])) + trial.tokens
     return [Explanation(agent.best(done), calls[at], tokens[at]) for at, done in enumerate(tested)]
 
@@ -149,25 +149,32 @@ class Trial:
     found: Responses
     reward: float
     threshold: float  # at which a text counts as firing, in units of the feature's corpus maximum
-    tokens: int  # of the texts with their prompts
+    calls: int  # of the writer
+    tokens: int  # of its texts with their prompts
 
 
 def try_out(bench: "Bench", asked: Sequence[tuple[int, str]]) -> list[Trial]:
     """Texts by the writer of training and their reward, for each (position in the bench, explanation)."""
     config = bench.params.score_explanations
-    written = writer.write_texts(bench.model, bench.tokenizer, [text for _, text in asked], config.writer)
+    written = bench.training_author.write([text for _, text in asked])
     read = bench.read([text for texts in written.values() for text in texts])
-    sizes = {
-        explanation: sum(bench.sizes([config.writer.prompt.format(description=explanation)] * len(texts) + texts))
-        for explanation, texts in written.items()
-    }
+    spent = {explanation: _spent(bench, explanation, texts) for explanation, texts in written.items()}
     trials = []
     for at, explanation in asked:
         texts = written.get(explanation, [])
         found = bench.near.responses(bench.features[at].feature_id, texts, read)
         earned = rewards.reward(found.own, found.neighbours, config.reward)
-        trials.append(Trial(texts, found, earned, config.reward.threshold, sizes.get(explanation, 0)))
+        trials.append(Trial(texts, found, earned, config.reward.threshold, *spent.get(explanation, (0, 0))))
     return trials
+
+
+def _spent(bench: "Bench", explanation: str, texts: list[str]) -> tuple[int, int]:
+    """Calls and tokens behind the texts of one explanation."""
+    usage = bench.training_author.usage([explanation])
+    if usage is not None:
+        return usage.calls, usage.prompt_tokens + usage.written_tokens
+    prompt = bench.params.score_explanations.writer.prompt.format(description=explanation)
+    return len(texts), sum(bench.sizes([prompt] * len(texts) + texts))
 
 
 def observations(bench: "Bench", at: int, trial: Trial) -> list[agent.Observation]:

@@ -54,6 +54,14 @@ def test_every_judge_composes_and_is_the_first(judge: str) -> None:
     assert (found[0]["kind"], found[0]["batch_size"], found[-1]["kind"]) == (judge, 7, "likelihood")
 
 
+@pytest.mark.parametrize("writer", sorted(path.stem for path in (ROOT / "conf" / "writer").glob("*.yaml")))
+def test_every_writer_composes_and_asks_another_way_in_the_evaluation(writer: str) -> None:
+    found = yaml.safe_load(compose.composed([f"writer={writer}", "evaluate.writer.texts=7"]))
+    training, measuring = found["score_explanations"]["writer"], found["evaluate"]["writer"]
+    assert training["kind"] == measuring["kind"] == writer and measuring["texts"] == 7
+    assert training["prompt"] != measuring["prompt"]
+
+
 WRONG = {
     "experiment": ("experiment=nope", "choose from decoder_row"),
     "group choice": ("size=tiny", "choose from full, nano"),

@@ -1,19 +1,17 @@
 """Judges: each scores as its definition says when asked one text at a time, whatever the batch or the server's mood."""
 
-import json
 import math
-import threading
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from served import Server, endpoint, pretrained, serving
 from tiny import settings, tiny_model, tiny_tokenizer
 
 from saeexplainer.chat_judge import ChatJudge
-from saeexplainer.config import Architecture, Endpoint, JudgeKind
+from saeexplainer.config import Architecture, JudgeKind
 from saeexplainer.config import Judge as JudgeConfig
 from saeexplainer.endpoint_judge import UNKNOWN, EndpointJudge, parsed
 from saeexplainer.errors import UserError
@@ -123,7 +121,7 @@ def log_odds(judge: ChatJudge, said: str) -> float:
 
 @pytest.mark.parametrize("batch_size", [1, 64])
 def test_a_chat_model_scores_by_the_odds_of_yes(tmp_path, batch_size):
-    judge = ChatJudge(chat_folder(tmp_path), batch_size)
+    judge = ChatJudge(pretrained(chat_folder(tmp_path)), batch_size)
     asked = "Description: the word dog\nText: {}\n\nIs the {}? Answer yes or no."
     whole = log_odds(judge, asked.format("a dog barks", "text about what the description says"))
     part = "part between << and >> what the description is about"
@@ -138,73 +136,22 @@ def test_a_chat_model_scores_by_the_odds_of_yes(tmp_path, batch_size):
 
 def test_a_folder_that_cannot_judge_is_refused(tmp_path):
     with pytest.raises(UserError, match="no chat template"):
-        ChatJudge(chat_folder(tmp_path / "plain", None), 8)
-    with pytest.raises(UserError, match="not a model folder"):
-        ChatJudge(tmp_path / "nothing", 8)
-    judge = ChatJudge(chat_folder(tmp_path / "chat"), 8)
+        ChatJudge(pretrained(chat_folder(tmp_path / "plain", None)), 8)
+    with pytest.raises(UserError, match="nothing: no such folder"):
+        ChatJudge(pretrained(tmp_path / "nothing"), 8)
+    judge = ChatJudge(pretrained(chat_folder(tmp_path / "chat")), 8)
     with pytest.raises(UserError, match="reads 512"):
         judge.relevance([Question("any animal", "cat " * 200)])
 
 
-class Server(ThreadingHTTPServer):
-    """A chat completions endpoint that rates an item by how often it says dog, and misbehaves by a script: the answers
-    to the first requests, a status or a text each."""
-
-    def __init__(self, *script: int | str) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.script, self.requests, self.keys = list(script), [], set()
-        self.turn = threading.Lock()
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_POST(self):  # noqa: N802 (http.server's name)
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with self.server.turn:
-            self.server.requests.append(body)
-            self.server.keys.add(self.headers["Authorization"])
-            answer = self.server.script.pop(0) if self.server.script else right_answer(body)
-        status, text = (answer, "") if isinstance(answer, int) else (200, answer)
-        reply = {"choices": [{"message": {"role": "assistant", "content": text}}], "key": self.headers["Authorization"]}
-        data = json.dumps(reply).encode()
-        self.send_response(status if self.path == "/v1/chat/completions" else 404)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *_):
-        pass
-
-
-def right_answer(body: dict) -> str:
-    asked = body["messages"][0]["content"]
-    items = json.loads(asked[asked.index("[") : asked.index("]") + 1])
-    return "```json\n" + json.dumps({"ratings": [min(10, 5 * item.count("dog")) for item in items]}) + "\n```"
-
-
 @pytest.fixture
 def serve():
-    servers = []
-
-    def start(*script: int | str) -> Server:
-        servers.append(Server(*script))
-        threading.Thread(target=servers[-1].serve_forever, args=(0.01,), daemon=True).start()
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+    with serving() as start:
+        yield start
 
 
 def endpoint_judge(server: Server, folder: Path, batch_size: int = 2, **changes) -> EndpointJudge:
-    plain = Endpoint(
-        base_url=f"http://127.0.0.1:{server.server_port}/v1", key_variable=None, request={"temperature": 0.0},
-        timeout_seconds=20.0, attempts=3, backoff_seconds=0.001, concurrency=4, cache=str(folder / "cache"),
-        max_failed_share=1.0,
-    )  # fmt: skip
-    config = JudgeConfig(JudgeKind.endpoint, "tiny", batch_size, replace(plain, **changes))
+    config = JudgeConfig(JudgeKind.endpoint, None, None, batch_size, endpoint(server, folder, **changes))
     return EndpointJudge(config, "evaluate.judges[0]")
 
 
@@ -218,31 +165,32 @@ def test_an_endpoint_rates_texts_and_tokens_and_is_asked_once(serve, tmp_path):
     assert judge.relevance([*DOGS, missing]) == [5.0, 0.0, 10.0, 5.0, 0.0, 0.0]
     assert len(server.requests) == 2  # three different texts, two in a call
     assert judge.token_relevance([*DOGS, missing]) == [[0, 5], [0, 0], [5, 5], [0, 5], [], [0, 0]]
-    assert len(server.requests) == 5 and judge.notes() == []
-    assert server.keys == {None} and all(body["temperature"] == 0 for body in server.requests)
+    assert len(server.requests) == 5
+    assert judge.notes() == ["evaluate.judges[0]: 5 calls paid for, 50 + 25 tokens, 0 USD"]
+    assert server.keys == {None} and all(body["max_tokens"] == 100 for body in server.requests)
     again = endpoint_judge(server, tmp_path)  # as after a kill
     assert again.relevance(DOGS) == [5.0, 0.0, 10.0, 5.0, 0.0] and again.token_relevance(DOGS)[2] == [5, 5]
-    assert len(server.requests) == 5
+    assert len(server.requests) == 5 and again.notes() == []
 
 
 def test_what_passes_is_tried_again_and_prose_is_mended(serve, tmp_path):
     server = serve(429, 500, "I rate them highly.")
     judge = endpoint_judge(server, tmp_path, batch_size=9)
-    assert judge.relevance(DOGS) == [5.0, 0.0, 10.0, 5.0, 0.0] and judge.notes() == []
+    assert judge.relevance(DOGS) == [5.0, 0.0, 10.0, 5.0, 0.0]
     assert [len(body["messages"]) for body in server.requests] == [1, 1, 1, 3]
 
 
 @pytest.mark.parametrize(
     ("script", "reason", "requests"),
     [((500, 503, 429), "no answer after all attempts", 3), ((400,), "refused", 1),
-     (("prose", '{"ratings": [1, 11, 2]}'), "no ratings in the answer", 2)],
+     (("prose", '{"ratings": [1, 11, 2]}'), "no usable answer", 2)],
     ids=["attempts", "status", "prose"],
 )  # fmt: skip
 def test_a_call_that_fails_is_counted_and_knows_nothing(serve, tmp_path, script, reason, requests):
     server = serve(*script)
     judge = endpoint_judge(server, tmp_path, batch_size=9)
     assert judge.relevance(DOGS) == [UNKNOWN] * 4 + [0.0]
-    assert judge.notes() == [f"evaluate.judges[0]: 1 of 1 calls failed ({reason} 1)"]
+    assert judge.notes()[-1] == f"evaluate.judges[0]: 1 of 1 calls failed ({reason} 1)"
     assert len(server.requests) == requests
 
 
@@ -291,9 +239,9 @@ def test_only_one_rating_an_item_counts(reply, ratings):
 def test_the_first_judge_answers_and_the_others_only_agree(serve, tmp_path):
     params, tokenizer = settings(), tiny_tokenizer()
     model = tiny_model(Architecture.llama)
-    endpoint = endpoint_judge(serve(), tmp_path).config
-    chat = JudgeConfig(JudgeKind.chat, str(chat_folder(tmp_path / "chat")), 8, None)
-    judges = {"one": params.evaluate.judges, "three": [endpoint, *params.evaluate.judges, chat]}
+    served = endpoint_judge(serve(), tmp_path).config
+    chat = JudgeConfig(JudgeKind.chat, None, pretrained(chat_folder(tmp_path / "chat")), 8, None)
+    judges = {"one": params.evaluate.judges, "three": [served, *params.evaluate.judges, chat]}
     texts = ["the dog sleeps", "the cat sleeps", "a dog", "the dogs"]
     cut = evaluate.writer.cut_texts(texts, tokenizer, 64)
     own = [ProbeRow("", text, [float("dog" in token) for token in tokens]) for text, tokens in zip(texts, cut)]

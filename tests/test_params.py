@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from saeexplainer.config import Architecture, Corpus, Direction, Endpoint, EvaluationKind
+from saeexplainer.config import Architecture, Corpus, Direction, Endpoint, EvaluationKind, Structured
 from saeexplainer.errors import UserError
 from tasks import params
 
@@ -97,6 +97,18 @@ WRONG = {
         "weight",
     ),
     "split": ({"evaluate__split": "train"}, "evaluate.split", "'train'"),
+    "local writer that is asked for many": (
+        {"evaluate__writer__prompt": "{count} of {description}"},
+        "evaluate.writer.prompt",
+        "{description} and no other",
+    ),
+    "writer without its model": ({"evaluate__writer__kind": "chat"}, "evaluate.writer.model", "only kind chat"),
+    "writer without its endpoint": (
+        {"evaluate__writer__kind": "endpoint", "evaluate__writer__prompt": "{count} of {description}"},
+        "evaluate.writer.endpoint",
+        "only kind endpoint",
+    ),
+    "unknown writer": ({"evaluate__writer__kind": "poet"}, "evaluate.writer.kind", "poet"),
     "prompt": (
         {"score_explanations__writer__prompt": "<about> <text>"},
         "score_explanations.writer.prompt",
@@ -187,21 +199,29 @@ def test_a_wrong_sae_is_one_line(tmp_path: Path, name: int, field: str, value: A
 
 
 ENDPOINT = {
-    "base_url": "https://host/v1", "key_variable": "KEY", "request": {}, "timeout_seconds": 1.0, "attempts": 1,
-    "backoff_seconds": 0.0, "concurrency": 1, "cache": "c", "max_failed_share": 0.1,
+    "base_url": "https://host/v1", "model": "m", "key_variable": "KEY", "request": {}, "structured": "json_schema",
+    "timeout_seconds": 1.0, "attempts": 1, "backoff_seconds": 0.0, "concurrency": 1, "cache": "c",
+    "max_failed_share": 0.1, "max_cost": None, "million_prompt_tokens": 0.0, "million_completion_tokens": 0.0,
 }  # fmt: skip
-SERVED = {"kind": "endpoint", "model": "m", "batch_size": 1, "endpoint": ENDPOINT}
-PLAIN = {"kind": "likelihood", "model": None, "batch_size": 1, "endpoint": None}
+LOCAL = {"source": "folder", "revision": None, "dtype": "float32", "device_map": None, "attention": None}
+SERVED = {"kind": "endpoint", "prompt": None, "model": None, "batch_size": 1, "endpoint": ENDPOINT}
+PLAIN = {"kind": "likelihood", "prompt": "{description}", "model": None, "batch_size": 1, "endpoint": None}
 WRONG_JUDGES = {
     "nobody": ([], "", "empty"),
     "twice the same": ([SERVED, PLAIN, PLAIN], "[2]", "earlier"),
     "unknown kind": ([PLAIN | {"kind": "oracle"}], "[0].kind", "oracle"),
-    "likelihood of another": ([PLAIN | {"model": "m"}], "[0].model", "null"),
-    "chat without a model": ([PLAIN | {"kind": "chat"}], "[0].model", "folder"),
-    "chat with an endpoint": ([SERVED | {"kind": "chat"}], "[0].endpoint", "only kind endpoint"),
+    "likelihood of another": ([PLAIN | {"model": LOCAL}], "[0].model", "only kind chat"),
+    "likelihood of nothing": ([PLAIN | {"prompt": None}], "[0].prompt", "only kind likelihood"),
+    "likelihood of no description": ([PLAIN | {"prompt": "{text}"}], "[0].prompt", "{description}"),
+    "served with a prompt": ([SERVED | {"prompt": "{description}"}], "[0].prompt", "only kind likelihood"),
+    "chat without a model": ([SERVED | {"kind": "chat", "endpoint": None}], "[0].model", "only kind chat"),
+    "chat with an endpoint": ([SERVED | {"kind": "chat", "model": LOCAL}], "[0].endpoint", "only kind endpoint"),
     "endpoint without one": ([SERVED | {"endpoint": None}], "[0].endpoint", "must"),
     "unknown key": ([SERVED | {"endpoint": ENDPOINT | {"attempt": 2}}], "[0].endpoint.attempt", "attempts"),
     "missing key": ([SERVED | {"endpoint": {"cache": "c"}}], "[0].endpoint", "missing"),
+    "unknown structure": ([SERVED | {"endpoint": ENDPOINT | {"structured": "xml"}}], "[0].endpoint", "xml"),
+    "a limit of nothing": ([SERVED | {"endpoint": ENDPOINT | {"max_cost": 0.0}}], "[0].endpoint.max_cost", "above 0"),
+    "a limit without prices": ([SERVED | {"endpoint": ENDPOINT | {"max_cost": 1.0}}], "[0].endpoint.max_cost", "price"),
     "no address": ([SERVED | {"endpoint": ENDPOINT | {"base_url": "host/v1"}}], "[0].endpoint.base_url", "https://"),
     "no patience": ([SERVED | {"endpoint": ENDPOINT | {"timeout_seconds": 0.0}}], "[0].endpoint.timeout", "above 0"),
 }
@@ -218,7 +238,33 @@ def test_a_wrong_judge_is_one_line(tmp_path: Path, judges: list[dict[str, Any]],
 
 def test_judges_load_with_and_without_an_endpoint(tmp_path: Path) -> None:
     served, plain = params.load(edited(tmp_path, evaluate__judges=[SERVED, PLAIN])).evaluate.judges
-    assert served.endpoint == Endpoint(**ENDPOINT) and (plain.model, plain.endpoint) == (None, None)
+    assert served.endpoint == Endpoint(**ENDPOINT | {"structured": Structured.json_schema})
+    assert (plain.model, plain.endpoint) == (None, None)
+
+
+WRITES = {"kind": "endpoint", "endpoint": ENDPOINT, "prompt": "{count} texts about {description}"}
+WRONG_WRITERS = {
+    "asked for no number": (WRITES | {"prompt": "{description}"}, "prompt", "{description} and {count}"),
+    "the same call twice": (WRITES | {"temperatures": [0.5, 0.5]}, "temperatures", "twice"),
+    "temperature said twice": (
+        WRITES | {"endpoint": ENDPOINT | {"request": {"temperature": 1.0}}},
+        "endpoint.request.temperature",
+        "take it out",
+    ),
+    "an address that holds a key": (
+        WRITES | {"endpoint": ENDPOINT | {"base_url": "https://h/v1?key=sk"}}, "endpoint.base_url", "without user",
+    ),
+    "a model beside the server": (WRITES | {"model": LOCAL}, "model", "only kind chat"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "key", "said"), WRONG_WRITERS.values(), ids=WRONG_WRITERS)
+def test_a_wrong_served_writer_is_one_line(tmp_path: Path, changes: dict[str, Any], key: str, said: str) -> None:
+    path = edited(tmp_path, **{f"score_explanations__writer__{name}": value for name, value in changes.items()})
+    with pytest.raises(UserError) as caught:
+        params.load(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: score_explanations.writer.{key}: ") and said in message and "\n" not in message
 
 
 @pytest.mark.parametrize("secret", [{"key_variable": "sk-a1b2"}, {"base_url": "https://me:sk-a1b2@host/v1"}])

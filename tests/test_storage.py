@@ -16,7 +16,16 @@ from rows import evaluation
 
 from saeexplainer import records
 from saeexplainer.errors import UserError
-from saeexplainer.storage import read_json, read_rows, read_tensors, replacing, write_json, write_rows, write_tensors
+from saeexplainer.storage import (
+    read_json,
+    read_notes,
+    read_rows,
+    read_tensors,
+    replacing,
+    write_json,
+    write_rows,
+    write_tensors,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = {str: "a „dog“\n", int: 7, float: 0.1, list[str]: ["a", ""], list[float]: [0.1, -2.0], list[int]: [2**40, 0],
@@ -41,6 +50,18 @@ def test_the_same_rows_are_the_same_bytes(tmp_path):
     for name in ("one", "two"):
         write_rows(tmp_path / name, [filled(records.ScoreRow)], records.ScoreRow)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_notes_of_a_table_lie_beside_its_rows(tmp_path):
+    rows, usage = [filled(records.ScoreRow)], records.Usage(2, 30, 4)
+    for name, notes in (("noted", {"usage": usage}), ("plain", None), ("empty", {})):
+        write_rows(tmp_path / name, rows, records.ScoreRow, notes)
+        assert read_rows(tmp_path / name, records.ScoreRow) == rows
+    assert records.Usage(**read_notes(tmp_path / "noted")["usage"]) == usage
+    assert read_notes(tmp_path / "plain") == read_notes(tmp_path / "empty") == {}
+    assert (tmp_path / "plain").read_bytes() == (tmp_path / "empty").read_bytes()
+    with pytest.raises(UserError, match="no such table"):
+        read_notes(tmp_path / "nothing")
 
 
 def test_a_value_that_is_unknown_reads_back(tmp_path):

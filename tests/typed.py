@@ -39,6 +39,13 @@ def typed(folder: Path, module: str, *arguments: str) -> Typed:
         return Typed(process.exitcode, out.read_text(encoding="utf-8"), err.read_text(encoding="utf-8"))
 
 
+def begun(folder: Path, module: str, *arguments: str) -> multiprocessing.Process:
+    """Run tasks.<module> in a folder, and do not wait for it; what it says goes to out and err there."""
+    process = _context.Process(target=_run, args=(folder, module, arguments, folder / "out", folder / "err"))
+    process.start()
+    return process
+
+
 def _run(folder: Path, module: str, arguments: tuple[str, ...], out: Path, err: Path) -> None:
     os.chdir(folder)
     for path, number in ((out, 1), (err, 2)):

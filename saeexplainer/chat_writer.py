@@ -1,0 +1,49 @@
+"""The writer that is a local chat model: asked through its template, one text an answer."""
+
+from collections.abc import Iterable, Sequence
+
+from saeexplainer.chat_model import chat_prompt, open_chat
+from saeexplainer.config import Writer
+from saeexplainer.models import check_context
+from saeexplainer.writers import distinct, sampled
+
+THOUGHT = "</think>"  # what a model that thinks aloud says before its answer
+QUOTES = ('""', "\u201c\u201d", "''")
+
+
+class ChatWriter:
+    """Any causal LM whose tokenizer has a chat template."""
+
+    def __init__(self, config: Writer, where: str) -> None:
+        """`where` is the setting that messages name. Raises UserError if the source holds no chat model."""
+        assert config.model is not None
+        self.config, self.where = config, where
+        self.model, self.tokenizer = open_chat(config.model)
+
+    def write(self, descriptions: Sequence[str]) -> dict[str, list[str]]:
+        """`config.texts` for each. Raises UserError if a prompt and its text are more than the model reads."""
+        prompts = {
+            description: chat_prompt(self.tokenizer, self.config.prompt.format(description=description))
+            for description in distinct(descriptions)
+        }
+        longest = max(map(len, prompts.values()), default=0) + self.config.max_new_tokens
+        check_context(self.model, longest, f"{self.where}.max_new_tokens with the prompt")
+        written = sampled(self.model, self.tokenizer, prompts, self.config)
+        return {description: [plain(text) for text in texts] for description, texts in written.items()}
+
+    def usage(self, descriptions: Iterable[str]) -> None:
+        """Texts are generated here."""
+        return None
+
+    def notes(self) -> list[str]:
+        """Nothing: it always writes."""
+        return []
+
+
+def plain(answer: str) -> str:
+    """An answer without what was thought before it and without quotation marks around it."""
+    text = answer.rpartition(THOUGHT)[2].strip()
+    for first, last in QUOTES:
+        if len(text) > 1 and text.startswith(first) and text.endswith(last):
+            return text[1:-1].strip()
+    return text

@@ -1,0 +1,336 @@
+"""A client of OpenAI-compatible chat completions, for whoever asks a served model: patient, and never paying twice.
+
+Every reply is kept on disk under the hash of what was asked, usable or not, before anything is made of it: a killed run
+goes on where it was. A reply that cannot be read gets one request to mend it. A call that still has no usable answer is
+a `Failure`, which is counted; too many of them stop the stage, and so does the limit of `spending`. What happens on
+which fault: docs/ENDPOINTS.md.
+"""
+
+import hashlib
+import json
+import math
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from email.utils import mktime_tz, parsedate_tz
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from saeexplainer.config import Endpoint, Structured
+from saeexplainer.errors import UserError
+from saeexplainer.records import Usage
+from saeexplainer.spending import Bill, Purse, reported, used
+from saeexplainer.storage import read_json, write_json
+
+if TYPE_CHECKING:
+    import httpx
+    from tenacity import RetryCallState
+
+LONGEST_PAUSE = 60.0  # seconds between two attempts
+DETAIL = 200  # characters of a server's complaint that are shown
+HEADERS = ("Retry-After", "Content-Type")  # that are read
+KEY_REFUSED, NOT_FOUND, WORTH_A_RETRY = (401, 403), 404, (408, 429)  # status codes of HTTP
+NOTHING = "(nothing)"  # what an empty answer is called when it is sent back: servers refuse empty messages
+
+Value = TypeVar("Value")
+Messages = list[dict[str, str]]
+
+
+class Failure(StrEnum):
+    """Why a call has no value."""
+
+    no_answer = "no answer after all attempts"
+    refused = "refused"
+    unreadable = "no usable answer"
+
+
+@dataclass(frozen=True)
+class Ask(Generic[Value]):
+    """One question, and how its answer is read."""
+
+    prompt: str  # what the user says
+    mend: str  # what the user says to an answer that cannot be read
+    schema: dict[str, Any]  # JSON schema of the answer
+    sampling: dict[str, float]  # fields of the request beside those of the settings
+    read: Callable[[str], Value | None]  # the value in an answer's text; None if it is not there
+
+
+@dataclass(frozen=True)
+class Answer(Generic[Value]):
+    """What came of a question."""
+
+    value: Value | Failure
+    usage: Usage  # of all replies behind it, those from the cache too
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the server said once."""
+
+    text: str  # "" where it refused to speak
+    usage: Usage
+
+
+class _Passing(Exception):
+    """The server may answer if it is asked again; `pause` is the number of seconds that it asked for."""
+
+    def __init__(self, reason: str, pause: float = 0.0) -> None:
+        super().__init__(reason)
+        self.pause = pause
+
+
+class _Lasting(Exception):
+    """The server will not answer this call."""
+
+
+class Client:
+    """One served model, for one run of a stage."""
+
+    def __init__(self, endpoint: Endpoint, where: str) -> None:
+        """`where` is the setting that messages name. Raises UserError if the key's variable is named but not set."""
+        self.endpoint, self.where = endpoint, where
+        self._key = _key(endpoint.key_variable, where)
+        self._purse = Purse(endpoint, where)
+        self._asked, self._complaint = 0, ""
+        self._failures: Counter[Failure] = Counter()
+
+    def ask(self, asked: Sequence[Ask[Value]], doing: str) -> list[Answer[Value]]:
+        """An answer to each question, several at once; no two may be the same. `doing` is what the progress bar says.
+
+        Raises UserError when too many have failed, when the money is spent, and where no call can succeed: all replies
+        that came are kept.
+        """
+        import httpx
+        from tqdm.auto import tqdm
+
+        found: list[Any] = [None] * len(asked)
+        failures: Counter[Failure] = Counter()
+        stopped = threading.Event()
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        with httpx.Client(timeout=self.endpoint.timeout_seconds, headers=headers) as http:
+            pool = ThreadPoolExecutor(self.endpoint.concurrency)
+            try:
+                futures = {pool.submit(self._answer, one, http, stopped): at for at, one in enumerate(asked)}
+                for future in tqdm(as_completed(futures), desc=doing, total=len(asked)):
+                    answer = found[futures[future]] = future.result()
+                    if isinstance(answer.value, Failure):
+                        failures[answer.value] += 1
+                        if failures.total() > self.endpoint.max_failed_share * len(asked):
+                            raise UserError(self._too_many(failures, len(asked)))
+            finally:
+                stopped.set()
+                pool.shutdown(cancel_futures=True)
+        self._asked += len(asked)
+        self._failures += failures
+        return found
+
+    def notes(self) -> list[str]:
+        """What was paid for, how many questions have no answer, and why."""
+        failed = self._failures.total()
+        said = f"{self.where}: {failed} of {self._asked} calls failed ({_reasons(self._failures)})"
+        return [*self._purse.notes(), *([said] if failed else [])]
+
+    def _too_many(self, failures: Counter[Failure], asked: int) -> str:
+        return (
+            f"{self.where}.endpoint: {failures.total()} of {asked} calls failed ({_reasons(failures)}); "
+            f"last: {self._complaint}; correct it or raise max_failed_share. Answers so far are in "
+            f"{self.endpoint.cache}"
+        )
+
+    def _answer(self, one: Ask[Value], http: "httpx.Client", stopped: threading.Event) -> Answer[Value]:
+        """The answer to a question, asked for twice at most."""
+        messages, usage, reply = [_said("user", one.prompt)], Usage(0, 0, 0), None
+        try:
+            for _ in range(2):
+                reply = self._reply(self._body(one, messages), http, stopped)
+                usage += reply.usage
+                value = one.read(reply.text)
+                if value is not None:
+                    return Answer(value, usage)
+                messages = [*messages, _said("assistant", reply.text.strip() or NOTHING), _said("user", one.mend)]
+        except _Passing as error:
+            self._complaint = str(error)
+            return Answer(Failure.no_answer, usage)
+        except _Lasting as error:
+            self._complaint = str(error)
+            return Answer(Failure.refused, usage)
+        self._complaint = f"the answer {reply.text[:DETAIL]!r}"
+        return Answer(Failure.unreadable, usage)
+
+    def _body(self, one: Ask[Value], messages: Messages) -> dict[str, Any]:
+        """The request of a conversation."""
+        fields = {
+            name: int(value) if float(value).is_integer() else value
+            for name, value in (self.endpoint.request | one.sampling).items()
+        }
+        return fields | {"model": self.endpoint.model, "messages": messages} | self._format(one.schema)
+
+    def _format(self, schema: dict[str, Any]) -> dict[str, Any]:
+        kind = self.endpoint.structured
+        if kind is None:
+            return {}
+        if kind is Structured.json_object:
+            return {"response_format": {"type": kind.value}}
+        named = {"name": "answer", "strict": True, "schema": schema}
+        return {"response_format": {"type": kind.value, "json_schema": named}}
+
+    def _reply(self, body: dict[str, Any], http: "httpx.Client", stopped: threading.Event) -> Reply:
+        """What answers a request: from the cache, or asked for and kept there."""
+        import tenacity
+
+        kept = self._kept(body)
+        if kept.is_file():
+            return _from_cache(read_json(kept))
+        attempts = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(_Passing),
+            stop=tenacity.stop_any(
+                tenacity.stop_after_attempt(self.endpoint.attempts), tenacity.stop_when_event_set(stopped)
+            ),
+            wait=self._pause,
+            sleep=tenacity.sleep_using_event(stopped),
+            reraise=True,
+        )
+        return attempts(self._attempt, body, http, kept)
+
+    def _kept(self, body: dict[str, Any]) -> Path:
+        """Where the reply to a request is kept: the address, the model and every field of it are in the name."""
+        text = json.dumps([self.endpoint.base_url, body], sort_keys=True)
+        name = hashlib.sha256(text.encode()).hexdigest()
+        return Path(self.endpoint.cache) / name[:2] / f"{name}.json"
+
+    def _pause(self, state: "RetryCallState") -> float:
+        """Seconds before the next attempt: doubled each time, or what the server asked for if that is more."""
+        error = state.outcome.exception() if state.outcome else None
+        asked = error.pause if isinstance(error, _Passing) else 0.0
+        return min(max(self.endpoint.backoff_seconds * 2 ** (state.attempt_number - 1), asked), LONGEST_PAUSE)
+
+    def _attempt(self, body: dict[str, Any], http: "httpx.Client", kept: Path) -> Reply:
+        """Ask once, and keep the reply. Raises _Passing, _Lasting, or UserError where no call can succeed."""
+        with self._purse.paying(body) as bill:
+            response = self._posted(body, http, bill)
+            self._check_status(response)
+            text, usage = self._content(response, bill)
+            write_json(kept, {"base_url": self.endpoint.base_url, "request": body, "reply": text, "usage": usage})
+            bill.usage, bill.estimated = used(usage, body, text), usage is None
+            return Reply(text, bill.usage)
+
+    def _posted(self, body: dict[str, Any], http: "httpx.Client", bill: Bill) -> "httpx.Response":
+        """The whole response, whatever its status."""
+        import httpx
+
+        deadline = time.monotonic() + self.endpoint.timeout_seconds
+        try:
+            with http.stream("POST", self.endpoint.base_url.rstrip("/") + "/chat/completions", json=body) as response:
+                chunks = []
+                for chunk in response.iter_bytes():  # httpx limits the pause between two pieces, not the sum
+                    chunks.append(chunk)
+                    if time.monotonic() > deadline:
+                        raise httpx.ReadTimeout("the reply came too slowly")
+                plain = [(name, response.headers[name]) for name in HEADERS if name in response.headers]
+                return httpx.Response(response.status_code, headers=plain, content=b"".join(chunks))
+        except httpx.RequestError as error:
+            bill.unknown = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
+            raise _Passing(type(error).__name__) from None
+
+    def _check_status(self, response: "httpx.Response") -> None:
+        status = response.status_code
+        if status in KEY_REFUSED:
+            said = f"key_variable: {self.endpoint.key_variable} holds no key that"
+            raise UserError(f"{self.where}.endpoint.{said} {self.endpoint.base_url} takes ({status})")
+        if status == NOT_FOUND:
+            raise UserError(
+                f"{self.where}.endpoint: {self.endpoint.base_url} has no model {self.endpoint.model!r} or no chat "
+                "completions (404); correct model or base_url"
+            )
+        if response.is_success:
+            return
+        complaint = self._without_key(f"status {status}: {response.text}")
+        if status in WORTH_A_RETRY or response.is_server_error:
+            raise _Passing(complaint, _seconds(response.headers.get("Retry-After", "")))
+        raise _Lasting(complaint)
+
+    def _content(self, response: "httpx.Response", bill: Bill) -> tuple[str, dict[str, int] | None]:
+        """Text and reported usage of a chat completion. Raises _Passing if it is none, such as a page of HTML."""
+        try:
+            found = response.json()
+            choices = found["choices"]
+            if not isinstance(choices, list):
+                raise TypeError
+        except (ValueError, LookupError, TypeError, RecursionError):
+            bill.unknown = True
+            raise _Passing(self._without_key(f"a reply that is no chat completion: {response.text}")) from None
+        text = _first_text(choices)
+        # A lone surrogate is valid JSON, and no text that a tokenizer, a file or another request takes.
+        text = text.encode("utf-8", "replace").decode("utf-8")
+        return text.replace(self._key, "***") if self._key else text, reported(found.get("usage"))
+
+    def _without_key(self, text: str) -> str:
+        shown = text.replace(self._key, "***") if self._key else text
+        return " ".join(shown.split())[:DETAIL]
+
+
+def last_json(reply: str, name: str) -> list[Any] | None:
+    """The list under `name` in the last JSON object of a reply that has one; prose and code fences are left out."""
+    decoder, found, at = json.JSONDecoder(), None, 0
+    while (at := reply.find("{", at)) >= 0:
+        try:
+            value, end = decoder.raw_decode(reply, at)
+        except (ValueError, RecursionError):
+            value, end = {}, at
+        if isinstance(value.get(name), list):
+            found, at = value[name], end
+        else:
+            at += 1  # the list may lie deeper
+    return found
+
+
+def list_schema(name: str, of: str) -> dict[str, Any]:
+    """JSON schema of {name: [of, ...]}; how many is checked here, because not all servers know how to."""
+    listed = {"type": "array", "items": {"type": of}}
+    return {"type": "object", "properties": {name: listed}, "required": [name], "additionalProperties": False}
+
+
+def _first_text(choices: list[Any]) -> str:
+    """What the first choice says; "" where there is none, or no text in it."""
+    try:
+        text = choices[0]["message"]["content"]
+    except (LookupError, TypeError):
+        return ""
+    return text if isinstance(text, str) else ""
+
+
+def _from_cache(entry: dict[str, Any]) -> Reply:
+    return Reply(entry["reply"], used(entry.get("usage"), entry["request"], entry["reply"]))
+
+
+def _seconds(text: str) -> float:
+    """A Retry-After header, seconds or a date; 0 for what is neither, or over."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        date = parsedate_tz(text)
+        seconds = mktime_tz(date) - time.time() if date else 0.0
+    return max(seconds, 0.0) if math.isfinite(seconds) else 0.0
+
+
+def _key(variable: str | None, where: str) -> str:
+    if variable is None:
+        return ""
+    if not os.environ.get(variable):
+        raise UserError(
+            f"{where}.endpoint.key_variable: {variable} is not set in the environment; export the key under that name"
+        )
+    return os.environ[variable]
+
+
+def _reasons(failures: Counter[Failure]) -> str:
+    return ", ".join(f"{reason} {count}" for reason, count in sorted(failures.items()))
+
+
+def _said(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}

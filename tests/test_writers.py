@@ -1,0 +1,283 @@
+"""Writers: each gives a description its texts, whatever it is; a served one through 30 faults, a kill and a limit."""
+
+import json
+from collections import Counter
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from control_room import free_port, program
+from omegaconf import OmegaConf
+from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
+from served import WORDS, Mood, Server, endpoint, pretrained, saying, serving
+from tiny import WIDTH, settings, tiny_model, tiny_tokenizer
+from toy import wait_for
+from typed import begun, typed
+
+from saeexplainer import costs
+from saeexplainer.chat_writer import plain
+from saeexplainer.config import Architecture, Structured, WriterKind
+from saeexplainer.config import Writer as WriterConfig
+from saeexplainer.errors import UserError
+from saeexplainer.models import generate
+from saeexplainer.records import CandidateRow, FeatureRow, NeighbourRow, ScoreRow, Usage
+from saeexplainer.storage import read_rows, write_rows
+from saeexplainer.writers import Writer, open_writer
+from tasks import compare_rounds, compose, evaluate, params, sources
+
+ASKED = ["the word dog", "", "any animal", "the word dog"]
+PLAIN = replace(settings().score_explanations.writer, texts=3, temperatures=[0.4, 1.0], max_new_tokens=6, batch_size=4)
+
+
+@pytest.fixture
+def serve():
+    with serving() as start:
+        yield start
+
+
+def written(config: WriterConfig, model=None) -> tuple[Writer, dict[str, list[str]]]:
+    torch.manual_seed(0)
+    found = open_writer(config, "evaluate.writer", model, tiny_tokenizer())
+    assert isinstance(found, Writer)
+    return found, found.write(ASKED)
+
+
+def served(server: Server | int, folder: Path, **changes) -> WriterConfig:
+    """Settings for a server; fields of the writer and of its endpoint, by name."""
+    own = {"texts", "temperatures"} & changes.keys()
+    more = {name: changes.pop(name) for name in own}
+    return replace(
+        PLAIN, kind=WriterKind.endpoint, endpoint=endpoint(server, folder, **changes),
+        prompt="Write {count} texts about {description}.", max_new_tokens=40, **more,
+    )  # fmt: skip
+
+
+def test_the_subject_continues_its_prompt_at_each_temperature():
+    model, tokenizer = tiny_model(Architecture.llama), tiny_tokenizer()
+    writer, texts = written(PLAIN, model)
+    assert list(texts) == ["any animal", "the word dog"] and [len(some) for some in texts.values()] == [3, 3]
+    torch.manual_seed(0)
+    expected = {description: [] for description in texts}
+    for temperature, share in ((0.4, 2), (1.0, 1)):  # as the pipeline has always drawn them
+        repeated = [description for description in texts for _ in range(share)]
+        prompts = [tokenizer(PLAIN.prompt.format(description=description))["input_ids"] for description in repeated]
+        drawn = generate(
+            model, tokenizer, prompts, temperature=temperature, top_p=1.0, max_new_tokens=6, batch_size=4
+        )  # fmt: skip
+        for description, text in zip(repeated, drawn, strict=True):
+            expected[description].append(text)
+    assert texts == expected and writer.notes() == [] and writer.usage(texts) is None
+
+
+def test_a_chat_model_is_asked_through_its_template_for_one_text_at_a_time(tmp_path):
+    """Its answers begin with one of two words, equally often, and end where its turn does."""
+    follows = {"<assistant>": ['"A dog', '"The cat'], '"A dog': [' barks."'], '"The cat': [' sleeps."']}
+    config = replace(
+        PLAIN, kind=WriterKind.chat, model=pretrained(saying(tmp_path, follows)), prompt="About {description}:",
+        texts=20, temperatures=[1.0],
+    )  # fmt: skip
+    writer, texts = written(config)
+    assert list(texts) == ["any animal", "the word dog"] and {len(some) for some in texts.values()} == {20}
+    assert set(texts["any animal"]) == set(texts["the word dog"]) == {"A dog barks.", "The cat sleeps."}
+    assert written(config)[1] == texts and writer.usage(texts) is None
+    with pytest.raises(UserError, match="evaluate.writer.max_new_tokens with the prompt: .* reads 1024 at most"):
+        written(replace(config, max_new_tokens=1024))
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [("  a dog ", "a dog"), ('"a dog"', "a dog"), ('so: "a dog"', 'so: "a dog"'), ("\u201ca dog\u201d", "a dog"),
+     ("<think>a cat?</think>\na dog", "a dog"), ('"', '"'), ("", "")],
+)  # fmt: skip
+def test_an_answer_is_taken_for_the_text(answer, text):
+    assert plain(answer) == text
+
+
+def test_an_endpoint_writes_all_texts_of_a_description_in_a_call_for_each_temperature(serve, tmp_path):
+    server = serve()
+    writer, texts = written(served(server, tmp_path, structured=Structured.json_schema))
+    assert list(texts) == ["any animal", "the word dog"] and [len(some) for some in texts.values()] == [3, 3]
+    asked = {(body["messages"][0]["content"], body["temperature"]) for body in server.requests}
+    assert len(asked) == 4 == len(server.requests) and not any("top_p" in body for body in server.requests)
+    form = '\n\nAnswer with JSON alone: {"texts": [%d strings]}'
+    assert ("Write 2 texts about any animal." + form % 2, 0.4) in asked
+    assert ("Write 1 texts about any animal." + form % 1, 1) in asked
+    assert writer.usage(["any animal", "any animal", ""]) == Usage(2, 20, 10)
+    assert writer.usage(texts) == Usage(4, 40, 20)
+    assert written(served(server, tmp_path, structured=Structured.json_schema))[1] == texts
+    assert len(server.requests) == 4  # the second writer found them kept
+
+
+def test_texts_of_an_endpoint_are_cut_and_counted(serve, tmp_path):
+    said = [["only one"], [" ".join(WORDS * 3), "a cat"], [" the dog ", "a cat", "dropped"], ["a", ""]]
+    server = serve(*(json.dumps({"texts": texts}) for texts in said), "no")
+    config = served(server, tmp_path, texts=2, temperatures=[1.0], concurrency=1)
+    writer = open_writer(replace(config, max_new_tokens=4), "evaluate.writer", None, tiny_tokenizer())
+    assert writer.write(["1", "2", "3"]) == {"1": [" ".join(WORDS[:4]), "a cat"], "2": ["the dog", "a cat"], "3": []}
+    assert writer.notes()[-1] == "evaluate.writer: 1 of 3 calls failed (no usable answer 1)"
+    assert writer.usage(["1", "2"]) == Usage(3, 50, 15) and writer.usage(["3"]) == Usage(2, 40, 10)
+
+
+def test_feedback_at_inference_counts_the_calls_of_whoever_writes(serve, tmp_path):
+    """A subject's texts are a call each, with their prompts; an endpoint's are what it says they took."""
+    tokenizer, texts = tiny_tokenizer(), ["the dog sleeps", "a cat"]
+    asked = {"here": PLAIN, "served": served(serve(), tmp_path, texts=2, temperatures=[1.0])}
+    spent = {}
+    for name, config in asked.items():
+        author = open_writer(config, "x", tiny_model(Architecture.llama), tokenizer)
+        author.write(["any animal"])
+        scoring = replace(settings().score_explanations, writer=config)
+        bench = SimpleNamespace(
+            training_author=author, params=replace(settings(), score_explanations=scoring),
+            sizes=partial(evaluate.Bench.sizes, SimpleNamespace(tokenizer=tokenizer)),
+        )  # fmt: skip
+        spent[name] = sources._spent(bench, "any animal", texts)
+    assert spent == {"here": (2, 2 * (4 + 1) + (3 + 1) + (2 + 1)), "served": (1, 15)}
+
+
+EXPLANATIONS = [f"the word {word}" for word in WORDS] + [f"any {word} thing" for word in WORDS]
+FAULTS = [  # thirty; a text is an answer that nobody can use
+    429, Mood.slow_down, Mood.breaks, 500, "As an AI I would rather not.", Mood.page, 503, 401, '{"texts": ["half',
+    Mood.half, Mood.hangs, 429, Mood.no_choice, Mood.breaks, 404, 502, '{"texts": []}', Mood.complains, 408,
+    '{"texts": [1, 2, 3]}', Mood.drips, 500, Mood.no_text, Mood.slow_down, Mood.breaks, '{"texts": "a dog"}', 503,
+    Mood.half, 401, Mood.page,
+]  # fmt: skip
+
+
+class Stubborn(Server):
+    """Every second request meets a fault while there are any; answers that make no sense come to new questions alone,
+    because two of them to one question are a failure for good."""
+
+    def next_step(self, body: dict):
+        if len(self.requests) % 2 or not self.script:
+            return Mood.right
+        good = len(body["messages"]) == 1
+        at = next((at for at, step in enumerate(self.script) if good or not _nonsense(step)), None)
+        return Mood.right if at is None else self.script.pop(at)
+
+
+def _nonsense(step) -> bool:
+    return isinstance(step, str) or step in (Mood.no_choice, Mood.no_text)
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What score_explanations reads: an untrained subject, a random SAE, candidates of six features."""
+    folder = tmp_path_factory.mktemp("scored")
+    tiny_model(Architecture.llama).save_pretrained(folder / "data/subject")
+    tiny_tokenizer().save_pretrained(folder / "data/subject")
+    torch.manual_seed(0)
+    sae = TopKSAE(TopKSAEConfig(d_in=WIDTH, d_sae=64, k=32))
+    torch.nn.init.normal_(sae.W_enc)
+    sae.save_model(folder / "data/saes/main")
+    features = [FeatureRow(f"s/main/{at}", "main", at, "dpo", 20.0, 0.1) for at in range(6)]
+    near = [NeighbourRow(row.feature_id, (row.index + 1) % 6, 0.1, 0.1) for row in features]
+    candidates = [
+        CandidateRow(f"s/main/{at % 6}", "dpo", at // 6, explanation)
+        for at, explanation in enumerate([*EXPLANATIONS, ""])
+    ]
+    write_rows(folder / "data/activations/features.parquet", features, FeatureRow)
+    write_rows(folder / "data/activations/neighbours.parquet", near, NeighbourRow)
+    write_rows(folder / "data/rounds/r1/candidates.parquet", candidates, CandidateRow)
+    return folder
+
+
+def workspace(scored: Path, folder: Path, server: Server, **changes) -> Path:
+    """Links to what is ready, and parameters with a served writer; its cache is the folder's own."""
+    (folder / "data/rounds/r1").mkdir(parents=True)
+    for name in ("data/subject", "data/saes", "data/activations", "data/rounds/r1/candidates.parquet"):
+        (folder / name).symlink_to(scored / name)
+    strict = {"texts": 3, "temperatures": [1.0], "attempts": 9, "max_failed_share": 0.0}
+    config = OmegaConf.create(compose.composed(["experiment=nano"]))
+    config.score_explanations.writer = asdict(served(server, Path(), **strict | changes))
+    (folder / "params.yaml").write_text(params.text(config, "test"), encoding="utf-8")
+    return folder
+
+
+def rows(folder: Path) -> list[ScoreRow]:
+    return read_rows(folder / "data/rounds/r1/scores.parquet", ScoreRow)
+
+
+def kept(folder: Path) -> Counter:
+    found = (json.loads(path.read_text()) for path in (folder / "cache").rglob("*.json"))
+    return Counter(json.dumps(one["request"], sort_keys=True) for one in found)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(scored: Path, tmp_path_factory: pytest.TempPathFactory) -> list[ScoreRow]:
+    """The rows of a run without a fault."""
+    with serving() as start:
+        folder = workspace(scored, tmp_path_factory.mktemp("undisturbed"), start())
+        done = typed(folder, "score_explanations", "r1")
+        assert done.returncode == 0, done.stderr
+        usage = compare_rounds._usage(folder / "data/rounds/r1/scores.parquet")
+        assert usage == Usage(18, 180, 90) and "18 calls paid for, 180 + 90 tokens" in done.stdout
+        found = rows(folder)
+        config = params.load(folder / "params.yaml").score_explanations.writer
+        work = costs.texts_written(found, tiny_tokenizer(), config, usage)
+        assert (work.calls, work.prompt_tokens, work.written_tokens) == (18, 180, 90) and work.read_tokens > 0
+    assert len(found) == 19 and all(len(row.texts) == (3 if row.explanation else 0) for row in found)
+    assert len({row.reward for row in found}) > 2
+    return found
+
+
+def test_thirty_faults_change_no_row_and_nothing_is_paid_twice(scored, undisturbed, tmp_path):
+    with serving(Stubborn) as start:
+        server = start(*FAULTS)
+        folder = workspace(scored, tmp_path, server, timeout_seconds=5.0, temperatures=[0.5, 0.7, 1.0])
+        stops = []
+        while (done := typed(folder, "score_explanations", "r1")).returncode:
+            assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("error: score_explanations.writer")
+            stops.append(done.stderr)
+            assert len(stops) < 20, stops
+        assert len(FAULTS) == 30 and not server.script, server.script
+        assert 1 <= len(stops) and Counter(server.paid) == kept(folder)
+        quiet = workspace(scored, tmp_path / "quiet", start(), temperatures=[0.5, 0.7, 1.0])
+        assert typed(quiet, "score_explanations", "r1").returncode == 0
+        assert rows(folder) == rows(quiet)
+
+
+def test_after_a_kill_no_paid_call_is_made_again(scored, undisturbed, serve, tmp_path):
+    server = serve(*[Mood.right] * 7, *[Mood.hangs] * 4)
+    folder = workspace(scored, tmp_path, server)
+    process = begun(folder, "score_explanations", "r1")
+    wait_for(lambda: server.hanging == 4)  # every thread is at it: what was answered before is kept
+    process.kill()
+    process.join()
+    assert not (folder / "data/rounds/r1/scores.parquet").exists() and kept(folder) == Counter(server.paid)
+    assert len(server.paid) == 7
+    assert typed(folder, "score_explanations", "r1").returncode == 0
+    assert rows(folder) == undisturbed and len(server.paid) == len(set(server.paid)) == 18
+
+
+def test_a_spent_limit_is_one_line_and_the_next_run_goes_on(scored, undisturbed, serve, tmp_path):
+    server = serve()
+    prices = {"million_prompt_tokens": 1e5, "million_completion_tokens": 2e5, "request": {"max_tokens": 5.0}}
+    folder = workspace(scored, tmp_path, server, max_cost=25.0, concurrency=1, **prices)
+    stopped = typed(folder, "score_explanations", "r1")
+    said = stopped.stderr.splitlines()[-1]
+    assert stopped.returncode == 2 and "endpoint.max_cost: 22 of 25 USD are spent on 11 calls" in said, stopped.stderr
+    assert typed(folder, "score_explanations", "r1").returncode == 0
+    assert rows(folder) == undisturbed and len(server.requests) == 18
+
+
+def test_a_real_server_writes_what_its_model_says(tmp_path):
+    """`transformers serve`, on loopback, with a home of its own; the model knows one answer, in three tokens."""
+    follows = {"<assistant>": ['{"texts": ["a dog",'], '{"texts": ["a dog",': [' "the cat"'], ' "the cat"': ["]}"]}
+    model, port = saying(tmp_path / "model", follows), free_port()
+    home = {"HOME": str(tmp_path / "home"), "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    command = ("transformers.cli.transformers", "serve", str(model), "--host", "127.0.0.1", "--port", str(port))
+    config = served(
+        port, tmp_path, model=str(model), structured=Structured.json_schema, timeout_seconds=60.0, texts=2,
+        temperatures=[0.7],
+    )  # fmt: skip
+    with program(tmp_path, *command, "--device", "cpu", says="Uvicorn running on", **home):
+        writer, texts = written(config)
+        assert texts == {"any animal": ["a dog", "the cat"], "the word dog": ["a dog", "the cat"]}
+    usage = writer.usage(texts)
+    assert usage.calls == 2 and usage.written_tokens in (6, 8) and usage.prompt_tokens > 100  # bytes are its tokens
+    assert "2 calls paid for" in writer.notes()[0] and "estimated" not in writer.notes()[0]
+    assert written(config)[1] == texts  # the server is gone
