@@ -437,9 +437,9 @@ WRONG = {
     "a subject of others": (
         [
             "subject=corpus", "label_features.source=data/imported/x.parquet", "train_sft.warmup_examples=0",
-            "train_sft.replay_share=0",
+            "train_sft.replay_share=0", "prepare_subject.pretrained.source=nobody/model",
         ],
-        "prepare_subject.pretrained: openai-community/gpt2 is not trained here; add --model",
+        "prepare_subject.pretrained.source: nobody/model: size unknown; choose from",
     ),
     "a rank": (["--lora-rank", "-1"], "Invalid value for '--lora-rank'"),
 }  # fmt: skip
