@@ -126,8 +126,9 @@ def _subject(params: Params, lengths: Lengths) -> Load:
 
 def _saes(params: Params, lengths: Lengths) -> Load:
     config = params.prepare_sae
-    trained = len(config.saes) * config.steps * config.batch_tokens
-    return Load(read_tokens=config.documents * lengths.document, trained_tokens=trained)
+    count = sum(spec.pretrained is None for spec in config.saes)
+    read = config.documents * lengths.document if count else 0
+    return Load(read_tokens=read, trained_tokens=count * config.steps * config.batch_tokens)
 
 
 def _extraction(params: Params, lengths: Lengths) -> Load:

@@ -44,6 +44,12 @@ def answer(overrides: list[str], model: str | None, hardware: str, setup: Setup)
     """
     params = settings.build(OmegaConf.create(compose.composed(overrides)), "conf")
     shapes = known_shapes()
+    pretrained = params.prepare_subject.pretrained
+    if model is None and pretrained is not None:
+        raise UserError(
+            f"--model: prepare_subject.pretrained is {pretrained.source}, whose size is not known without it; choose from "
+            f"{', '.join(shapes)}, or the model's folder"
+        )
     shape = _made_here(params) if model is None else _named(model, shapes)
     lengths, runs = measured()
     name = next((known for known, other in shapes.items() if other == shape), None)
