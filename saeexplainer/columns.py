@@ -33,7 +33,7 @@ class Columns:
     @property
     def encoded(self) -> int:
         """How many features `encode` computes for a token."""
-        return (self.whole or self.few).cfg.d_sae
+        return (self.few if self.whole is None else self.whole).cfg.d_sae
 
     def encode(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch features"]:
         """Activations, in activation units: what the whole SAE's `encode` has in these columns."""
