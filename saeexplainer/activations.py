@@ -1,6 +1,8 @@
 """One streaming pass over a corpus: what each feature of several SAEs fires on.
 
-Memory is bounded by the number of features times the contexts kept, never by the corpus. Special tokens never count.
+Memory is bounded by the number of features times the contexts kept, never by the corpus: 12 bytes for each latent and
+kept document (`FeatureStatistics`), and while a batch is read three times 4 bytes for each of its tokens and latents.
+Special tokens never count.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,13 +16,13 @@ from torch import Tensor
 from saeexplainer.config import ExtractActivations
 from saeexplainer.domain import Annotation, Document, Domain
 from saeexplainer.errors import UserError
-from saeexplainer.models import encode_batch, read_residual
 from saeexplainer.records import ContextRow, FeatureRow
 from saeexplainer.seeds import stage_seed
 
 if TYPE_CHECKING:
     from sae_lens import SAE
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+    from saeexplainer.reading import Reader
 
 
 @dataclass(frozen=True)
@@ -28,45 +30,41 @@ class TokenBatch:
     """The valid tokens of a few documents, in order."""
 
     documents: list[Document]
-    residual: Float[Tensor, "valid_tokens d_model"]
+    residual: Float[Tensor, "valid_tokens d_model"]  # activations at the SAEs' site, float32, on their device
     document: Tensor  # [valid_tokens] index into documents
     offsets: Tensor  # [valid_tokens, 2] character span in its document
 
 
-def token_batches(
-    documents: Iterable[Document], model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", block: int,
-    context_length: int, batch_size: int,
-) -> Iterator[TokenBatch]:  # fmt: skip
-    """Stream documents through the subject up to the hook block. Raises UserError if there is no document."""
+def token_batches(documents: Iterable[Document], reader: "Reader", batch_size: int) -> Iterator[TokenBatch]:
+    """Stream documents through the subject up to the SAEs' site. Raises UserError if there is no document."""
     pending: list[Document] = []
     seen = False
     for document in documents:
         seen = True
         pending.append(document)
         if len(pending) == batch_size:
-            yield _token_batch(pending, model, tokenizer, block, context_length)
+            yield _token_batch(pending, reader)
             pending = []
     if pending:
-        yield _token_batch(pending, model, tokenizer, block, context_length)
+        yield _token_batch(pending, reader)
     if not seen:
         raise UserError("extract_activations.documents: the corpus is empty; raise it, or name another domain")
 
 
-def _token_batch(
-    documents: list[Document], model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", block: int,
-    context_length: int,
-) -> TokenBatch:  # fmt: skip
+def _token_batch(documents: list[Document], reader: "Reader") -> TokenBatch:
     texts = [document.text for document in documents]
-    ids, mask, valid = encode_batch(tokenizer, texts, context_length)
-    spans = tokenizer(texts, truncation=True, max_length=context_length, return_offsets_mapping=True)["offset_mapping"]
-    offsets = torch.zeros(*ids.shape, 2, dtype=torch.long)
+    batch = reader.read(texts)
+    spans = reader.tokenizer(
+        texts, truncation=True, max_length=reader.context_length, return_offsets_mapping=True
+    )["offset_mapping"]
+    offsets = torch.zeros(*batch.ids.shape, 2, dtype=torch.long)
     for row, pairs in enumerate(spans):
         offsets[row, : len(pairs)] = torch.tensor(pairs)
     return TokenBatch(
         documents=list(documents),
-        residual=read_residual(model, block, ids, mask)[valid],
-        document=torch.arange(len(ids)).unsqueeze(1).expand_as(ids)[valid],
-        offsets=offsets[valid],
+        residual=batch.of_valid,
+        document=torch.arange(len(texts)).unsqueeze(1).expand_as(batch.ids)[batch.valid],
+        offsets=offsets[batch.valid],
     )
 
 
@@ -86,12 +84,13 @@ def concepts_at(annotation: Annotation, offsets: Sequence[Sequence[int]]) -> lis
 class FeatureStatistics:
     """Running statistics of every latent of one SAE; `top` documents are remembered for each."""
 
-    def __init__(self, d_sae: int, top: int) -> None:
+    def __init__(self, d_sae: int, top: int, device: torch.device | str = "cpu") -> None:
+        """`device` is that of the codes."""
         self.tokens = 0
-        self.maximum = torch.zeros(d_sae)
-        self.fired = torch.zeros(d_sae, dtype=torch.long)  # tokens on which the latent is active
-        self.top_values = torch.zeros(top, d_sae)  # strongest first; zero where there are fewer
-        self.top_documents = torch.zeros(top, d_sae, dtype=torch.long)
+        self.maximum = torch.zeros(d_sae, device=device)
+        self.fired = torch.zeros(d_sae, dtype=torch.long, device=device)  # tokens on which the latent is active
+        self.top_values = torch.zeros(top, d_sae, device=device)  # strongest first; zero where there are fewer
+        self.top_documents = torch.zeros(top, d_sae, dtype=torch.long, device=device)
 
     def update(self, codes: Float[Tensor, "valid_tokens d_sae"], document: Tensor, first_document: int) -> None:
         """Add one batch; `document` numbers the batch's documents from 0, `first_document` is the first one's number."""
@@ -102,12 +101,12 @@ class FeatureStatistics:
         self.maximum = torch.maximum(self.maximum, codes.max(dim=0).values)
         count = int(document.max()) + 1
         # A document counts once for a latent: its strongest token.
-        peaks = torch.zeros(count, codes.shape[1])
-        peaks.scatter_reduce_(0, document.unsqueeze(1).expand_as(codes), codes, reduce="amax")
-        numbers = torch.arange(first_document, first_document + count).unsqueeze(1).expand_as(peaks)
+        peaks = torch.zeros(count, codes.shape[1], device=codes.device)
+        peaks.scatter_reduce_(0, document.to(codes.device).unsqueeze(1).expand_as(codes), codes, reduce="amax")
+        numbers = torch.arange(first_document, first_document + count, device=codes.device).unsqueeze(1)
         values = torch.cat([self.top_values, peaks])
         top = values.topk(len(self.top_values), dim=0)
-        self.top_documents = torch.cat([self.top_documents, numbers]).gather(0, top.indices)
+        self.top_documents = torch.cat([self.top_documents, numbers.expand_as(peaks)]).gather(0, top.indices)
         self.top_values = top.values
 
     def top_document_numbers(self, latent: int) -> list[int]:
@@ -198,10 +197,10 @@ def read_contexts(
             offsets = batch.offsets[here].tolist()
             concepts = concepts_at(domain.annotate(document), offsets)
             for at, rank in wanted.get(number, ()):
-                values = codes[rows[at].sae][here, rows[at].index]
+                values = codes[rows[at].sae][here, rows[at].index].cpu()
                 peak = int(values.argmax())
                 if rank < config.direction_contexts:
-                    sums[at] += batch.residual[here[peak]]
+                    sums[at] += batch.residual[here[peak]].cpu()
                     counts[at] += 1
                 found.append(_context(rows[at], rank, document, offsets, values, peak, concepts[peak], config))
     found.sort(key=lambda context: (context.feature_id, context.rank))

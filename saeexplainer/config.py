@@ -114,9 +114,9 @@ class SaeSpec:
 
     name: str  # its folder under data/saes
     pretrained: PretrainedSae | None  # null: it is trained here
-    d_sae: int  # number of latents
-    k: int  # active latents a token
-    seed: int  # added to the run's seed
+    d_sae: int  # number of latents; of a pretrained one it must be its own
+    k: int | None  # active latents a token; null for a pretrained one
+    seed: int | None  # added to the run's seed; null for a pretrained one
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class PrepareSae:
 
     hook_block: int  # of those trained here: residual stream after this block (0-based), hidden_states[hook_block + 1]
     saes: list[SaeSpec]  # the first is explained
-    documents: int  # plain documents whose tokens are the training activations
+    documents: int  # plain documents whose tokens are the training activations, where one is trained here
     steps: int  # optimizer steps of each SAE
     batch_tokens: int  # activations a step
     learning_rate: float  # Adam

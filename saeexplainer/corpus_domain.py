@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from saeexplainer.config import Corpus
 from saeexplainer.corpus_text import SOURCE, read_texts
-from saeexplainer.domain import Annotation, Document, Lesson, Reader
+from saeexplainer.domain import Annotation, Document, Lesson, ReadingLimit
 from saeexplainer.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class CorpusDomain:
 
     seed: int  # of which stream a document goes to
     corpus: Corpus  # read when documents are asked for, not before
-    reader: Reader | None  # who reads the documents; None where nobody asks for packed ones
+    reader: ReadingLimit | None  # who reads the documents; None where nobody asks for packed ones
 
     truth_known: ClassVar[bool] = False
 
@@ -111,7 +111,7 @@ def _stream_of(text: str, seed: int) -> str:
     raise AssertionError("the shares cover every place")
 
 
-def packed(texts: Iterable[str], reader: Reader) -> Iterator[str]:
+def packed(texts: Iterable[str], reader: ReadingLimit) -> Iterator[str]:
     """The texts joined and cut so that each piece is at most `context_length` tokens, special ones included.
 
     The pieces joined again are the texts with SEPARATOR between them: nothing is lost. A cut lies before a word where
@@ -132,7 +132,7 @@ def packed(texts: Iterable[str], reader: Reader) -> Iterator[str]:
         rest = rest[size:]
 
 
-def _fitting(text: str, reader: Reader) -> int:
+def _fitting(text: str, reader: ReadingLimit) -> int:
     """How many characters from the beginning make at most `context_length` tokens; at least one."""
     encoded = reader.tokenizer(text, return_offsets_mapping=True, verbose=False)
     if len(encoded["input_ids"]) <= reader.context_length:

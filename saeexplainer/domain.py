@@ -30,7 +30,7 @@ class Document:
 
 
 @dataclass(frozen=True)
-class Reader:
+class ReadingLimit:
     """Who reads the documents, and how much of one at once: what a packed corpus is cut for."""
 
     tokenizer: "PreTrainedTokenizerFast"  # the subject's

@@ -1,11 +1,11 @@
 """The domains by name."""
 
 from saeexplainer.config import Corpus, DomainName
-from saeexplainer.domain import Domain, Reader
+from saeexplainer.domain import Domain, ReadingLimit
 
 
 def open_domain(
-    name: DomainName, seed: int, corpus: Corpus | None = None, reader: Reader | None = None
+    name: DomainName, seed: int, corpus: Corpus | None = None, reader: ReadingLimit | None = None
 ) -> Domain:  # fmt: skip
     """The source of text of a run; reseeding it reseeds the world, the order of the documents or their streams.
 

@@ -41,7 +41,7 @@ class Answers:
 FIRING = 0.5  # share of the corpus maximum: METHOD section 2, T_f
 
 
-def collides(relative: Float[np.ndarray, "texts d_sae"], target: int, rivals: Bool[np.ndarray, "d_sae"]) -> bool:
+def collides(relative: Float[np.ndarray, "texts live"], target: int, rivals: Bool[np.ndarray, "live"]) -> bool:
     """Whether some rival's mean activation on the texts, relative to its own maximum, is above the target's."""
     means = relative.mean(axis=0)
     return bool((means[rivals] > means[target]).any())
@@ -51,16 +51,17 @@ def evaluation_row(
     feature: FeatureRow,
     explanation: Explanation,
     texts: Sequence[str],
-    relative: Float[np.ndarray, "texts d_sae"],
+    relative: Float[np.ndarray, "texts live"],
+    target: int,
     neighbours: Sequence[float],
     read: Sequence[tuple[list[str], list[float]]],
-    rivals: Bool[np.ndarray, "d_sae"],
+    rivals: Bool[np.ndarray, "live"],
     answers: Answers,
     truth: tuple[float, float],
 ) -> EvaluationRow:
-    """All metrics of one explanation. `relative` is each text's maximum over the latent's corpus maximum; `neighbours` is as
-    in `ScoreRow`; `read` has each text's tokens and the feature's activation on them, in activation units."""
-    own = relative[:, feature.index] if len(texts) else np.zeros(0)
+    """All metrics of one explanation. `relative` is each text's maximum over the corpus maximum, of every live feature of the
+    SAE; `target` is the feature's place among them; `neighbours` is as in `ScoreRow`; `read` has each text's tokens and the feature's activation on them, in activation units."""
+    own = relative[:, target]
     missing = len(texts) == 0
     return EvaluationRow(
         feature_id=feature.feature_id,
@@ -75,7 +76,7 @@ def evaluation_row(
         call_tokens=explanation.call_tokens,
         generative_accuracy=0.0 if missing else float((own >= FIRING).mean()),
         hallucination=1.0 if missing else float(not (own >= FIRING).any()),
-        collision=1.0 if missing else float(collides(relative, feature.index, rivals)),
+        collision=1.0 if missing else float(collides(relative, target, rivals)),
         mean_activation=0.0 if missing else float(own.mean()),
         input_accuracy=answers.input_accuracy,
         output_accuracy=answers.output_accuracy,

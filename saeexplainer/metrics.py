@@ -11,7 +11,7 @@ import numpy as np
 CHANCE_AUC = 0.5  # of whoever knows nothing, and so of a missing explanation
 
 
-def input_accuracy(positives: Sequence[float], negatives: Sequence[float]) -> float:
+def input_accuracy(positives: Sequence[float] | np.ndarray, negatives: Sequence[float] | np.ndarray) -> float:
     """1.0 if the mean activation on texts of the explanation is strictly above that on texts of others; a tie fails."""
     if not len(positives) or not len(negatives):
         return 0.0

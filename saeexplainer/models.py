@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "bfloat16", "float16")
 POINTER = "pretrained.json"  # in a folder of the pipeline that holds no weights: where they are, and how to load them
+ROOM = 2**28  # numbers in one array, 1 GiB in float32: what reads many texts at once takes a small multiple of it
 _COMMIT = re.compile("[0-9a-f]{40}")
 # In a checkpoint that reads images too, the language model's weights lie one level deeper.
 _TEXT_WEIGHTS = {r"^(model\.)?language_model\.(model\.)?": "model."}
@@ -186,16 +187,17 @@ def _set_bos(tokenizer: "PreTrainedTokenizerFast", prepend: bool, source: Path |
     """Make every text start with exactly one BOS, or with none."""
     if prepend and tokenizer.bos_token is None:
         tokenizer.bos_token = tokenizer.eos_token
-    if _starts_with_bos(tokenizer) != prepend:
+    if starts_with_bos(tokenizer) != prepend:
         tokenizer.add_bos_token = prepend
-    if _starts_with_bos(tokenizer) != prepend:
+    if starts_with_bos(tokenizer) != prepend:
         raise UserError(
             f"{source}: its tokenizer cannot {'start' if prepend else 'do'} {'with' if prepend else 'without'} BOS; "
             "set add_bos_token in its tokenizer_config.json"
         )
 
 
-def _starts_with_bos(tokenizer: "PreTrainedTokenizerFast") -> bool:
+def starts_with_bos(tokenizer: "PreTrainedTokenizerFast") -> bool:
+    """Whether every text begins with BOS."""
     return tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
 
 
@@ -228,6 +230,11 @@ def check_block(model: nn.Module, block: int, field: str) -> None:
     count = len(transformer_blocks(model))
     if not 0 <= block < count:
         raise UserError(f"{field}: {block}, but the model has blocks 0 to {count - 1}; choose one of them")
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where token ids go in: the device of the input embeddings."""
+    return model.get_input_embeddings().weight.device
 
 
 class _Stop(Exception):
@@ -274,7 +281,7 @@ def read_module(
         if entering
         else module.register_forward_hook(keep_output)
     )
-    device = model.get_input_embeddings().weight.device
+    device = device_of(model)
     try:
         model(input_ids=input_ids.to(device), attention_mask=attention_mask.to(device), use_cache=False)
     except _Stop:
@@ -289,7 +296,7 @@ def encode_batch(
 ) -> tuple[Int[Tensor, "batch tokens"], Int[Tensor, "batch tokens"], Bool[Tensor, "batch tokens"]]:
     """Token ids, attention mask and valid mask, right-padded; valid leaves out every special token, BOS included.
 
-    Raises UserError if the tokenizer cannot pad.
+    There is always a position, if one of padding. Raises UserError if the tokenizer cannot pad.
     """
     if tokenizer.pad_token_id is None:
         raise UserError("the tokenizer has no padding token; load it with load_tokenizer, or set its pad_token")
@@ -302,9 +309,17 @@ def encode_batch(
         return_tensors="pt",
         return_token_type_ids=False,
     )
-    special = torch.tensor(special_ids(tokenizer))
-    valid = encoded["attention_mask"].bool() & ~torch.isin(encoded["input_ids"], special)
-    return encoded["input_ids"], encoded["attention_mask"], valid
+    ids, mask = encoded["input_ids"].long(), encoded["attention_mask"].long()
+    if not ids.shape[1]:  # empty texts alone, without BOS: a model needs a position
+        ids, mask = ids.new_full((len(ids), 1), tokenizer.pad_token_id), mask.new_zeros(len(ids), 1)
+    valid = mask.bool() & ~torch.isin(ids, torch.tensor(special_ids(tokenizer)))
+    return ids, mask, valid
+
+
+def fitting(most: int, numbers: int) -> int:
+    """How many things to compute at once: at most `most`, at least one, and few enough that an array of `numbers`
+    numbers for each stays within ROOM."""
+    return max(1, min(most, ROOM // numbers))
 
 
 def by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
@@ -349,7 +364,7 @@ def generate(
         bos_token_id=tokenizer.bos_token_id,
         **sampling,
     )
-    texts = [""] * len(prompts)
+    texts, device = [""] * len(prompts), device_of(model)
     batches = list(by_length([len(prompt) for prompt in prompts], batch_size))
     for indices in tqdm(batches, desc=progress, disable=None if progress else True):
         width = max(len(prompts[index]) for index in indices)
@@ -359,7 +374,9 @@ def generate(
         mask = torch.zeros_like(ids)
         for row, index in enumerate(indices):
             mask[row, width - len(prompts[index]) :] = 1
-        output = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+        output = model.generate(
+            input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config
+        ).cpu()
         for index, text in zip(indices, tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)):
             texts[index] = text.strip()
     return texts

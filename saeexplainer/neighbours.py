@@ -1,7 +1,7 @@
 """The latents that a feature is easily taken for: nearest by decoder row, and most often active on the same tokens."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,24 +20,36 @@ if TYPE_CHECKING:
 # Whose activations a feature's reward may be made of: of no feature that is held out from it.
 TRAINED = frozenset({"sft", "dpo"})
 MAY_KNOW = {"sft": TRAINED, "dpo": TRAINED, "valid": TRAINED | {"valid"}}  # others: everyone
+PAIRS = 2**26  # of latents, whose co-firing is counted: 0.8 GB
+AT_ONCE = 1024  # features that are compared with all others
 
 
 class CoFiring:
-    """Running counts of the tokens on which two latents of one SAE are active together; sparse, as activity is."""
+    """Running counts of the tokens on which two latents of one SAE are active together; sparse, as activity is.
+
+    Takes 12 bytes a pair that was seen, twice that while a batch is added. Where PAIRS of them are known, counting ends:
+    an overlap is a ratio, and that of the first tokens of the corpus stands for the rest.
+    """
 
     def __init__(self, d_sae: int) -> None:
         self.together = csr_matrix((d_sae, d_sae), dtype=np.int64)
 
     def update(self, codes: Float[Tensor, "valid_tokens d_sae"]) -> None:
         """Add one batch of tokens."""
-        fires = csr_matrix((codes > 0).numpy().astype(np.int64))
-        self.together = self.together + fires.T @ fires
+        token, latent = (codes > 0).nonzero(as_tuple=True)
+        fired = (np.ones(len(token), dtype=np.int64), (token.cpu().numpy(), latent.cpu().numpy()))
+        fires = csr_matrix(fired, shape=tuple(codes.shape))
+        # A token adds as many pairs as the square of what is active on it.
+        pairs = np.cumsum(fires.getnnz(axis=1).astype(np.int64) ** 2)
+        for group in np.split(np.arange(len(pairs)), np.flatnonzero(np.diff(pairs // PAIRS)) + 1):
+            if self.together.nnz < PAIRS:
+                self.together = self.together + fires[group].T @ fires[group]
 
-    def overlap(self, latents: Sequence[int]) -> Float[np.ndarray, "features features"]:
-        """For every two of some latents: tokens on which both are active over tokens on which one is."""
-        both = self.together[list(latents)][:, list(latents)].toarray()
-        own = both.diagonal()
-        either = own[:, None] + own[None, :] - both
+    def overlap(self, latents: Sequence[int], others: Sequence[int]) -> Float[np.ndarray, "latents others"]:
+        """For every one of some latents and of others: tokens on which both are active over tokens on which one is."""
+        both = self.together[list(latents)][:, list(others)].toarray()
+        own = self.together.diagonal()
+        either = own[list(latents)][:, None] + own[list(others)][None, :] - both
         return np.divide(both, either, out=np.zeros(both.shape), where=either > 0)
 
 
@@ -47,22 +59,27 @@ def nearest(
     """Up to `count` neighbours of each feature among `rows`, which are all live features of one SAE.
 
     Half of them, rounded up, have the largest decoder cosine, the rest the largest overlap of firing among those left.
-    Neighbours of a training feature are training features, those of a valid one are no test features.
+    Neighbours of a training feature are training features, those of a valid one are no test features. Takes some 40
+    bytes a feature for each of AT_ONCE others.
     """
     latents = [row.index for row in rows]
     units = torch.nn.functional.normalize(decoder[latents].detach(), dim=1)
-    cosine, overlap = (units @ units.T).numpy(), firing.overlap(latents)
+    splits = np.array([row.split for row in rows])
+    may_be = {split: np.isin(splits, list(known)) for split, known in MAY_KNOW.items()}
     found = []
-    for at, row in enumerate(rows):
-        known = MAY_KNOW.get(row.split)
-        others = [other for other in range(len(rows)) if other != at and (known is None or rows[other].split in known)]
-        others = np.array(others, dtype=np.int64)
-        alike = _largest(cosine[at], others, (count + 1) // 2)
-        together = _largest(overlap[at], np.setdiff1d(others, alike), count - len(alike))
-        found += [
-            NeighbourRow(row.feature_id, latents[other], float(cosine[at, other]), float(overlap[at, other]))
-            for other in [*alike, *together]
-        ]
+    for start in range(0, len(rows), AT_ONCE):
+        here = slice(start, start + AT_ONCE)
+        cosine = (units[here] @ units.T).cpu().numpy()
+        overlap = firing.overlap(latents[here], latents)
+        for at, row in enumerate(rows[here]):
+            others = np.flatnonzero(may_be.get(row.split, np.ones(len(rows), dtype=bool)))
+            others = others[others != start + at]
+            alike = _largest(cosine[at], others, (count + 1) // 2)
+            together = _largest(overlap[at], np.setdiff1d(others, alike), count - len(alike))
+            found += [
+                NeighbourRow(row.feature_id, latents[other], float(cosine[at, other]), float(overlap[at, other]))
+                for other in [*alike, *together]
+            ]
     return found
 
 
@@ -89,13 +106,20 @@ class Neighbourhoods:
         for row in neighbours:
             self.of[row.feature_id].append(row.neighbour)
 
+    def asked(self, feature_ids: Iterable[str]) -> dict[str, set[int]]:
+        """The latents that `responses` looks at for these features, by SAE."""
+        found: dict[str, set[int]] = defaultdict(set)
+        for feature_id in feature_ids:
+            feature = self.features[feature_id]
+            found[feature.sae] |= {feature.index, *self.of[feature_id]}
+        return dict(found)
+
     def responses(self, feature_id: str, texts: Sequence[str], read: "TextActivations") -> Responses:
-        """Read off what texts of one explanation do; `read` holds them all."""
+        """Read off what texts of one explanation do; `read` holds them all, and the latents that are `asked`."""
         if not texts:
             return Responses([], [])
         feature, near = self.features[feature_id], self.of[feature_id]
-        maxima = read.of(feature.sae, texts)
-        own = maxima[:, feature.index] / feature.maximum
+        own = read.of(feature.sae, texts, [feature.index])[:, 0] / feature.maximum
         scale = np.array([self.maxima[feature.sae, latent] for latent in near])
-        others = (maxima[:, near] / scale).max(axis=1) if near else np.zeros(len(texts))
+        others = (read.of(feature.sae, texts, near) / scale).max(axis=1) if near else np.zeros(len(texts))
         return Responses([float(value) for value in own], [float(value) for value in others])

@@ -56,15 +56,15 @@ def held_out_contexts(
 def silent_texts(
     features: Sequence[FeatureRow],
     pool: Sequence[str],
-    maxima: Float[np.ndarray, "texts d_sae"],
+    maxima: Float[np.ndarray, "texts features"],
     count: int,
     seed: int,
 ) -> list[tuple[FeatureRow, str]]:
     """For each feature up to `count` texts of the pool on no token of which it fires, drawn without replacement."""
     draw = np.random.default_rng(seed)
     found = []
-    for feature in features:
-        silent = np.flatnonzero(maxima[:, feature.index] == 0)
+    for feature, on_texts in zip(features, maxima.T, strict=True):
+        silent = np.flatnonzero(on_texts == 0)
         chosen = np.sort(draw.permutation(silent)[:count])
         found += [(feature, pool[at]) for at in chosen]
     return found

@@ -6,24 +6,25 @@ stored by sae-lens as JumpReLU, their inference form, and read as that.
 
 import warnings
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from saeexplainer.config import PrepareSae, SaeSpec
 from saeexplainer.errors import UserError
-from saeexplainer.models import by_length, encode_batch, read_residual, transformer_blocks
+from saeexplainer.models import fitting
+from saeexplainer.sites import Place, Site, parse_site
 from saeexplainer.storage import read_json, write_json
 
 if TYPE_CHECKING:
     from sae_lens import SAE
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+    from saeexplainer.reading import ReadBatch, Reader
 
 # Those that encode each token by itself, to values from zero up. Transcoders write elsewhere than they read, temporal
 # SAEs read a token's past, and AbsTopK has negative values.
@@ -32,24 +33,14 @@ ARCHITECTURES = ("standard", "topk", "jumprelu", "gated", "matching_pursuit")
 
 @dataclass(frozen=True)
 class SaeReport:
-    """How well one SAE stands in for the residual stream, on held-out documents."""
+    """How well one SAE stands in for what it reads, on held-out documents."""
 
     fraction_variance_unexplained: float  # squared error over variance
     l0: float  # active latents a token
     dead_features: int  # latents that never fired there
     cross_entropy_recovered: (
-        float  # (zero - spliced) / (zero - clean), losses with residual zeroed, replaced, untouched
+        float  # (zero - spliced) / (zero - clean), losses with activations zeroed, replaced, untouched
     )
-
-
-def residuals(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", texts: list[str], block: int, context_length: int
-) -> Iterator[Float[Tensor, "valid_tokens d_model"]]:
-    """Residuals of the valid tokens, batch by batch, in an order that depends on the texts alone."""
-    batches = list(by_length([len(text) for text in texts], 128))
-    for indices in tqdm(batches, desc="residual stream"):
-        ids, mask, valid = encode_batch(tokenizer, [texts[index] for index in indices], context_length)
-        yield read_residual(model, block, ids, mask)[valid]
 
 
 def train_and_save(
@@ -59,6 +50,7 @@ def train_and_save(
 
     Raises UserError if there are fewer activations than one batch takes.
     """
+    assert spec.k is not None  # `tasks.params` holds that
     from sae_lens.config import LoggingConfig, SAETrainerConfig
     from sae_lens.saes.sae import SAEMetadata
     from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
@@ -71,7 +63,7 @@ def train_and_save(
         )
     shape = TopKTrainingSAEConfig(
         d_in=activations.shape[1], d_sae=spec.d_sae, k=spec.k, normalize_activations="expected_average_only_in",
-        metadata=SAEMetadata(model_name="subject", hook_name=f"blocks.{config.hook_block}.hook_resid_post"),
+        metadata=SAEMetadata(model_name="subject", hook_name=str(trained_site(config))),
     )  # fmt: skip
     settings = SAETrainerConfig(
         total_training_samples=config.steps * config.batch_tokens, train_batch_size_samples=config.batch_tokens,
@@ -80,8 +72,31 @@ def train_and_save(
     )  # fmt: skip
     provider = _batches(activations, config.batch_tokens, seed)
     _, settings_file = SAETrainer(settings, TopKTrainingSAE(shape), provider).fit().save_inference_model(folder)
-    # sae-lens writes the keys in an order that changes from process to process; equal SAEs should be equal files.
-    write_json(settings_file, read_json(settings_file))
+    _sort_keys(settings_file)
+
+
+def trained_site(config: PrepareSae) -> Site:
+    """What the SAEs read that are trained here."""
+    return Site(config.hook_block, Place.resid_post)
+
+
+def save(sae: "SAE", folder: Path) -> None:
+    """Store an SAE as `load` reads it: what was folded into its weights is no longer asked for."""
+    _, settings_file = sae.save_model(folder)
+    _sort_keys(settings_file)
+
+
+def _sort_keys(settings_file: Path | str) -> None:
+    """sae-lens writes keys in an order that changes from process to process; equal SAEs should be equal files."""
+    write_json(Path(settings_file), read_json(Path(settings_file)))
+
+
+def stored_site(folder: Path) -> Site:
+    """The site that a stored SAE reads, from its settings alone. Raises UserError if there is none."""
+    name = read_json(folder / "cfg.json").get("metadata", {}).get("hook_name")
+    if name is None:
+        raise UserError(f"{folder}: its cfg.json names no hook_name in its metadata; run `dvc repro` to make it")
+    return parse_site(name)
 
 
 def _batches(activations: Tensor, size: int, seed: int) -> Iterator[Tensor]:
@@ -200,27 +215,30 @@ class _Sums:
 
 
 @torch.no_grad()
-def evaluate(
-    saes: "dict[str, SAE]", model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", texts: list[str], block: int,
-    context_length: int,
-) -> dict[str, SaeReport]:  # fmt: skip
-    """Measure each SAE on texts it was not trained on; special tokens are neither counted nor replaced."""
-    sums = {name: _Sums(torch.zeros(sae.cfg.d_sae, dtype=torch.bool)) for name, sae in saes.items()}
+def evaluate(reader: "Reader", texts: list[str]) -> dict[str, SaeReport]:
+    """Measure each SAE of the reader on texts it was not trained on; special tokens are neither counted nor replaced.
+
+    Keeps all activations of the texts on the CPU; logits and codes of one batch stay within a few times `models.ROOM`.
+    """
+    sums = {
+        name: _Sums(torch.zeros(sae.cfg.d_sae, dtype=torch.bool, device=reader.device))
+        for name, sae in reader.saes.items()
+    }
     samples, clean, zero = [], 0.0, 0.0
-    for indices in by_length([len(text) for text in texts], 64):
-        ids, mask, valid = encode_batch(tokenizer, [texts[index] for index in indices], context_length)
-        residual = read_residual(model, block, ids, mask)[valid]
-        samples.append(residual)
-        loss = partial(_loss_with, model, block, ids, mask, valid)
-        clean += loss(None) * len(residual)
-        zero += loss(torch.zeros_like(residual)) * len(residual)
-        for name, sae in saes.items():
-            codes = sae.encode(residual)
+    widest = max(reader.model.config.vocab_size, *(sae.cfg.d_sae for sae in reader.saes.values()))
+    for indices in reader.batches(texts, fitting(64, reader.context_length * widest)):
+        batch = reader.read([texts[index] for index in indices])
+        found = batch.of_valid
+        samples.append(found.cpu())
+        clean += _loss_with(reader, batch, None) * len(found)
+        zero += _loss_with(reader, batch, torch.zeros_like(found)) * len(found)
+        for name, sae in reader.saes.items():
+            codes = sae.encode(found)
             rebuilt = sae.decode(codes)
-            sums[name].error += float((rebuilt - residual).square().sum())
+            sums[name].error += float((rebuilt - found).square().sum())
             sums[name].active += float((codes > 0).sum())
             sums[name].fired |= (codes > 0).any(dim=0)
-            sums[name].spliced += loss(rebuilt) * len(residual)
+            sums[name].spliced += _loss_with(reader, batch, rebuilt) * len(found)
     everything = torch.cat(samples)
     variance = float((everything - everything.mean(dim=0)).square().sum())
     return {
@@ -234,21 +252,14 @@ def evaluate(
     }
 
 
-def _loss_with(
-    model: "PreTrainedModel", block: int, ids: Tensor, mask: Tensor, valid: Tensor, value: Tensor | None
-) -> float:
-    """The model's loss with the residual of valid tokens replaced by `value` (None: untouched)."""
-    handles = []
-    if value is not None:
+def _loss_with(reader: "Reader", batch: "ReadBatch", value: Tensor | None) -> float:
+    """The model's loss with what valid tokens have at the site replaced by `value` (None: untouched)."""
 
-        def replace(_module: object, _inputs: object, output: object) -> object:
-            residual = (output[0] if isinstance(output, tuple) else output).clone()
-            residual[valid] = value
-            return (residual, *output[1:]) if isinstance(output, tuple) else residual
+    def replace(there: Tensor) -> Tensor:
+        changed = there.clone()
+        changed[batch.valid.to(there.device)] = value.to(there)
+        return changed
 
-        handles.append(transformer_blocks(model)[block].register_forward_hook(replace))
-    try:
-        return float(model(input_ids=ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100)).loss)
-    finally:
-        for handle in handles:
-            handle.remove()
+    ids, mask = batch.ids.to(reader.device), batch.mask.to(reader.device)
+    with nullcontext() if value is None else reader.site.changed(replace):
+        return float(reader.model(input_ids=ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100)).loss)

@@ -6,6 +6,8 @@ children of the block whose outputs add up to the block's output less its input.
 """
 
 import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import combinations
@@ -42,6 +44,9 @@ class Site:
     block: int  # counted from 0
     place: Place
 
+    def __str__(self) -> str:
+        return f"blocks.{self.block}.{self.place}"
+
     @property
     def blocks(self) -> int:
         """How many blocks a model needs for it (`load_model`'s `blocks`)."""
@@ -61,6 +66,17 @@ def parse_site(hook_name: str) -> Site:
     return Site(int(found[1]), Place(found[2]))
 
 
+def one_site(sites: Mapping[str, Site]) -> Site:
+    """The site that all SAEs of a run read, by their names. Raises UserError if they differ."""
+    (first, site), *others = sites.items()
+    for name, other in others:
+        if other != site:
+            raise UserError(
+                f"prepare_sae.saes: {first} reads {site}, {name} {other}; all SAEs of a run must read one site"
+            )
+    return site
+
+
 def site_of(sae: "SAE") -> Site:
     """The site that an SAE's metadata names. Raises UserError if it names none, or a single head."""
     metadata = sae.cfg.metadata
@@ -72,7 +88,7 @@ def site_of(sae: "SAE") -> Site:
 
 
 class SiteReader:
-    """Reads one site of one model; later blocks do not run."""
+    """Reads one site of one model, where later blocks do not run, or changes what is there."""
 
     def __init__(self, model: nn.Module, site: Site) -> None:
         """Find the site. Raises UserError if the model has no such block, or one whose parts cannot be told apart."""
@@ -90,6 +106,28 @@ class SiteReader:
     ) -> Float[Tensor, "batch tokens d_model"]:
         """Activations there, on the model's device and in its dtype."""
         return read_module(self.model, self._module, input_ids, attention_mask, entering=self._entering)
+
+    @contextmanager
+    def changed(self, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """While the block runs, the model goes on with `change` of the activations [batch, tokens, d_model] there."""
+
+        def change_output(_module: nn.Module, _inputs: object, output: object) -> object:
+            return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
+
+        def change_input(_module: nn.Module, inputs: tuple, named: dict) -> tuple[tuple, dict]:
+            if inputs:
+                return (change(inputs[0]), *inputs[1:]), named
+            return inputs, named | {"hidden_states": change(named["hidden_states"])}
+
+        handle = (
+            self._module.register_forward_pre_hook(change_input, with_kwargs=True)
+            if self._entering
+            else self._module.register_forward_hook(change_output)
+        )
+        try:
+            yield
+        finally:
+            handle.remove()
 
 
 def _writers(model: nn.Module, block: nn.Module) -> tuple[nn.Module, nn.Module]:

@@ -1,6 +1,6 @@
 """What a feature does to the model's output: texts written while it is held at a value (METHOD section 2, output accuracy).
 
-At every position but that of BOS, which no SAE reads, the residual stream x becomes x + (m - a(x)) d, with a(x) the
+At every position but that of BOS, which no SAE reads, what the SAE reads, x, becomes x + (m - a(x)) d, with a(x) the
 feature's activation there and d its decoder row: the feature is set to m and the SAE's error term stays. m is found by bisection, for each feature, so that
 the mean KL divergence of the steered next-token distribution from the clean one has a given size; a positive target
 raises the feature, a negative one lowers it.
@@ -14,64 +14,66 @@ from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from saeexplainer.models import generate, transformer_blocks
+from saeexplainer.columns import take_columns
+from saeexplainer.models import device_of, generate
 
 if TYPE_CHECKING:
     from sae_lens import SAE
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     from saeexplainer.config import Steer
+    from saeexplainer.reading import Reader
 
 
 class Steering:
     """One SAE on one model: rows of a batch are steered, each by its own feature and strength."""
 
-    def __init__(self, model: "PreTrainedModel", sae: "SAE", block: int) -> None:
-        """`block` is the one whose output the SAE reads."""
-        self.model, self.sae, self.block = model, sae, block
+    def __init__(self, reader: "Reader", sae: "SAE") -> None:
+        """`sae` reads the reader's site."""
+        self.model, self.site, self.sae = reader.model, reader.site, sae
+        self.first = 1 if reader.begins_with_bos else 0  # position that is steered first, in a text
 
     @contextmanager
     def held(self, features: Int[Tensor, "batch"], values: Float[Tensor, "batch"]) -> Iterator[None]:
         """While the block runs, row i of every batch has feature i at value i (activation units), but at BOS.
 
-        A pass over more than one token starts with BOS; one over a single token is a cached step of generation.
+        A pass over more than one token starts a text; one over a single token is a cached step of generation.
         """
-        directions = self.directions(features)
+        own = take_columns(self.sae, features.tolist())
+        directions, device = own.directions.unsqueeze(1), self.sae.W_dec.device
+        row = torch.arange(len(features), device=device).view(-1, 1, 1)
+        wanted = values.to(device).view(-1, 1, 1)
 
-        def set_feature(_module: nn.Module, _inputs: object, output: object) -> object:
-            residual = output[0] if isinstance(output, tuple) else output
-            active = self.sae.encode(residual).gather(2, features.view(-1, 1, 1).expand(-1, residual.shape[1], 1))
-            steered = residual + (values.view(-1, 1, 1) - active) * directions.unsqueeze(1)
-            if residual.shape[1] > 1:
-                steered[:, 0] = residual[:, 0]
-            return (steered, *output[1:]) if isinstance(output, tuple) else steered
+        def set_feature(there: Tensor) -> Tensor:
+            x = there.to(device, directions.dtype)
+            change = wanted - own.encode(x).gather(2, row.expand(-1, x.shape[1], 1))
+            scale = own.token_scale(x)
+            added = (change if scale is None else change * scale) * directions
+            steered = there + added.to(there)
+            if there.shape[1] > 1:
+                steered[:, : self.first] = there[:, : self.first]
+            return steered
 
-        handle = transformer_blocks(self.model)[self.block].register_forward_hook(set_feature)
-        try:
+        with self.site.changed(set_feature):
             yield
-        finally:
-            handle.remove()
-
-    def directions(self, features: Int[Tensor, "batch"]) -> Float[Tensor, "batch d_model"]:
-        """What one unit of each feature adds to the reconstruction: the decoder row as `decode` scales it."""
-        units = torch.nn.functional.one_hot(features, self.sae.cfg.d_sae).to(self.sae.W_dec.dtype)
-        return (self.sae.decode(units) - self.sae.decode(torch.zeros_like(units[:1]))).detach()
 
     @torch.no_grad()
     def divergence(
         self, prompts: Int[Tensor, "prompts tokens"], features: Int[Tensor, "batch"], values: Float[Tensor, "batch"]
     ) -> Float[Tensor, "batch"]:
-        """Mean KL(clean || steered) in nats over prompts and positions after BOS, for each (feature, value)."""
+        """Mean KL(clean || steered) in nats over prompts and steered positions, for each (feature, value)."""
         total = torch.zeros(len(features))
-        for prompt in prompts:
-            clean = self.model(input_ids=prompt.unsqueeze(0), use_cache=False).logits.log_softmax(-1)
+        for prompt in prompts.to(device_of(self.model)):
+            clean = self._log_probabilities(prompt.unsqueeze(0))
             with self.held(features, values):
-                ids = prompt.expand(len(features), -1)
-                steered = self.model(input_ids=ids, use_cache=False).logits.log_softmax(-1)
-            total += (clean.exp() * (clean - steered)).sum(-1)[:, 1:].mean(1)
+                steered = self._log_probabilities(prompt.expand(len(features), -1))
+            total += (clean.exp() * (clean - steered)).sum(-1)[:, self.first :].mean(1).cpu()
         return total / len(prompts)
+
+    def _log_probabilities(self, ids: Int[Tensor, "batch tokens"]) -> Float[Tensor, "batch tokens vocabulary"]:
+        return self.model(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)
 
 
 def bisect(

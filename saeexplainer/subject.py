@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from saeexplainer.config import Architecture, PrepareSubject
 from saeexplainer.domain import ABOUT, EXAMPLE, TEXT, Domain
 from saeexplainer.errors import UserError
-from saeexplainer.models import by_length, transformer_blocks
+from saeexplainer.models import by_length, device_of, encode_batch, fitting, transformer_blocks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -27,12 +27,12 @@ LESSON_FORMS = (f"{ABOUT} {{description}} {TEXT} {{text}}", f"{EXAMPLE} {{descri
 
 @dataclass(frozen=True)
 class SubjectReport:
-    """What training reached."""
+    """What training reached, or a model of others does."""
 
-    loss: float  # mean nats a token of held-out plain documents, end of document included
+    loss: float  # mean nats a token of held-out plain documents; of one trained here, the end of document included
     entropy_floor: float | None  # the generator's own nats a token on the same documents; None where nobody knows
     parameters: int
-    tokens_seen: int  # training tokens, padding left out
+    tokens_seen: int  # training tokens, padding left out; 0 of a model of others: nobody here knows
 
 
 def build_model(config: PrepareSubject, tokenizer: "PreTrainedTokenizerFast") -> "PreTrainedModel":
@@ -151,3 +151,27 @@ def held_out_loss(
     known = [documents[index].nats for index in kept]
     floor = None if any(value is None for value in known) else sum(known) / tokens
     return nats / tokens, floor
+
+
+@torch.no_grad()
+def loss_on(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", domain: Domain, config: PrepareSubject
+) -> float:
+    """Mean nats a token on held-out plain documents, cut at the context length; special tokens are not counted.
+
+    Raises UserError if there is no token to predict.
+    """
+    texts = [document.text for document in islice(domain.documents("held_out", config.held_out_documents), config.held_out_documents)]
+    nats, count = 0.0, 0
+    at_once = fitting(64, config.context_length * model.config.vocab_size)
+    for batch in by_length([len(text) for text in texts], at_once):
+        ids, mask, valid = (
+            one.to(device_of(model)) for one in encode_batch(tokenizer, [texts[at] for at in batch], config.context_length)
+        )
+        counted = valid[:, 1:]
+        logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1][counted].float()
+        nats += float(torch.nn.functional.cross_entropy(logits, ids[:, 1:][counted], reduction="sum"))
+        count += int(counted.sum())
+    if not count:
+        raise UserError("prepare_subject.held_out_documents: they hold no two tokens; raise it, or name another corpus")
+    return nats / count

@@ -1,69 +1,88 @@
-"""What the writer's texts make every feature do.
+"""What texts make features do.
 
 A writer (`saeexplainer.writers`) never sees the feature, so a text is read once, for all features of all SAEs.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
+from torch import Tensor
 from tqdm.auto import tqdm
 
-from saeexplainer.models import by_length, encode_batch, read_residual, special_ids
+from saeexplainer.columns import Columns, take_columns
+from saeexplainer.models import fitting, special_ids
 
 if TYPE_CHECKING:
-    from sae_lens import SAE
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
+
+    from saeexplainer.reading import ReadBatch, Reader
 
 
 @dataclass(frozen=True)
 class TextActivations:
-    """Maximum activation of every latent on each distinct text, for each SAE."""
+    """Maximum activation of some latents on each distinct text, for each SAE."""
 
     row: dict[str, int]  # text to row
-    maxima: dict[str, Float[np.ndarray, "texts d_sae"]]  # SAE name to maxima over valid tokens, activation units
+    column: dict[str, dict[int, int]]  # SAE name to latent to column: those that were asked about
+    maxima: dict[str, Float[np.ndarray, "texts asked"]]  # SAE name to maxima over valid tokens, activation units
 
-    def of(self, sae: str, texts: Sequence[str]) -> Float[np.ndarray, "texts d_sae"]:
-        """The rows of some texts for one SAE."""
-        return self.maxima[sae][[self.row[text] for text in texts]]
+    def of(self, sae: str, texts: Sequence[str], latents: Sequence[int]) -> Float[np.ndarray, "texts latents"]:
+        """Some texts on some latents of one SAE, in the orders given."""
+        rows, columns = [self.row[text] for text in texts], [self.column[sae][latent] for latent in latents]
+        return self.maxima[sae][np.ix_(rows, columns)]
 
 
 @torch.no_grad()
-def read_texts(
-    texts: Iterable[str], model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", saes: dict[str, "SAE"],
-    block: int, context_length: int,
-) -> TextActivations:  # fmt: skip
-    """Run each distinct text through the subject and every SAE once. An empty text activates nothing."""
+def read_texts(texts: Iterable[str], reader: "Reader", asked: Mapping[str, Iterable[int]]) -> TextActivations:
+    """Run each distinct text through the subject once, and through the SAEs that are asked about.
+
+    asked: latents by the name of their SAE in the reader. An empty text activates nothing. Takes 4 bytes a text and
+    asked latent, beside what `models.ROOM` allows one batch.
+    """
     distinct = sorted(set(texts))
-    maxima = {name: np.zeros((len(distinct), sae.cfg.d_sae), dtype=np.float32) for name, sae in saes.items()}
-    batches = list(by_length([len(text) for text in distinct], 512))
-    for indices in tqdm(batches, desc="reading texts"):
-        ids, mask, valid = encode_batch(tokenizer, [distinct[index] for index in indices], context_length)
-        residual = read_residual(model, block, ids, mask)
-        for name, sae in saes.items():
-            codes = sae.encode(residual) * valid.unsqueeze(-1)
-            maxima[name][indices] = codes.max(dim=1).values.numpy()
-    return TextActivations({text: at for at, text in enumerate(distinct)}, maxima)
+    columns = {name: take_columns(reader.saes[name], sorted(set(latents))) for name, latents in asked.items()}
+    maxima = {name: np.zeros((len(distinct), len(some.features)), np.float32) for name, some in columns.items()}
+    for indices in tqdm(reader.batches(distinct, 512), desc="reading texts"):
+        batch = reader.read([distinct[index] for index in indices])
+        for name, some in columns.items():
+            maxima[name][indices] = np.concatenate(
+                [codes.masked_fill(~valid, 0).max(dim=1).values.cpu().numpy() for codes, valid in _encoded(batch, some)]
+            )
+    numbers = {name: {latent: at for at, latent in enumerate(some.features)} for name, some in columns.items()}
+    return TextActivations({text: at for at, text in enumerate(distinct)}, numbers, maxima)
+
+
+def _encoded(
+    batch: "ReadBatch", some: Columns
+) -> Iterator[tuple[Float[Tensor, "part tokens features"], Bool[Tensor, "part tokens 1"]]]:
+    """Activations of some features on a batch, with its valid mask: a few texts at a time where the SAE is wide."""
+    found, size = batch.activations, fitting(len(batch.ids), batch.ids.shape[1] * some.encoded)
+    valid = batch.valid.to(found.device).unsqueeze(-1)
+    for part, mask in zip(found.split(size), valid.split(size)):
+        yield some.encode(part), mask
 
 
 @torch.no_grad()
-def read_tokens(
-    asked: Sequence[tuple[str, int]], model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", sae: "SAE",
-    block: int, context_length: int,
-) -> list[tuple[list[str], list[float]]]:  # fmt: skip
-    """For each (text, latent): the text's tokens as `cut_texts` has them, and the latent's activation on each, in
-    activation units."""
+def read_tokens(asked: Sequence[tuple[str, int]], reader: "Reader", sae: str) -> list[tuple[list[str], list[float]]]:
+    """For each (text, latent of that SAE): the text's tokens as `cut_texts` has them, and the latent's activation on
+    each, in activation units."""
+    if not asked:
+        return []
     found: list[tuple[list[str], list[float]]] = [([], [])] * len(asked)
-    for indices in tqdm(list(by_length([len(text) for text, _ in asked], 512)), desc="reading tokens"):
+    some = take_columns(reader.saes[sae], sorted({latent for _, latent in asked}))
+    column = {latent: at for at, latent in enumerate(some.features)}
+    for indices in tqdm(reader.batches([text for text, _ in asked], 512), desc="reading tokens"):
         texts = [asked[index][0] for index in indices]
-        ids, mask, valid = encode_batch(tokenizer, texts, context_length)
-        codes = sae.encode(read_residual(model, block, ids, mask))
-        for row, (index, tokens) in enumerate(zip(indices, cut_texts(texts, tokenizer, context_length))):
-            here = valid[row].nonzero().flatten().tolist()
-            found[index] = (tokens, codes[row, here, asked[index][1]].tolist())
+        batch = reader.read(texts)
+        values = (row for codes, _ in _encoded(batch, some) for row in codes.cpu())
+        for index, tokens, valid, row in zip(
+            indices, cut_texts(texts, reader.tokenizer, reader.context_length), batch.valid, values
+        ):
+            found[index] = (tokens, row[valid, column[asked[index][1]]].tolist())
     return found
 
 

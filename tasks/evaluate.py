@@ -7,7 +7,7 @@ Writes data/evaluations/<name>.parquet, a row a feature.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice
@@ -15,13 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-from saeexplainer import evaluation, metrics, models, sae, truth, writer
+from saeexplainer import evaluation, metrics, truth, writer
 from saeexplainer.config import Params
 from saeexplainer.domains import open_domain
 from saeexplainer.evaluation import Answers, Explanation
 from saeexplainer.judge import Judge, Question, open_judges
 from saeexplainer.neighbours import Neighbourhoods
 from saeexplainer.probes import by_feature
+from saeexplainer.reading import open_reader
 from saeexplainer.records import EvaluationRow, FeatureRow, NeighbourRow, ProbeRow, SteeredRow
 from saeexplainer.seeds import seed_torch, stage_seed
 from saeexplainer.storage import read_rows, write_rows
@@ -41,9 +42,10 @@ class Bench:
         self.all_rows = read_rows(ACTIVATIONS / "features.parquet", FeatureRow)
         self.numbers = [at for at, row in enumerate(self.all_rows) if row.split == params.evaluate.split]
         self.features = [self.all_rows[at] for at in self.numbers]
-        self.model, self.tokenizer = models.open_model(SUBJECT), models.open_tokenizer(SUBJECT)
         self.sae_name = self.features[0].sae
-        self.saes = {self.sae_name: sae.load(SAES / self.sae_name, self.model.config.hidden_size)}
+        self.live = [row for row in self.all_rows if row.sae == self.sae_name]  # of the explained SAE
+        self.reader = open_reader(SUBJECT, SAES, [self.sae_name], params.prepare_subject.context_length)
+        self.model, self.tokenizer = self.reader.model, self.reader.tokenizer
         self.domain = open_domain(params.prepare_subject.domain, params.seed, params.prepare_subject.corpus)
         self.near = Neighbourhoods(self.all_rows, read_rows(ACTIVATIONS / "neighbours.parquet", NeighbourRow))
         self.probes = by_feature(read_rows(PROBES / "contexts.parquet", ProbeRow))
@@ -59,37 +61,28 @@ class Bench:
         config = self.params.score_explanations.writer
         return open_writer(config, "score_explanations.writer", self.model, self.tokenizer)
 
-    def read(self, texts: Sequence[str]) -> writer.TextActivations:
-        """Maxima of the explained SAE on texts."""
-        return writer.read_texts(texts, self.model, self.tokenizer, self.saes, *self._limits)
+    def read(self, texts: Sequence[str], latents: Iterable[int]) -> writer.TextActivations:
+        """Maxima of some latents of the explained SAE on texts."""
+        return writer.read_texts(texts, self.reader, {self.sae_name: latents})
 
     def read_tokens(self, asked: Sequence[tuple[str, int]]) -> list[tuple[list[str], list[float]]]:
         """Tokens of each text, and what a latent of the explained SAE does on them."""
-        return writer.read_tokens(asked, self.model, self.tokenizer, self.saes[self.sae_name], *self._limits)
+        return writer.read_tokens(asked, self.reader, self.sae_name)
 
     def maxima_and_rivals(self) -> tuple[np.ndarray, np.ndarray]:
-        """[d_sae] each: corpus maxima (infinite for a latent that is not live), and who counts in collisions."""
-        maxima = np.full(self.saes[self.sae_name].cfg.d_sae, np.inf)
-        rivals = np.zeros(len(maxima), dtype=bool)
-        for row in self.all_rows:
-            if row.sae == self.sae_name:
-                maxima[row.index] = row.maximum
-                rivals[row.index] = row.density <= self.params.evaluate.collision_max_density
-        return maxima, rivals
+        """Of each live feature: its corpus maximum, and whether it counts in collisions."""
+        limit = self.params.evaluate.collision_max_density
+        return np.array([row.maximum for row in self.live]), np.array([row.density <= limit for row in self.live])
 
-    def truth_columns(self) -> list[int]:
-        """The column of each feature in the truth table, which holds the explained SAE's features in order."""
-        explained = [row.feature_id for row in self.all_rows if row.sae == self.sae_name]
-        return [explained.index(feature.feature_id) for feature in self.features]
+    def live_columns(self) -> list[int]:
+        """The place of each feature among the live ones of the explained SAE, which is its column in the truth table."""
+        column = {row.feature_id: at for at, row in enumerate(self.live)}
+        return [column[feature.feature_id] for feature in self.features]
 
     def sizes(self, texts: Sequence[str]) -> list[int]:
         """Tokens of texts that a model reads or writes, the special one at their end or beginning included."""
         found = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
         return [len(ids) + 1 for ids in found]
-
-    @property
-    def _limits(self) -> tuple[int, int]:
-        return self.params.prepare_sae.hook_block, self.params.prepare_subject.context_length
 
 
 def run(params: Params, item: str) -> Report:
@@ -115,12 +108,13 @@ def measure(bench: Bench, explanations: Sequence[Explanation]) -> list[Evaluatio
     """Texts by the evaluation's writer, activations, metrics."""
     named = [explanation.text for explanation in explanations]
     texts = bench.author.write(named)
-    read = bench.read([text for written in texts.values() for text in written])
+    latents, columns = [row.index for row in bench.live], bench.live_columns()
+    read = bench.read([text for written in texts.values() for text in written], latents)
     maxima, rivals = bench.maxima_and_rivals()
     scores = [(math.nan, math.nan)] * len(named)
     if bench.domain.truth_known:
         table = truth.load(ACTIVATIONS / "truth.safetensors", bench.domain.concepts())
-        scores = evaluation.truth_scores(named, bench.truth_columns(), table, bench.domain)
+        scores = evaluation.truth_scores(named, columns, table, bench.domain)
     asked = [(text, row.index) for row, name in zip(bench.features, named) for text in texts.get(name, [])]
     tokens = iter(bench.read_tokens(asked))
     inputs = input_accuracies(bench, named, texts, read)
@@ -128,12 +122,14 @@ def measure(bench: Bench, explanations: Sequence[Explanation]) -> list[Evaluatio
     rows = []
     for at, (feature, explanation) in enumerate(zip(bench.features, explanations)):
         written = texts.get(explanation.text, [])
-        relative = read.of(bench.sae_name, written) / maxima if written else np.zeros((0, len(maxima)))
+        relative = read.of(bench.sae_name, written, latents) / maxima
         cut = list(islice(tokens, len(written)))
         near = bench.near.responses(feature.feature_id, written, read).neighbours
         found = replace(judged[at], input_accuracy=inputs[at])
         rows.append(
-            evaluation.evaluation_row(feature, explanation, written, relative, near, cut, rivals, found, scores[at])
+            evaluation.evaluation_row(
+                feature, explanation, written, relative, columns[at], near, cut, rivals, found, scores[at]
+            )
         )
     return rows
 
@@ -148,7 +144,7 @@ def input_accuracies(
     for feature, name, rivals in zip(bench.features, named, others):
         positive = texts.get(name, [])[:count]
         negative = [text for rival in rivals for text in texts[named[rival]][:1]]
-        own = [read.of(bench.sae_name, some)[:, feature.index] if some else [] for some in (positive, negative)]
+        own = [read.of(bench.sae_name, some, [feature.index])[:, 0] for some in (positive, negative)]
         found.append(metrics.input_accuracy(*own))
     return found
 

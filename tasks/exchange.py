@@ -25,11 +25,11 @@ from saeexplainer.records import (
     FeatureRow,
     PreferencePair,
 )
-from saeexplainer.storage import read_rows, replacing, write_rows
+from saeexplainer.storage import read_json, read_rows, replacing, write_rows
 from tasks import params as parameters
 
 ACTIVATIONS, EVALUATIONS, IMPORTED = Path("data/activations"), Path("data/evaluations"), Path("data/imported")
-LABELS, ROUNDS = Path("data/labels.parquet"), Path("data/rounds")
+LABELS, ROUNDS, SAES = Path("data/labels.parquet"), Path("data/rounds"), Path("data/saes")
 FEATURES = ACTIVATIONS / "features.parquet"
 CARD = "README.md"
 SPLITS = {"dpo": "data/train.parquet", "valid": "data/validation.parquet"}  # of a preference set to files of its export
@@ -129,20 +129,24 @@ def _write_lines(to: Path, records: Sequence[FeatureRecord]) -> str:
 
 
 def metadata(feature_id: str, params: Params) -> dict[str, Any]:
-    """What a record says of the subject and the SAE of a feature; there is no release of what is trained here."""
+    """What a record says of the subject and the SAE of a feature; an SAE that is trained here is of no release."""
     subject, sae, index = feature_id.split("/")
-    widths = {spec.name: spec.d_sae for spec in params.prepare_sae.saes}
+    settings = read_json(SAES / sae / "cfg.json")  # as sae-lens stored it
+    hook_name = settings["metadata"]["hook_name"]
+    block = int(hook_name.split(".")[1])  # blocks.<n>.<place>
+    released = {spec.name: spec.pretrained for spec in params.prepare_sae.saes}.get(sae)
+    from_release = released is not None and released.sae_id is not None
     return {
         "target_model": subject,
         "sae_id": sae,
         "feature_index": int(index),
-        "layer": params.prepare_sae.hook_block,
-        "hook_name": f"blocks.{params.prepare_sae.hook_block}.hook_resid_post",
-        "hook_layer": params.prepare_sae.hook_block,
-        "d_in": params.prepare_subject.d_model,
-        "d_sae": widths.get(sae),
-        "saelens_release": None,
-        "saelens_sae_id": None,
+        "layer": block,
+        "hook_name": hook_name,
+        "hook_layer": block,
+        "d_in": settings["d_in"],
+        "d_sae": settings["d_sae"],
+        "saelens_release": released.source if from_release else None,
+        "saelens_sae_id": released.sae_id if from_release else None,
     }
 
 

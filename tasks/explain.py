@@ -92,21 +92,20 @@ def _explanations(folder: Path, numbers: list[int], params: Params) -> list[str]
 
 def _rewards(asked: list[FeatureRow], explanations: list[str], params: Params) -> list[float]:
     """Write, read and reward, as score_explanations does."""
-    from saeexplainer import models, rewards, sae, writer
+    from saeexplainer import rewards, writer
     from saeexplainer.neighbours import Neighbourhoods
+    from saeexplainer.reading import open_reader
     from saeexplainer.seeds import seed_torch
     from saeexplainer.writers import open_writer
 
     seed_torch(params.seed, "explain")
     config = params.score_explanations
-    model, tokenizer = models.open_model(SUBJECT), models.open_tokenizer(SUBJECT)
-    saes = {name: sae.load(SAES / name, model.config.hidden_size) for name in sorted({row.sae for row in asked})}
-    texts = open_writer(config.writer, "score_explanations.writer", model, tokenizer).write(explanations)
-    read = writer.read_texts(
-        (text for written in texts.values() for text in written), model, tokenizer, saes,
-        params.prepare_sae.hook_block, params.prepare_subject.context_length,
-    )  # fmt: skip
     near = Neighbourhoods(read_rows(FEATURES, FeatureRow), read_rows(ACTIVATIONS / "neighbours.parquet", NeighbourRow))
+    latents = near.asked(row.feature_id for row in asked)
+    reader = open_reader(SUBJECT, SAES, sorted(latents), params.prepare_subject.context_length)
+    author = open_writer(config.writer, "score_explanations.writer", reader.model, reader.tokenizer)
+    texts = author.write(explanations)
+    read = writer.read_texts((text for written in texts.values() for text in written), reader, latents)
     found = [
         near.responses(row.feature_id, texts.get(explanation, []), read)
         for row, explanation in zip(asked, explanations, strict=True)

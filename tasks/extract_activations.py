@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from saeexplainer import activations, models, neighbours, sae, truth
+from saeexplainer import activations, neighbours, truth
 from saeexplainer.activations import FeatureStatistics, TokenBatch
 from saeexplainer.config import Params
-from saeexplainer.domain import Document, Domain, Reader
+from saeexplainer.domain import Document, Domain, ReadingLimit
 from saeexplainer.domains import open_domain
 from saeexplainer.neighbours import CoFiring
+from saeexplainer.reading import open_reader
 from saeexplainer.records import ContextRow, FeatureRow, NeighbourRow
 from saeexplainer.seeds import seed_torch
 from saeexplainer.storage import replacing, write_rows, write_tensors
@@ -37,20 +38,17 @@ class Extraction:
     def __init__(self, params: Params) -> None:
         self.params = params
         self.config = params.extract_activations
-        self.model, self.tokenizer = models.open_model(SUBJECT), models.open_tokenizer(SUBJECT)
-        width = self.model.config.hidden_size
-        self.saes = {spec.name: sae.load(SAES / spec.name, width) for spec in params.prepare_sae.saes}
-        reader = Reader(self.tokenizer, params.prepare_subject.context_length)
+        names = [spec.name for spec in params.prepare_sae.saes]
+        self.reader = open_reader(SUBJECT, SAES, names, params.prepare_subject.context_length, whole=False)
+        self.saes = self.reader.saes
+        limit = ReadingLimit(self.reader.tokenizer, self.reader.context_length)
         self.domain: Domain = open_domain(
-            params.prepare_subject.domain, params.seed, params.prepare_subject.corpus, reader
+            params.prepare_subject.domain, params.seed, params.prepare_subject.corpus, limit
         )  # fmt: skip
 
     def batches(self, documents: Iterable[Document]) -> Iterator[TokenBatch]:
-        """Stream documents through the subject up to the hook block."""
-        return activations.token_batches(
-            documents, self.model, self.tokenizer, self.params.prepare_sae.hook_block,
-            self.params.prepare_subject.context_length, self.config.batch_size,
-        )  # fmt: skip
+        """Stream documents through the subject up to the SAEs' site."""
+        return activations.token_batches(documents, self.reader, self.config.batch_size)
 
     def documents(self) -> Iterator[Document]:
         """The corpus, the same at every call."""
@@ -64,7 +62,9 @@ def run(params: Params) -> Report:
     work = Extraction(params)
     statistics, firing, mean = first_pass(work)
     live = {name: activations.live_features(stats, work.config) for name, stats in statistics.items()}
-    decoders = {name: one.W_dec.detach() for name, one in work.saes.items()}
+    decoders = {name: one.W_dec.detach().cpu() for name, one in work.saes.items()}
+    # A matching pursuit SAE encodes with its decoder.
+    encoders = {name: one.W_enc.detach().cpu().T if hasattr(one, "W_enc") else decoders[name] for name, one in work.saes.items()}
     splits = activations.split_features(live, decoders, work.config, params.seed)
     rows = activations.feature_rows(statistics, splits, subject_name(params))
     contexts, top_residuals = second_pass(work, rows, statistics)
@@ -74,8 +74,8 @@ def run(params: Params) -> Report:
         write_rows(folder / "neighbours.parquet", neighbour_rows(work, rows, firing), NeighbourRow)
         write_rows(folder / "contexts.parquet", contexts, ContextRow)
         tensors = {
-            "decoder": torch.stack([work.saes[row.sae].W_dec[row.index] for row in rows]),
-            "encoder": torch.stack([work.saes[row.sae].W_enc[:, row.index] for row in rows]),
+            "decoder": torch.stack([decoders[row.sae][row.index] for row in rows]),
+            "encoder": torch.stack([encoders[row.sae][row.index] for row in rows]),
             "mean_activation": top_residuals - mean,
         }
         write_tensors(folder / "directions.safetensors", tensors | {"corpus_mean": mean})
@@ -87,21 +87,24 @@ def run(params: Params) -> Report:
 
 
 def subject_name(params: Params) -> str:
-    """What feature ids call the subject: its domain and family."""
+    """What feature ids call the subject: its domain and family, or the name of a model of others."""
+    if params.prepare_subject.pretrained is not None:
+        return Path(params.prepare_subject.pretrained.source).name
     return f"{params.prepare_subject.domain}-{params.prepare_subject.architecture}"
 
 
 def first_pass(work: Extraction) -> tuple[dict[str, FeatureStatistics], dict[str, CoFiring], torch.Tensor]:
     """Maximum, density, top documents and company of every latent, and the mean residual over all valid tokens."""
     firing = {name: CoFiring(one.cfg.d_sae) for name, one in work.saes.items()}
-    statistics = {name: FeatureStatistics(one.cfg.d_sae, work.config.top_contexts) for name, one in work.saes.items()}
-    total, count, first_document = torch.zeros(work.model.config.hidden_size, dtype=torch.float64), 0, 0
+    top, device = work.config.top_contexts, work.reader.device
+    statistics = {name: FeatureStatistics(one.cfg.d_sae, top, device) for name, one in work.saes.items()}
+    total, count, first_document = torch.zeros(work.reader.width, dtype=torch.float64), 0, 0
     for batch in work.batches(work.documents()):
         for name, one in work.saes.items():
             codes = one.encode(batch.residual)
             statistics[name].update(codes, batch.document, first_document)
             firing[name].update(codes)
-        total += batch.residual.sum(dim=0)
+        total += batch.residual.sum(dim=0).cpu()
         count += len(batch.residual)
         first_document += len(batch.documents)
     return statistics, firing, (total / count).float()
@@ -138,7 +141,7 @@ def truth_table(work: Extraction, rows: list[FeatureRow]) -> truth.TruthTable:
     firing: list[list[np.ndarray]] = [[] for _ in explained]
     documents = islice(work.domain.documents("truth", work.config.truth_documents), work.config.truth_documents)
     for batch in work.batches(documents):
-        fires = (work.saes[main_name].encode(batch.residual)[:, indices] >= threshold).numpy()
+        fires = (work.saes[main_name].encode(batch.residual)[:, indices].cpu() >= threshold).numpy()
         for column in range(len(explained)):
             firing[column].append(fires[:, column].nonzero()[0] + len(token_concepts))
         for local, document in enumerate(batch.documents):

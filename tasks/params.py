@@ -30,6 +30,7 @@ from saeexplainer.config import (
     Judge,
     JudgeKind,
     Params,
+    PrepareSubject,
     Writer,
     WriterKind,
 )
@@ -44,6 +45,7 @@ MAY_BE_EMPTY = {"guarded"}
 ABOVE_ZERO = {
     "temperature", "temperatures", "best_of_temperature", "top_p", "learning_rate", "warmup_learning_rate", "beta", "epochs", "warmup_epochs",
     "injection_scale", "threshold", "twin_cosine", "max_density", "timeout_seconds", "max_cost",
+    "norm_scaling_factor",
 }  # fmt: skip
 AT_MOST_ONE = {
     "top_p", "min_density", "max_density", "collision_max_density", "sft_share", "modifier_share", "wrong_share",
@@ -138,7 +140,7 @@ def check(params: Params) -> None:
     """What types cannot say. Raises UserError (without a file's name) on the first thing that cannot run."""
     for key, name, value in leaves(params):
         _check_leaf(key, name, value)
-    finders = (_shapes, _text, _sampling, _writers, _features, _limits, _rounds, _evaluations, _judges, _comparison)
+    finders = (_shapes, _text, _sampling, _writers, _saes, _features, _limits, _rounds, _evaluations, _judges, _comparison)
     for complaint in chain(*(find(params) for find in finders)):
         raise UserError(complaint)
 
@@ -174,19 +176,7 @@ def _check_leaf(key: str, name: str, value: Any) -> None:
 
 def _shapes(params: Params) -> Iterator[str]:
     subject = params.prepare_subject
-    if subject.d_model % subject.heads:
-        yield f"prepare_subject.d_model: is {subject.d_model}; must be a multiple of its heads ({subject.heads})"
-    if subject.architecture is Architecture.llama and subject.d_model // subject.heads % 2:
-        yield (
-            f"prepare_subject.heads: is {subject.heads}; a llama head must have an even width, and d_model "
-            f"{subject.d_model} gives it {subject.d_model // subject.heads}"
-        )
-    for key, block in (
-        ("prepare_sae.hook_block", params.prepare_sae.hook_block),
-        ("train_sft.injection_block", params.train_sft.injection_block),
-    ):
-        if block >= subject.blocks:
-            yield f"{key}: is {block}; must be below prepare_subject.blocks ({subject.blocks}), counting from 0"
+    yield from _pretrained_subject(subject) if subject.pretrained else _trained_subject(params)
     for key, tokens in (
         ("generate_explanations.max_new_tokens", params.generate_explanations.max_new_tokens),
         ("score_explanations.writer.max_new_tokens", params.score_explanations.writer.max_new_tokens),
@@ -195,6 +185,38 @@ def _shapes(params: Params) -> Iterator[str]:
     ):
         if tokens >= subject.context_length:
             yield f"{key}: is {tokens}; must be below prepare_subject.context_length ({subject.context_length})"
+
+
+def _trained_subject(params: Params) -> Iterator[str]:
+    subject = params.prepare_subject
+    if subject.prepend_bos is not None:
+        yield (
+            f"prepare_subject.prepend_bos: is {str(subject.prepend_bos).lower()}; give null: a subject that is trained "
+            "here has its domain's tokenizer"
+        )
+    if subject.d_model % subject.heads:
+        yield f"prepare_subject.d_model: is {subject.d_model}; must be a multiple of its heads ({subject.heads})"
+    if subject.architecture is Architecture.llama and subject.d_model // subject.heads % 2:
+        yield (
+            f"prepare_subject.heads: is {subject.heads}; a llama head must have an even width, and d_model "
+            f"{subject.d_model} gives it {subject.d_model // subject.heads}"
+        )
+    blocks = {"train_sft.injection_block": params.train_sft.injection_block}
+    if any(spec.pretrained is None for spec in params.prepare_sae.saes):
+        blocks["prepare_sae.hook_block"] = params.prepare_sae.hook_block
+    for key, block in blocks.items():
+        if block >= subject.blocks:
+            yield f"{key}: is {block}; must be below prepare_subject.blocks ({subject.blocks}), counting from 0"
+
+
+def _pretrained_subject(subject: PrepareSubject) -> Iterator[str]:
+    """Its shape is not known before it is there; `prepare_subject` looks at it."""
+    name = Path(subject.pretrained.source).name
+    if not re.fullmatch(r"[^\s/]+", name):
+        yield (
+            f"prepare_subject.pretrained.source: is {subject.pretrained.source!r}; its last part names the subject in "
+            "feature ids and must be there, without spaces"
+        )
 
 
 def _steered_tokens(params: Params) -> int:
@@ -293,7 +315,7 @@ def _braces(prompt: str) -> set[str]:
         return set()
 
 
-def _features(params: Params) -> Iterator[str]:
+def _saes(params: Params) -> Iterator[str]:
     names = [sae.name for sae in params.prepare_sae.saes]
     for index, sae in enumerate(params.prepare_sae.saes):
         key = f"prepare_sae.saes[{index}]"
@@ -301,8 +323,15 @@ def _features(params: Params) -> Iterator[str]:
             yield f"{key}.name: {sae.name!r} is taken by an earlier one; every SAE needs its own name"
         if not _is_name(sae.name):
             yield f"{key}.name: is {sae.name!r}; {_NAME_RULE}"
-        if sae.k > sae.d_sae:
+        for name in ("k", "seed"):
+            if (getattr(sae, name) is None) is (sae.pretrained is None):
+                given = "null; an SAE that is trained here needs it" if sae.pretrained is None else "of training; give null"
+                yield f"{key}.{name}: is {given}"
+        if sae.k is not None and sae.k > sae.d_sae:
             yield f"{key}.k: is {sae.k}; must be at most its d_sae ({sae.d_sae})"
+
+
+def _features(params: Params) -> Iterator[str]:
     extract = params.extract_activations
     if extract.min_density >= extract.max_density:
         yield (

@@ -1,47 +1,65 @@
-"""Train the sparse autoencoders on one residual stream of the subject, through sae-lens and in its format.
+"""The sparse autoencoders on one site of the subject: trained here through sae-lens, or taken from others.
 
     python -m tasks.prepare_sae
 
-The first SAE is the one that is explained; the others only lend training features. Writes data/saes/<name>, and
-reports/sae.json: how well each stands in for the residual stream on documents it was not trained on.
+The first SAE is the one that is explained; the others only lend training features. Writes data/saes/<name>, in sae-lens'
+format, and reports/sae.json: how well each stands in for what it reads, on documents it was not trained on.
 """
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from saeexplainer import models, sae
-from saeexplainer.config import Params
-from saeexplainer.domain import Reader
+from saeexplainer.config import Params, PretrainedSae
+from saeexplainer.domain import Document, ReadingLimit
 from saeexplainer.domains import open_domain
+from saeexplainer.errors import UserError
+from saeexplainer.reading import Reader
 from saeexplainer.seeds import seed_torch
+from saeexplainer.sites import one_site, site_of
 from saeexplainer.storage import replacing, write_json
 from tasks.prepare_subject import SUBJECT
 from tasks.stage import Report, main
 
+if TYPE_CHECKING:
+    from sae_lens import SAE
+
 SAES = Path("data/saes")
 MEASURED_DOCUMENTS = 400  # enough for the third digit of every figure of SaeReport
+MEASURED_TOKENS = 2**16  # at most; and enough for it
 
 
 def run(params: Params) -> Report:
-    """Read the residual stream once, train every SAE on it, measure each."""
+    """Take those of others; read the site once, train the rest on it; measure each."""
     config, context = params.prepare_sae, params.prepare_subject.context_length
     model, tokenizer = models.open_model(SUBJECT), models.open_tokenizer(SUBJECT)
-    models.check_block(model, config.hook_block, "prepare_sae.hook_block")
     domain = open_domain(
-        params.prepare_subject.domain, params.seed, params.prepare_subject.corpus, Reader(tokenizer, context)
+        params.prepare_subject.domain, params.seed, params.prepare_subject.corpus, ReadingLimit(tokenizer, context)
     )
-    texts = [document.text for document in domain.documents("sae", config.documents)]
-    activations = torch.cat(list(sae.residuals(model, tokenizer, texts, config.hook_block, context)))
-    held_out = [document.text for document in domain.documents("held_out_sae", MEASURED_DOCUMENTS)]
     with replacing(SAES) as folder:
         folder.mkdir(parents=True)
-        for spec in config.saes:
-            seed = seed_torch(params.seed + spec.seed, f"prepare_sae/{spec.name}")
-            sae.train_and_save(activations, config, spec, seed, folder / spec.name)
-        saes = {spec.name: sae.load(folder / spec.name, model.config.hidden_size) for spec in config.saes}
-        reports = sae.evaluate(saes, model, tokenizer, held_out, config.hook_block, context)
+        sites = {}
+        for at, spec in enumerate(config.saes):
+            if spec.pretrained is None:
+                models.check_block(model, config.hook_block, "prepare_sae.hook_block")
+                sites[spec.name] = sae.trained_site(config)
+            else:
+                taken = take(params, at, spec.pretrained, model.config.hidden_size, models.starts_with_bos(tokenizer))
+                sites[spec.name] = site_of(taken)
+                sae.save(taken, folder / spec.name)
+        reader = Reader(model, tokenizer, one_site(sites), context)
+        train(params, reader, domain.documents("sae", config.documents), folder)
+        reader.saes = {
+            spec.name: sae.load(folder / spec.name, reader.width, device=str(reader.device)) for spec in config.saes
+        }
+        measured = min(MEASURED_DOCUMENTS, max(1, MEASURED_TOKENS // context))
+        held_out = [document.text for document in domain.documents("held_out_sae", measured)]
+        reports = sae.evaluate(reader, held_out)
+        check_fit(params, reports)
     write_json(Path("reports/sae.json"), reports)
     main_report = reports[config.saes[0].name]
     lines = [
@@ -50,6 +68,46 @@ def run(params: Params) -> Report:
         for name, report in reports.items()
     ]
     return Report(asdict(main_report), lines)
+
+
+def take(params: Params, at: int, wanted: PretrainedSae, width: int, begins_with_bos: bool) -> "SAE":
+    """The SAE of others that stands at this place of the list. Raises UserError if it does not fit the settings."""
+    spec, key = params.prepare_sae.saes[at], f"prepare_sae.saes[{at}]"
+    found = sae.load(wanted.source, width, sae_id=wanted.sae_id, norm_scaling_factor=wanted.norm_scaling_factor)
+    if found.cfg.d_sae != spec.d_sae:
+        raise UserError(f"{key}.d_sae: is {spec.d_sae}, but {wanted.source} has {found.cfg.d_sae} latents; give that")
+    trained_with = found.cfg.metadata.prepend_bos
+    if trained_with is not None and bool(trained_with) != begins_with_bos:
+        given = {None: "null", True: "true", False: "false"}[params.prepare_subject.prepend_bos]
+        raise UserError(
+            f"prepare_subject.prepend_bos: is {given} and texts begin {'with' if begins_with_bos else 'without'} BOS, "
+            f"but the SAE {spec.name} was trained {'with' if trained_with else 'without'}; "
+            f"set it to {'true' if trained_with else 'false'}"
+        )
+    return found
+
+
+def train(params: Params, reader: Reader, documents: Iterable[Document], folder: Path) -> None:
+    """Train those of the SAEs that nobody else did, all on the same activations."""
+    config = params.prepare_sae
+    wanted = [spec for spec in config.saes if spec.pretrained is None]
+    if not wanted:
+        return
+    activations = torch.cat(list(reader.activations([document.text for document in documents])))
+    for spec in wanted:
+        seed = seed_torch(params.seed + (spec.seed or 0), f"prepare_sae/{spec.name}")
+        sae.train_and_save(activations, config, spec, seed, folder / spec.name)
+
+
+def check_fit(params: Params, reports: dict[str, sae.SaeReport]) -> None:
+    """Raise UserError if an SAE of others says less about the subject's activations than their mean."""
+    for at, spec in enumerate(params.prepare_sae.saes):
+        unexplained = reports[spec.name].fraction_variance_unexplained
+        if spec.pretrained is not None and unexplained >= 1:
+            raise UserError(
+                f"prepare_sae.saes[{at}].pretrained: {spec.pretrained.source} leaves {unexplained:.2f} of the variance "
+                "unexplained, more than their mean does; choose an SAE that was trained on this model and site"
+            )
 
 
 if __name__ == "__main__":

@@ -1,44 +1,68 @@
-"""Train the subject on its domain: an ordinary transformers folder with an ordinary tokenizer.
+"""The subject: trained on its domain, an ordinary transformers folder, or a model of others that the folder points to.
 
     python -m tasks.prepare_subject
 
-Writes data/subject, and reports/subject.json: its loss on held-out documents beside the entropy floor, where known.
+Writes data/subject, and reports/subject.json: its loss on held-out documents beside the entropy floor, where known. A
+model of others (prepare_subject.pretrained) stays where it is: what is missing, gated or too short fails here.
 """
 
 from dataclasses import asdict
 from pathlib import Path
 
-from saeexplainer import subject
-from saeexplainer.config import Params
+from saeexplainer import models, subject
+from saeexplainer.config import Params, Pretrained
+from saeexplainer.domain import Domain
 from saeexplainer.domains import open_domain
 from saeexplainer.seeds import seed_torch
 from saeexplainer.storage import replacing, write_json
+from saeexplainer.subject import SubjectReport
 from tasks.stage import Report, main
 
 SUBJECT = Path("data/subject")
 
 
 def run(params: Params) -> Report:
-    """Train, measure, save."""
+    """Train or find, measure, save."""
     config = params.prepare_subject
     seed = seed_torch(params.seed, "prepare_subject")
     domain = open_domain(config.domain, params.seed, config.corpus)
+    if config.pretrained is None:
+        report = trained(params, domain, seed)
+    else:
+        report = pointed(params, domain, config.pretrained)
+    write_json(Path("reports/subject.json"), report)
+    beside = f", entropy floor {report.entropy_floor:.3f}" if report.entropy_floor is not None else ""
+    return Report(
+        {name: value for name, value in asdict(report).items() if value is not None},
+        [f"subject: {report.parameters:,} parameters, held-out loss {report.loss:.3f} nats a token{beside}"],
+    )
+
+
+def trained(params: Params, domain: Domain, seed: int) -> SubjectReport:
+    """Train, measure and store the subject."""
+    config = params.prepare_subject
     tokenizer = domain.tokenizer()
     sequences = subject.training_sequences(domain, config, tokenizer)
     model = subject.build_model(config, tokenizer)
     seen = subject.train(model, sequences, config, tokenizer.pad_token_id, seed)
     model.eval()
     loss, floor = subject.held_out_loss(model, tokenizer, domain, config)
-    report = subject.SubjectReport(loss, floor, model.num_parameters(), seen)
     with replacing(SUBJECT) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    write_json(Path("reports/subject.json"), report)
-    beside = f", entropy floor {floor:.3f}" if floor is not None else ""
-    return Report(
-        {name: value for name, value in asdict(report).items() if value is not None},
-        [f"subject: {report.parameters:,} parameters, held-out loss {loss:.3f} nats a token{beside}"],
-    )
+    return SubjectReport(loss, floor, model.num_parameters(), seen)
+
+
+def pointed(params: Params, domain: Domain, pretrained: Pretrained) -> SubjectReport:
+    """Load, measure and point to a model of others. Raises UserError if it cannot be had, or reads too few tokens."""
+    config = params.prepare_subject
+    tokenizer = models.load_tokenizer(pretrained.source, pretrained.revision, prepend_bos=config.prepend_bos)
+    model = models.load_pretrained(pretrained)
+    models.check_context(model, config.context_length, "prepare_subject.context_length")
+    loss = subject.loss_on(model, tokenizer, domain, config)
+    with replacing(SUBJECT) as folder:
+        models.write_pointer(folder, pretrained, config.prepend_bos)
+    return SubjectReport(loss, None, model.num_parameters(), tokens_seen=0)
 
 
 if __name__ == "__main__":

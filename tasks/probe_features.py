@@ -10,11 +10,12 @@ from pathlib import Path
 
 import torch
 
-from saeexplainer import models, probes, sae, steering, writer
+from saeexplainer import probes, steering, writer
 from saeexplainer.config import Params
-from saeexplainer.domain import Reader
+from saeexplainer.domain import ReadingLimit
 from saeexplainer.domains import open_domain
 from saeexplainer.errors import UserError
+from saeexplainer.reading import Reader, open_reader
 from saeexplainer.records import ContextRow, FeatureRow, ProbeRow, SteeredRow
 from saeexplainer.seeds import seed_torch, stage_seed
 from saeexplainer.storage import read_rows, write_json, write_rows
@@ -34,13 +35,13 @@ def run(params: Params) -> Report:
     features = [
         row for row in read_rows(ACTIVATIONS / "features.parquet", FeatureRow) if row.split == params.evaluate.split
     ]
-    model, tokenizer = models.open_model(SUBJECT), models.open_tokenizer(SUBJECT)
-    explained = sae.load(SAES / features[0].sae, model.config.hidden_size)
-    rows = context_probes(params, features, model, tokenizer, explained)
-    held = steering.Steering(model, explained, params.prepare_sae.hook_block)
-    prompts = neutral_prompts(params, tokenizer)
+    explained = features[0].sae
+    reader = open_reader(SUBJECT, SAES, [explained], params.prepare_subject.context_length)
+    rows = context_probes(params, features, reader, explained)
+    held = steering.Steering(reader, reader.saes[explained])
+    prompts = neutral_prompts(params, reader.tokenizer)
     written = steering.steer(
-        held, tokenizer, prompts, [row.index for row in features], [row.maximum for row in features],
+        held, reader.tokenizer, prompts, [row.index for row in features], [row.maximum for row in features],
         params.probe_features.steer,
     )  # fmt: skip
     steered = [
@@ -56,24 +57,24 @@ def run(params: Params) -> Report:
     return Report(asdict(found), [])
 
 
-def context_probes(params: Params, features: list[FeatureRow], model, tokenizer, explained) -> list[ProbeRow]:
+def context_probes(params: Params, features: list[FeatureRow], reader: Reader, explained: str) -> list[ProbeRow]:
     """Held-out top contexts of each feature, and contexts of others in which it is silent."""
-    config, limits = params.probe_features, (params.prepare_sae.hook_block, params.prepare_subject.context_length)
+    config = params.probe_features
     contexts = read_rows(ACTIVATIONS / "contexts.parquet", ContextRow)
     own = probes.held_out_contexts(contexts, features, config.first_rank, config.contexts)
-    pool = sorted({text for _, text in own})
-    maxima = writer.read_texts(pool, model, tokenizer, {"own": explained}, *limits).of("own", pool)
+    pool, latents = sorted({text for _, text in own}), [row.index for row in features]
+    maxima = writer.read_texts(pool, reader, {explained: latents}).of(explained, pool, latents)
     silent = probes.silent_texts(features, pool, maxima, config.silent, stage_seed(params.seed, "silent"))
     asked = sorted([*own, *silent], key=lambda one: one[0].index)
-    read = writer.read_tokens([(text, row.index) for row, text in asked], model, tokenizer, explained, *limits)
+    read = writer.read_tokens([(text, row.index) for row, text in asked], reader, explained)
     return probes.probe_rows(asked, read)
 
 
 def neutral_prompts(params: Params, tokenizer) -> torch.Tensor:
     """The first tokens of a few documents, BOS included: [prompts, tokens]."""
     steer = params.probe_features.steer
-    reader = Reader(tokenizer, params.prepare_subject.context_length)
-    domain = open_domain(params.prepare_subject.domain, params.seed, params.prepare_subject.corpus, reader)
+    limit = ReadingLimit(tokenizer, params.prepare_subject.context_length)
+    domain = open_domain(params.prepare_subject.domain, params.seed, params.prepare_subject.corpus, limit)
     encoded = (tokenizer(document.text)["input_ids"] for document in domain.documents("steering", 50 * steer.prompts))
     long = [ids[: steer.prompt_tokens] for ids in encoded if len(ids) > steer.prompt_tokens]
     found = list(islice((list(ids) for ids in dict.fromkeys(map(tuple, long))), steer.prompts))

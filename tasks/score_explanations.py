@@ -10,9 +10,10 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from saeexplainer import models, rewards, sae, writer
+from saeexplainer import rewards, writer
 from saeexplainer.config import Params, Reward
 from saeexplainer.neighbours import Neighbourhoods
+from saeexplainer.reading import open_reader
 from saeexplainer.records import CandidateRow, FeatureRow, NeighbourRow, ScoreRow
 from saeexplainer.seeds import seed_torch, stage_seed
 from saeexplainer.storage import read_rows, write_rows
@@ -36,15 +37,11 @@ def run(params: Params, item: str) -> Report:
         read_rows(ACTIVATIONS / "features.parquet", FeatureRow),
         read_rows(ACTIVATIONS / "neighbours.parquet", NeighbourRow),
     )
-    model, tokenizer = models.open_model(SUBJECT), models.open_tokenizer(SUBJECT)
-    used = sorted({near.features[row.feature_id].sae for row in candidates})
-    saes = {name: sae.load(SAES / name, model.config.hidden_size) for name in used}
-    author = open_writer(config.writer, "score_explanations.writer", model, tokenizer)
+    asked = near.asked(row.feature_id for row in candidates)
+    reader = open_reader(SUBJECT, SAES, sorted(asked), params.prepare_subject.context_length)
+    author = open_writer(config.writer, "score_explanations.writer", reader.model, reader.tokenizer)
     texts = author.write([row.explanation for row in candidates])
-    read = writer.read_texts(
-        (text for written in texts.values() for text in written), model, tokenizer, saes,
-        params.prepare_sae.hook_block, params.prepare_subject.context_length,
-    )  # fmt: skip
+    read = writer.read_texts((text for written in texts.values() for text in written), reader, asked)
     scored = score(candidates, near, texts, read, config.reward)
     if config.reward.shuffle:
         scored = rewards.shuffled(scored, stage_seed(params.seed, f"shuffle@{item}"))

@@ -56,7 +56,7 @@ def from_table(bench: "Bench", path: Path) -> list[Explanation]:
 def from_truth(bench: "Bench", path: Path) -> list[Explanation]:
     """The concept with the best F1 that a description can be built on; nobody had to be asked."""
     concepts = bench.domain.concepts()
-    scores = truth.f1_of_all(truth.load(path, concepts))[bench.truth_columns()]
+    scores = truth.f1_of_all(truth.load(path, concepts))[bench.live_columns()]
     leads = np.array([bench.domain.can_lead(concept) for concept in concepts])
     best = np.where(leads, scores, -1.0).argmax(axis=1)
     return [Explanation(bench.domain.describe([concepts[at]]), calls=0, call_tokens=0) for at in best]
@@ -157,7 +157,8 @@ def try_out(bench: "Bench", asked: Sequence[tuple[int, str]]) -> list[Trial]:
     """Texts by the writer of training and their reward, for each (position in the bench, explanation)."""
     config = bench.params.score_explanations
     written = bench.training_author.write([text for _, text in asked])
-    read = bench.read([text for texts in written.values() for text in texts])
+    latents = bench.near.asked(feature.feature_id for feature in bench.features)[bench.sae_name]
+    read = bench.read([text for texts in written.values() for text in texts], latents)
     spent = {explanation: _spent(bench, explanation, texts) for explanation, texts in written.items()}
     trials = []
     for at, explanation in asked:

@@ -17,13 +17,15 @@ from saeexplainer.activations import token_batches
 from saeexplainer.config import Params
 from saeexplainer.domains import open_domain
 from saeexplainer.explainer import PARTS, Prompts, answer_ids, attach, direction_rows
+from saeexplainer.reading import open_reader
 from saeexplainer.records import ExplanationRow, FeatureRow
 from saeexplainer.seeds import seed_torch
 from saeexplainer.storage import read_rows, read_tensors, replacing
 from saeexplainer.training_curves import write_curves
 from tasks.stage import Report, main
 
-SUBJECT, ACTIVATIONS, EXPLAINERS = Path("data/subject"), Path("data/activations"), Path("data/explainers")
+SUBJECT, SAES = Path("data/subject"), Path("data/saes")
+ACTIVATIONS, EXPLAINERS = Path("data/activations"), Path("data/explainers")
 
 
 def run(params: Params) -> Report:
@@ -68,14 +70,13 @@ def run(params: Params) -> Report:
 def raw_activations(params: Params, draw: random.Random) -> sft.WarmupSet:
     """Residuals of the subject at random tokens of a stream of their own, with something true about each."""
     config = params.train_sft
-    model, tokenizer = models.open_model(SUBJECT), models.open_tokenizer(SUBJECT)
+    reader = open_reader(SUBJECT, SAES, [], params.prepare_subject.context_length, whole=False)
     if not config.warmup_examples:
-        return sft.WarmupSet(torch.zeros(0, model.config.hidden_size), [])
+        return sft.WarmupSet(torch.zeros(0, reader.width), [])
     domain = open_domain(params.prepare_subject.domain, params.seed, params.prepare_subject.corpus)
     batches = token_batches(
-        domain.documents("warmup", config.warmup_examples), model, tokenizer, params.prepare_sae.hook_block,
-        params.prepare_subject.context_length, params.extract_activations.batch_size,
-    )  # fmt: skip
+        domain.documents("warmup", config.warmup_examples), reader, params.extract_activations.batch_size
+    )
     return sft.warmup_set(batches, domain, config.warmup_examples, config.warmup_modifier_share, draw)
 
 

@@ -29,7 +29,9 @@ from saeexplainer.config import Architecture
 from saeexplainer.domain import SPECIAL_TOKENS, Annotation, Document
 from saeexplainer.errors import UserError
 from saeexplainer.models import encode_batch, read_residual
+from saeexplainer.reading import Reader
 from saeexplainer.sandbox.world import World
+from saeexplainer.sites import Place, Site
 from saeexplainer.writer import read_texts, read_tokens
 
 CONFIG = replace(
@@ -173,9 +175,16 @@ def test_too_few_live_features_say_what_to_lower(live):
     assert str(caught.value).startswith("extract_activations.test_features: ")
 
 
+def tiny_reader(sae: TopKSAE | None = None, context_length: int = 64) -> Reader:
+    """Of the residual stream after block 1."""
+    site = Site(1, Place.resid_post)
+    saes = {} if sae is None else {"main": sae}
+    return Reader(tiny_model(Architecture.llama), tiny_tokenizer(), site, context_length, saes)
+
+
 def test_an_empty_corpus_is_one_line():
     with pytest.raises(UserError, match="the corpus is empty"):
-        list(token_batches([], tiny_model(Architecture.llama), tiny_tokenizer(), 1, 64, 4))
+        list(token_batches([], tiny_reader(), 4))
 
 
 TEXTS = ["the dogs chase .", "the cat", "does the dog chase the cats ?", "the hammer <text> not the dog <eos>"]
@@ -211,49 +220,55 @@ def brute_force(sae: TopKSAE) -> tuple[torch.Tensor, torch.Tensor]:
 
 @torch.no_grad()
 def test_bos_and_other_special_tokens_never_count():
-    sae, model, tokenizer = sae_that_loves_bos(), tiny_model(Architecture.llama), tiny_tokenizer()
+    sae = sae_that_loves_bos()
+    reader, everyone = tiny_reader(sae), {"main": range(4)}
     expected, on_bos = brute_force(sae)
     assert on_bos > expected[:, 0].max()  # it fires hardest on BOS
     documents = [Document(text, None) for text in TEXTS]
     statistics = FeatureStatistics(4, top=3)
     first = 0
-    for batch in token_batches(documents, model, tokenizer, 1, 64, 3):
+    for batch in token_batches(documents, reader, 3):
         statistics.update(sae.encode(batch.residual), batch.document, first)
         first += len(batch.documents)
         kept = [batch.documents[at].text[a:b] for at, (a, b) in zip(batch.document.tolist(), batch.offsets.tolist())]
         assert kept and not set(kept) & set(SPECIAL_TOKENS)
     torch.testing.assert_close(statistics.maximum, expected.max(dim=0).values, rtol=1e-4, atol=1e-5)
-    read = read_texts(TEXTS, model, tokenizer, {"main": sae}, 1, 64)
-    torch.testing.assert_close(torch.from_numpy(read.of("main", TEXTS)), expected, rtol=1e-4, atol=1e-5)
-    assert (read_texts([""], model, tokenizer, {"main": sae}, 1, 64).of("main", [""]) == 0).all()
+    read = read_texts(TEXTS, reader, everyone)
+    torch.testing.assert_close(torch.from_numpy(read.of("main", TEXTS, range(4))), expected, rtol=1e-4, atol=1e-5)
+    few = read_texts(TEXTS, reader, {"main": [2, 0]})
+    assert (few.of("main", TEXTS[1:], [0, 2]) == read.of("main", TEXTS[1:], [0, 2])).all()
+    assert few.maxima["main"].shape == (len(TEXTS), 2)
+    assert (read_texts([""], reader, everyone).of("main", [""], range(4)) == 0).all()
 
 
 @torch.no_grad()
 def test_tokens_of_a_text_join_to_it_and_their_maximum_is_the_texts():
-    sae, model, tokenizer = sae_that_loves_bos(), tiny_model(Architecture.llama), tiny_tokenizer()
+    sae = sae_that_loves_bos()
     maxima, _ = brute_force(sae)
     asked = [(text, latent) for text in TEXTS for latent in range(4)]
-    read = read_tokens(asked, model, tokenizer, sae, 1, 64)
+    read = read_tokens(asked, tiny_reader(sae), "main")
     assert ["".join(tokens) for tokens, _ in read] == [text for text, _ in asked]
     assert all(len(tokens) == len(values) > 1 for tokens, values in read)
     found = torch.tensor([max(values) for _, values in read]).reshape(maxima.shape)
     torch.testing.assert_close(found, maxima, rtol=1e-4, atol=1e-5)
-    ((cut, _),) = read_tokens([(TEXTS[0], 0)], model, tokenizer, sae, 1, 4)  # BOS and EOS are among the four
+    ((cut, _),) = read_tokens([(TEXTS[0], 0)], tiny_reader(sae, 4), "main")  # BOS and EOS are among the four
     assert 0 < len("".join(cut)) < len(TEXTS[0]) and TEXTS[0].startswith("".join(cut))
-    assert read_tokens([("", 0)], model, tokenizer, sae, 1, 64) == [([], [])]
+    assert read_tokens([("", 0)], tiny_reader(sae), "main") == [([], [])]
+    assert read_tokens([], tiny_reader(sae), "main") == []
 
 
 @torch.no_grad()
 def test_contexts_are_windows_around_the_strongest_token():
-    sae, model, tokenizer, world = sae_that_loves_bos(), tiny_model(Architecture.llama), tiny_tokenizer(), World(0)
+    sae, world = sae_that_loves_bos(), World(0)
+    reader = tiny_reader(sae)
     documents = list(world.documents("extract", 8))
     statistics = FeatureStatistics(4, top=3)
-    batches = list(token_batches(documents, model, tokenizer, 1, 64, 8))
+    batches = list(token_batches(documents, reader, 8))
     statistics.update(sae.encode(batches[0].residual), batches[0].document, 0)
     rows = feature_rows({"main": statistics}, {("main", index): "sft" for index in range(4)}, "subject")
     wanted = {number for index in range(4) for number in statistics.top_document_numbers(index)}
     numbers = sorted(wanted)
-    again = token_batches([documents[number] for number in numbers], model, tokenizer, 1, 64, 2)
+    again = token_batches([documents[number] for number in numbers], reader, 2)
     contexts, means = read_contexts(rows, {"main": statistics}, {"main": sae}, numbers, world, again, CONFIG)
     for at, row in enumerate(rows):
         own = [context for context in contexts if context.feature_id == row.feature_id]

@@ -17,7 +17,7 @@ from tiny import settings, tiny_tokenizer
 from saeexplainer.config import Corpus, DomainName
 from saeexplainer.corpus_domain import SEPARATOR, SHARES, CorpusDomain, packed
 from saeexplainer.corpus_text import ROWS, hub_texts, read_texts
-from saeexplainer.domain import Document, Domain, Reader
+from saeexplainer.domain import Document, Domain, ReadingLimit
 from saeexplainer.domains import open_domain
 from saeexplainer.errors import UserError
 from saeexplainer.labels import label
@@ -203,7 +203,7 @@ PACKED = {
 @pytest.mark.parametrize("family", ["gpt2", "llama", "sandbox"])
 def test_packing_loses_nothing_and_fits(family: str, texts: list[str]) -> None:
     tokenizer = tiny_tokenizer() if family == "sandbox" else TOKENIZERS[family]()
-    pieces = list(packed(texts, Reader(tokenizer, 24)))
+    pieces = list(packed(texts, ReadingLimit(tokenizer, 24)))
     assert "".join(pieces) == SEPARATOR.join(texts)
     sizes = [len(tokenizer(piece)["input_ids"]) for piece in pieces]
     assert all(pieces) and all(size <= 24 for size in sizes)
@@ -211,7 +211,7 @@ def test_packing_loses_nothing_and_fits(family: str, texts: list[str]) -> None:
 
 def test_pieces_of_words_are_full_and_keep_their_tokens() -> None:
     tokenizer = TOKENIZERS["llama"]()
-    reader = Reader(tokenizer, 32)
+    reader = ReadingLimit(tokenizer, 32)
     pieces = list(packed(TEXTS[:80], reader))
     sizes = [len(tokenizer(piece)["input_ids"]) for piece in pieces]
     assert sum(sizes[:-1]) / len(sizes[:-1]) > 0.8 * 32
@@ -221,7 +221,7 @@ def test_pieces_of_words_are_full_and_keep_their_tokens() -> None:
 
 
 def test_a_packed_stream_is_cut_from_its_own_documents(file: Path) -> None:
-    reader = Reader(TOKENIZERS["gpt2"](), 24)
+    reader = ReadingLimit(TOKENIZERS["gpt2"](), 24)
     domain = CorpusDomain(0, corpus(file, packed=True), reader)
     pieces = [document.text for document in domain.documents("sae", 10**6)]
     assert "".join(pieces) == SEPARATOR.join(stream(file, "sae"))
@@ -235,7 +235,7 @@ def test_packing_reads_no_more_than_it_needs() -> None:
         for number in range(10**9):
             yield f"document {number}"
 
-    assert len(list(islice(packed(endless(), Reader(TOKENIZERS["gpt2"](), 16)), 3))) == 3
+    assert len(list(islice(packed(endless(), ReadingLimit(TOKENIZERS["gpt2"](), 16)), 3))) == 3
 
 
 def test_nothing_is_known_of_a_corpus() -> None:

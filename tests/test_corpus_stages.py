@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
+from sae_lens.saes.sae import SAEMetadata
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
 from tiny import WIDTH, tiny_model, tiny_tokenizer
 
@@ -28,7 +29,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_tokenizer().save_pretrained(folder / "data/subject")
     for seed, name in enumerate(("main", "lender1")):
         torch.manual_seed(seed)
-        sae = TopKSAE(TopKSAEConfig(d_in=WIDTH, d_sae=64, k=4))
+        site = SAEMetadata(hook_name="blocks.1.hook_resid_post")
+        sae = TopKSAE(TopKSAEConfig(d_in=WIDTH, d_sae=64, k=4, metadata=site))
         torch.nn.init.normal_(sae.W_enc)
         sae.save_model(folder / "data/saes" / name)
     rows = (json.dumps({"text": document.text}) for document in World(0).documents("subject", 400))

@@ -28,7 +28,7 @@ ANSWERS = Answers(
 def row(relative=RELATIVE, texts=("a dog", "cat"), read=READ, rivals=EVERYONE, known=(1.0, 0.5)):
     said = Explanation("the word dog", calls=7, call_tokens=80, log_probability=-0.5)
     near = [0.9, 0.0][: len(texts)]
-    return evaluation_row(FEATURE, said, list(texts), relative, near, read, rivals, ANSWERS, known)
+    return evaluation_row(FEATURE, said, list(texts), relative, 1, near, read, rivals, ANSWERS, known)
 
 
 def test_every_metric_by_hand():

@@ -23,7 +23,7 @@ from saeexplainer.records import (
     FeatureRow,
     PreferencePair,
 )
-from saeexplainer.storage import read_rows, write_rows
+from saeexplainer.storage import read_rows, write_json, write_rows
 from tasks import command_line, exchange, label_features, params
 
 FILE = "llama3.1-8b/15-llamascope-res-32k"
@@ -204,6 +204,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_rows(exchange.LABELS, [ExplanationRow(IDS[3], "sft", "any animal")], ExplanationRow)
     measured = evaluation(feature_id=IDS[5], explanation="the word dog", generative_accuracy=0.7, truth_f1=float("nan"))
     write_rows(exchange.EVALUATIONS / "r2.parquet", [measured], EvaluationRow)
+    stored = {"d_in": 128, "d_sae": 768, "metadata": {"hook_name": "blocks.1.hook_resid_post"}}
+    write_json(exchange.SAES / "main/cfg.json", stored)
     write_rows(exchange.ROUNDS / "r2/validated.parquet", [pair(3, "dpo"), pair(5, "valid")], PreferencePair)
     return tmp_path
 
@@ -255,6 +257,8 @@ def test_a_preference_set_is_a_folder_that_datasets_reads(here: Path) -> None:
     assert (row["metadata"]["feature_index"], row["metadata"]["split"]) == (3, "dpo")
     card = Path("pairs/README.md").read_text()
     assert all(f"`{column}`" in card for column in found["train"].column_names)
+    stored = {"d_in": 128, "d_sae": 768, "metadata": {"hook_name": "blocks.1.hook_resid_post"}}
+    write_json(exchange.SAES / "main/cfg.json", stored)
     write_rows(exchange.ROUNDS / "r2/validated.parquet", [pair(3, "dpo")], PreferencePair)
     exchange.export_preferences("r2", Path("pairs"), force=True)
     assert sorted(path.name for path in Path("pairs").rglob("*.*")) == ["README.md", "train.parquet"]

@@ -5,9 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from saeexplainer import neighbours
 from saeexplainer.neighbours import CoFiring, Neighbourhoods, nearest
 from saeexplainer.records import FeatureRow, NeighbourRow
 from saeexplainer.writer import TextActivations
@@ -18,13 +19,14 @@ def feature(index: int, maximum: float = 1.0, sae: str = "main") -> FeatureRow:
 
 
 @given(st.integers(0, 1000), st.integers(1, 9))
+@settings(deadline=None)
 def test_overlap_is_intersection_over_union_however_the_tokens_are_batched(seed, batch_size):
     draw = np.random.default_rng(seed)
     codes = draw.random((12, 5)) * (draw.random((12, 5)) < 0.4)
     firing = CoFiring(5)
     for start in range(0, 12, batch_size):
         firing.update(torch.tensor(codes[start : start + batch_size]).float())
-    found = firing.overlap([0, 3, 4])
+    found = firing.overlap([0, 3, 4], [0, 3, 4])
     for row, a in enumerate((0, 3, 4)):
         for column, b in enumerate((0, 3, 4)):
             both, either = (codes[:, a] > 0) & (codes[:, b] > 0), (codes[:, a] > 0) | (codes[:, b] > 0)
@@ -58,7 +60,9 @@ def test_responses_are_in_units_of_each_latents_own_maximum():
         [feature(0, 2.0), feature(1, 4.0), feature(2, 10.0), feature(1, 100.0, "lender")],
         [NeighbourRow("subject/main/0", 1, 0.9, 0.1), NeighbourRow("subject/main/0", 2, 0.2, 0.8)],
     )
-    read = TextActivations({"a": 0, "b": 1}, {"main": np.array([[1.0, 1.0, 8.0], [3.0, 2.0, 1.0]], dtype=np.float32)})
+    assert near.asked(["subject/main/0", "subject/lender/1"]) == {"main": {0, 1, 2}, "lender": {1}}
+    maxima = np.array([[1.0, 1.0, 8.0], [3.0, 2.0, 1.0]], dtype=np.float32)
+    read = TextActivations({"a": 0, "b": 1}, {"main": {0: 0, 1: 1, 2: 2}}, {"main": maxima})
     found = near.responses("subject/main/0", ["b", "a"], read)
     assert found.own == [1.5, 0.5]
     assert found.neighbours == pytest.approx([0.5, 0.8])  # of b: latent 1 at 2/4; of a: latent 2 at 8/10
@@ -76,3 +80,21 @@ def test_nothing_held_out_is_a_neighbour_of_what_is_trained_or_chosen_on():
     assert near["subject/main/0"] == {"dpo"} and near["subject/main/1"] == {"sft", "dpo"}
     assert near["subject/main/2"] == {"sft", "dpo"}  # the only valid one
     assert near["subject/main/3"] == {"sft", "dpo", "valid", "twin"}
+
+
+def test_many_features_are_compared_in_parts_and_counting_ends_where_there_is_no_room(monkeypatch):
+    draw = np.random.default_rng(0)
+    codes = torch.tensor((draw.random((40, 12)) < 0.3) * 1.0)
+    rows, decoder = [feature(index) for index in range(12)], torch.tensor(draw.normal(size=(12, 3)))
+    whole = CoFiring(12)
+    whole.update(codes)
+    expected = nearest(rows, decoder, whole, 4)
+    monkeypatch.setattr(neighbours, "AT_ONCE", 5)
+    assert [row.neighbour for row in nearest(rows, decoder, whole, 4)] == [row.neighbour for row in expected]
+    monkeypatch.setattr(neighbours, "PAIRS", 60)  # a batch is then cut into groups of tokens
+    part = CoFiring(12)
+    part.update(codes)
+    assert 60 <= part.together.nnz < whole.together.nnz
+    known = part.together.nnz
+    part.update(codes)
+    assert part.together.nnz == known

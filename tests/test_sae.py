@@ -7,13 +7,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import WIDTH, settings, tiny_model, tiny_tokenizer
+from transformers import PreTrainedModel
 
 from saeexplainer import sae
 from saeexplainer.config import Architecture, PrepareSae, SaeSpec
 from saeexplainer.errors import UserError
 from saeexplainer.models import encode_batch, read_residual
+from saeexplainer.reading import Reader
+from saeexplainer.sites import Place, Site
 
-SPEC = SaeSpec("main", d_sae=24, k=3, seed=0)
+SPEC = SaeSpec("main", None, d_sae=24, k=3, seed=0)
 CONFIG = PrepareSae(hook_block=1, saes=[SPEC], documents=1, steps=150, batch_tokens=128, learning_rate=2e-2)
 TOKENIZER = tiny_tokenizer()
 TEXTS = ["the dog chases the cat .", "the dog", "does the dog chase the cat in the garden ?", "not the cat"]
@@ -104,9 +107,13 @@ class Mirror:
         return self.scale * (codes[:, :WIDTH] - codes[:, WIDTH:-1])
 
 
+def reader(model: PreTrainedModel, saes: dict | None = None) -> Reader:
+    return Reader(model, TOKENIZER, Site(1, Place.resid_post), 64, saes)
+
+
 def measured(scale: float, architecture: Architecture = Architecture.llama) -> sae.SaeReport:
     saes = {"other": Mirror(0.3), "measured": Mirror(scale)}
-    return sae.evaluate(saes, tiny_model(architecture), TOKENIZER, TEXTS, 1, 64)["measured"]
+    return sae.evaluate(reader(tiny_model(architecture), saes), TEXTS)["measured"]
 
 
 @pytest.mark.parametrize("architecture", list(Architecture))
@@ -131,7 +138,7 @@ def test_half_the_residual_leaves_a_quarter_of_its_square():
 
 def test_special_tokens_are_neither_counted_nor_read():
     model = tiny_model(Architecture.llama)
-    found = torch.cat(list(sae.residuals(model, TOKENIZER, TEXTS, 1, 64)))
+    found = torch.cat(list(reader(model).activations(TEXTS)))
     ids, mask, valid = encode_batch(TOKENIZER, TEXTS, 64)
     expected = read_residual(model, 1, ids, mask)[valid]
     assert len(found) == sum(len(text.split()) for text in TEXTS) + sum(text.count("chases") for text in TEXTS)

@@ -121,16 +121,28 @@ def test_activations_are_those_of_the_formula(tmp_path, x, name):
 def test_a_few_columns_read_as_the_whole_sae(tmp_path, x, name):
     whole = sae.load(saved(name, tmp_path / name), WIDTH)
     wanted = [7, 0, 47, 12]
-    if name.startswith("topk"):
-        with pytest.raises(UserError, match="in a topk SAE all features compete"):
-            take_columns(whole, wanted)
-        return
+    state = torch.get_rng_state()
     columns = take_columns(whole, wanted)
+    assert torch.equal(torch.get_rng_state(), state)  # texts are drawn after it
     assert columns.features == (7, 0, 47, 12)
     assert_same(columns.encode(x), whole.encode(x)[:, wanted])
     assert (columns.encode(x) > 0).any()
-    assert torch.equal(columns.directions, whole.W_dec[wanted])
-    assert sum(one.numel() for one in columns.sae.parameters()) < sum(one.numel() for one in whole.parameters()) / 5
+    assert columns.encoded == (D_SAE if name.startswith("topk") else len(wanted))
+    assert sum(one.numel() for one in columns.few.parameters()) < sum(one.numel() for one in whole.parameters()) / 5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("norm", ["none", "layer_norm", "constant_norm_rescale"])
+@pytest.mark.parametrize("name", MADE)
+def test_a_unit_of_a_feature_adds_its_direction(tmp_path, x, name, norm):
+    whole = sae.load(saved(name, tmp_path / name, normalize_activations=norm), WIDTH)
+    columns, more = take_columns(whole, [7, 0, 47]), torch.zeros(D_SAE)
+    more[47] = 2.0
+    before = whole.decode(whole.encode(x))
+    after = whole.decode(whole.encode(x) + more)
+    scale = columns.token_scale(x)
+    assert (scale is None) == (norm == "none")
+    assert_same(after - before, (2.0 if scale is None else 2.0 * scale) * columns.directions[2].expand_as(x))
 
 
 def test_matching_pursuit_takes_the_best_row_again_and_again(tmp_path, x):
@@ -146,8 +158,7 @@ def test_matching_pursuit_takes_the_best_row_again_and_again(tmp_path, x):
             expected[best] += value
             left = left - value * w["W_dec"][best]
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
-    with pytest.raises(UserError, match="in a matching_pursuit SAE all features compete"):
-        take_columns(loaded, [0])
+    assert_same(take_columns(loaded, [5, 0]).encode(x), loaded.encode(x)[:, [5, 0]])
     loaded.cfg.metadata.model_from_pretrained_kwargs = CENTRED["model_from_pretrained_kwargs"]
     loaded.save_model(tmp_path / "centred")
     assert "center_writing_weights with matching_pursuit is not read" in refused(tmp_path / "centred")

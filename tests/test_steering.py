@@ -10,6 +10,8 @@ from tiny import WIDTH, tiny_model, tiny_tokenizer
 
 from saeexplainer.config import Architecture, Steer
 from saeexplainer.models import read_residual
+from saeexplainer.reading import Reader
+from saeexplainer.sites import Place, Site
 from saeexplainer.steering import Steering, bisect, steer
 
 STEER = Steer(
@@ -31,7 +33,8 @@ def sae(request: pytest.FixtureRequest) -> SAE:
 
 @pytest.fixture(params=[Architecture.llama, Architecture.gpt2], ids=str)
 def steering(request: pytest.FixtureRequest, sae: SAE) -> Steering:
-    return Steering(tiny_model(request.param), sae, block=1)
+    reader = Reader(tiny_model(request.param), tiny_tokenizer(), Site(1, Place.resid_post), 64)
+    return Steering(reader, sae)
 
 
 def test_bisection_finds_the_strength_where_the_divergence_is_known():

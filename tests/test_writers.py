@@ -11,6 +11,7 @@ import pytest
 import torch
 from control_room import free_port, program
 from omegaconf import OmegaConf
+from sae_lens.saes.sae import SAEMetadata
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
 from served import WORDS, Mood, Server, endpoint, pretrained, saying, serving
 from tiny import WIDTH, settings, tiny_model, tiny_tokenizer
@@ -170,7 +171,8 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_model(Architecture.llama).save_pretrained(folder / "data/subject")
     tiny_tokenizer().save_pretrained(folder / "data/subject")
     torch.manual_seed(0)
-    sae = TopKSAE(TopKSAEConfig(d_in=WIDTH, d_sae=64, k=32))
+    site = SAEMetadata(hook_name="blocks.1.hook_resid_post")
+    sae = TopKSAE(TopKSAEConfig(d_in=WIDTH, d_sae=64, k=32, metadata=site))
     torch.nn.init.normal_(sae.W_enc)
     sae.save_model(folder / "data/saes/main")
     features = [FeatureRow(f"s/main/{at}", "main", at, "dpo", 20.0, 0.1) for at in range(6)]
