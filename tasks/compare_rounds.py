@@ -17,7 +17,7 @@ from saeexplainer import confidence, costs, report, report_page
 from saeexplainer.comparison import START, chain_of, summarise
 from saeexplainer.config import Params
 from saeexplainer.domains import open_domain
-from saeexplainer.records import EvaluationRow, PreferencePair, ScoreRow
+from saeexplainer.records import EvaluationRow, FeatureRow, PreferencePair, ScoreRow
 from saeexplainer.storage import read_rows, replacing, write_json
 from tasks.stage import Report, main
 
@@ -82,17 +82,16 @@ def write_costs(
     params: Params, evaluations: Mapping[str, Sequence[EvaluationRow]], scores: Mapping[str, Sequence[ScoreRow]],
     folder: Path = REPORTS,
 ) -> None:  # fmt: skip
-    """costs.json: calls and tokens of each round and evaluation, counted with the subject's tokenizer."""
-    from saeexplainer.explainer import PARTS, Prompts
+    """costs.json: calls and tokens of each round and evaluation; what an explainer reads and says is counted with its
+    own tokenizer, texts with the subject's."""
     from saeexplainer.models import open_tokenizer
 
-    tokenizer, sampling = open_tokenizer(SUBJECT), params.generate_explanations
-    asked = len(Prompts(len(tokenizer), len(PARTS[params.train_sft.direction])).ids(0, tokenizer))
+    tokenizer = open_tokenizer(SUBJECT)
     rounds = {
         name: costs.RoundCosts(
             features=len({row.feature_id for row in rows}),
             pairs=len(read_rows(ROUNDS / name / "validated.parquet", PreferencePair)),
-            sampling=costs.sampled([row.explanation for row in rows], asked, tokenizer, sampling.max_new_tokens),
+            sampling=_sampling_costs(params, name, rows),
             scoring=costs.texts_written(rows, tokenizer, params.score_explanations.writer),
         )
         for name, rows in scores.items()
@@ -101,6 +100,19 @@ def write_costs(
         name: costs.evaluation_costs(rows, tokenizer, params.evaluate.writer) for name, rows in evaluations.items()
     }
     write_json(folder / "costs.json", costs.Costs(rounds, measured))
+
+
+def _sampling_costs(params: Params, item: str, rows: Sequence[ScoreRow]) -> costs.Work:
+    """What the round's first explainer read and wrote for its candidates."""
+    from saeexplainer.explainer import Prompts, shown_contexts
+    from saeexplainer.models import open_tokenizer
+
+    tokenizer = open_tokenizer(EXPLAINERS / params.rounds[item].start)
+    prompts = Prompts(tokenizer, len(tokenizer), params.train_sft, shown_contexts(ACTIVATIONS, params.train_sft))
+    number = {row.feature_id: at for at, row in enumerate(read_rows(ACTIVATIONS / "features.parquet", FeatureRow))}
+    asked = {feature_id: len(prompts.ids(number[feature_id])) for feature_id in {row.feature_id for row in rows}}
+    read = sum(asked[row.feature_id] for row in rows)
+    return costs.sampled([row.explanation for row in rows], read, tokenizer, params.generate_explanations.max_new_tokens)
 
 
 def write_page(params: Params, comparison: dict, folder: Path = REPORTS) -> None:

@@ -2,7 +2,7 @@
 
     python -m tasks.train_sft
 
-Writes data/explainers/warmup and data/explainers/sft (ordinary transformers folders) and reports/training/sft.csv.
+Writes data/explainers/warmup and data/explainers/sft (`explainer_folder`) and reports/training/sft.csv.
 """
 
 import random
@@ -11,11 +11,12 @@ from pathlib import Path
 
 import torch
 
-from saeexplainer import models, sft
+from saeexplainer import explainer_folder, models, sft
 from saeexplainer.activations import token_batches
 from saeexplainer.config import Params
 from saeexplainer.domains import open_domain
-from saeexplainer.explainer import PARTS, Prompts, answer_ids, attach, direction_rows
+from saeexplainer.explainer import Prompts, attach, direction_rows, shown_contexts
+from saeexplainer.feature_tokens import first_feature_id
 from saeexplainer.records import ExplanationRow, FeatureRow
 from saeexplainer.seeds import seed_torch
 from saeexplainer.storage import read_rows, read_tensors, replacing
@@ -30,20 +31,19 @@ def run(params: Params) -> Report:
     config = params.train_sft
     seed = seed_torch(params.seed, "train_sft")
     draw = random.Random(seed)
-    model, tokenizer = models.open_model(SUBJECT), models.open_tokenizer(SUBJECT)
     tensors = read_tensors(ACTIVATIONS / "directions.safetensors")
     features = direction_rows(tensors, config.direction)
+    parts = explainer_folder.start(config, SUBJECT, features.shape[1], seed)
+    prompts = Prompts(
+        parts.tokenizer, first_feature_id(parts.model, parts.tokenizer), config, shown_contexts(ACTIVATIONS, config)
+    )
     warmup = raw_activations(params, draw)
-    tokens = len(PARTS[config.direction])
+    tokens = prompts.tokens_per_feature
     raw = (warmup.residuals - tensors["corpus_mean"]).repeat_interleave(tokens, dim=0)
-    attach(model, tokenizer, torch.cat([features, raw]), config, config.direction_noise)
-    prompts = Prompts(model.config.vocab_size, tokens)
+    directions = torch.cat([features, raw])
     first = len(features) // tokens
-    raw_examples = [
-        answer_ids(prompts.ids(first + at, tokenizer), description, tokenizer)
-        for at, description in enumerate(warmup.descriptions)
-    ]
-    labelled = [answer_ids(prompts.ids(feature, tokenizer), label, tokenizer) for feature, label in sft_labels()]
+    raw_examples = [prompts.example(first + at, description) for at, description in enumerate(warmup.descriptions)]
+    labelled = [prompts.example(feature, label) for feature, label in sft_labels()]
     replayed = draw.sample(raw_examples, min(len(raw_examples), replay_count(len(labelled), config.replay_share)))
     history = []
     stages = (
@@ -51,14 +51,17 @@ def run(params: Params) -> Report:
         ("sft", labelled + replayed, config.epochs, config.learning_rate, config.batch_size),
     )
     for name, examples, epochs, learning_rate, batch_size in stages:
+        hooks = attach(
+            parts.model, parts.tokenizer, directions, config, config.direction_noise, projection=parts.projection
+        )
         with tempfile.TemporaryDirectory() as scratch:
             history += sft.supervised_fine_tuning(
-                model, tokenizer, examples, epochs=epochs, learning_rate=learning_rate,
+                parts.model, parts.tokenizer, examples, config, epochs=epochs, learning_rate=learning_rate,
                 batch_size=batch_size, seed=seed, scratch=Path(scratch),
             )  # fmt: skip
+        hooks.remove()
         with replacing(EXPLAINERS / name) as folder:
-            model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
+            explainer_folder.save(parts, folder)
     write_curves(Path("reports/training/sft.csv"), history)
     return Report({}, [f"warm-up on {len(raw_examples)} raw activations, then {len(labelled)} labels"])
 
