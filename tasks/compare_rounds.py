@@ -23,7 +23,7 @@ from tasks.stage import Report, main
 
 ACTIVATIONS, LABELS = Path("data/activations"), Path("data/labels.parquet")
 EVALUATIONS, ROUNDS = Path("data/evaluations"), Path("data/rounds")
-SUBJECT = Path("data/subject")
+SUBJECT, EXPLAINERS = Path("data/subject"), Path("data/explainers")
 REPORTS = Path("reports")
 
 

@@ -21,20 +21,29 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from saeexplainer.comparison import METRICS
-from saeexplainer.config import Architecture, DomainName, Endpoint, EvaluationKind, JudgeKind, Params, Writer
+from saeexplainer.config import (
+    Architecture,
+    DomainName,
+    Endpoint,
+    EvaluationKind,
+    JudgeKind,
+    Params,
+    PromptKind,
+    Writer,
+)
 from saeexplainer.errors import UserError
 
 # Every number is finite and at least 0, every integer at least 1, every list and text not empty, but for these names.
 MAY_BE_ZERO = {  # integers that say "the first", "none" or "no limit below"
-    "seed", "hook_block", "injection_block", "lessons", "truth_documents", "context_tokens", "min_pairs",
+    "seed", "hook_block", "injection_block", "shown_contexts", "lessons", "truth_documents", "context_tokens", "min_pairs",
 }  # fmt: skip
 MAY_BE_EMPTY = {"guarded"}
 ABOVE_ZERO = {
     "temperature", "temperatures", "best_of_temperature", "top_p", "learning_rate", "warmup_learning_rate", "beta", "epochs", "warmup_epochs",
-    "injection_scale", "threshold", "twin_cosine", "max_density", "timeout_seconds",
+    "injection_scale", "alpha", "threshold", "twin_cosine", "max_density", "timeout_seconds",
 }  # fmt: skip
 AT_MOST_ONE = {
-    "top_p", "min_density", "max_density", "collision_max_density", "sft_share", "modifier_share", "wrong_share",
+    "top_p", "dropout", "min_density", "max_density", "collision_max_density", "sft_share", "modifier_share", "wrong_share",
     "warmup_modifier_share", "replay_share", "max_dropped_share", "twin_cosine", "threshold", "min_spread", "min_gap",
     "max_quarantined_share", "best_is_zero", "below_floor", "best_is_empty", "no_spread", "no_gap", "max_top_share",
     "min_distinct_share", "max_dropped_drift", "max_vocabulary_drift", "max_failed_share",
@@ -125,7 +134,7 @@ def check(params: Params) -> None:
     """What types cannot say. Raises UserError (without a file's name) on the first thing that cannot run."""
     for key, name, value in leaves(params):
         _check_leaf(key, name, value)
-    finders = (_shapes, _sampling, _features, _limits, _rounds, _evaluations, _judges, _comparison)
+    finders = (_shapes, _explainer, _sampling, _features, _limits, _rounds, _evaluations, _judges, _comparison)
     for complaint in chain(*(find(params) for find in finders)):
         raise UserError(complaint)
 
@@ -168,14 +177,16 @@ def _shapes(params: Params) -> Iterator[str]:
             f"prepare_subject.heads: is {subject.heads}; a llama head must have an even width, and d_model "
             f"{subject.d_model} gives it {subject.d_model // subject.heads}"
         )
-    for key, block in (
-        ("prepare_sae.hook_block", params.prepare_sae.hook_block),
-        ("train_sft.injection_block", params.train_sft.injection_block),
-    ):
+    blocks = [("prepare_sae.hook_block", params.prepare_sae.hook_block)]
+    lengths = []
+    if params.train_sft.pretrained is None and subject.pretrained is None:  # the explainer is of the shape given here
+        blocks.append(("train_sft.injection_block", params.train_sft.injection_block))
+        lengths.append(("generate_explanations.max_new_tokens", params.generate_explanations.max_new_tokens))
+    for key, block in blocks:
         if block >= subject.blocks:
             yield f"{key}: is {block}; must be below prepare_subject.blocks ({subject.blocks}), counting from 0"
     for key, tokens in (
-        ("generate_explanations.max_new_tokens", params.generate_explanations.max_new_tokens),
+        *lengths,
         ("score_explanations.writer.max_new_tokens", params.score_explanations.writer.max_new_tokens),
         ("evaluate.writer.max_new_tokens", params.evaluate.writer.max_new_tokens),
         ("probe_features.steer.max_new_tokens", _steered_tokens(params)),
@@ -187,6 +198,25 @@ def _shapes(params: Params) -> Iterator[str]:
 def _steered_tokens(params: Params) -> int:
     """Tokens that a steered continuation reaches with its beginning."""
     return params.probe_features.steer.prompt_tokens + params.probe_features.steer.max_new_tokens
+
+
+def _explainer(params: Params) -> Iterator[str]:
+    config, prompt = params.train_sft, params.train_sft.prompt
+    if prompt.shown_contexts > params.probe_features.first_rank:
+        yield (
+            f"train_sft.prompt.shown_contexts: is {prompt.shown_contexts}; must be at most probe_features.first_rank "
+            f"({params.probe_features.first_rank}): explanations are asked about later contexts"
+        )
+    if prompt.kind is PromptKind.tokens and (prompt.instruction is not None or prompt.shown_contexts):
+        yield "train_sft.prompt.kind: is tokens; an instruction and shown_contexts need kind chat, else null and 0"
+    wanted = ["{feature}", *["{contexts}"] * bool(prompt.shown_contexts)]
+    if prompt.kind is PromptKind.chat and sorted(re.findall(r"{\w*}", prompt.instruction or "")) != sorted(wanted):
+        yield f"train_sft.prompt.instruction: is {prompt.instruction!r}; must hold {' and '.join(wanted)}, each once"
+    if config.adapter is None and config.pretrained is not None and config.pretrained.dtype != "float32":
+        yield (
+            f"train_sft.pretrained.dtype: is {config.pretrained.dtype!r}; without train_sft.adapter every weight is "
+            "trained, which needs float32 (train_sft.bf16 computes in bfloat16 all the same)"
+        )
 
 
 def _sampling(params: Params) -> Iterator[str]:

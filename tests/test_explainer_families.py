@@ -1,0 +1,226 @@
+"""Explainers made of other families: adapters, chat prompts, another width than the subject's, padded vocabularies."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from families import FAMILIES, WIDTH, save_family
+from peft import PeftModel
+from tiny import settings
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from saeexplainer import dpo, explainer_folder, sft
+from saeexplainer.config import Adapter, Direction, ExplainerPrompt, Pretrained, PromptKind, Round, TrainSft
+from saeexplainer.errors import UserError
+from saeexplainer.explainer import Explainer, Prompts, attach, placeholder_id, shown_contexts
+from saeexplainer.feature_tokens import first_feature_id
+from saeexplainer.models import open_model, open_tokenizer, transformer_blocks, write_pointer
+from saeexplainer.records import ContextRow, FeatureRow, PreferencePair
+from saeexplainer.storage import read_tensors, write_rows
+
+NAMES = ("gpt2", "llama", "gemma2", "qwen3")
+FEATURES, BETA = 4, 0.2
+TEMPLATE = (
+    "{% for message in messages %}[{{ message['role'] }}] {{ message['content'] | trim }}\n{% endfor %}"
+    "{% if add_generation_prompt %}[model] {% endif %}"
+)
+PARAMS = settings()
+GENERATION = replace(PARAMS.generate_explanations, max_new_tokens=4)
+SAID = [("a dog", "a cat"), ("the garden", "a dog"), ("any cat", "the dog"), ("a chase", "the cat")]
+
+
+def make(name: str, folder: Path, template: str | None = TEMPLATE) -> Path:
+    """A checkpoint whose embedding has more rows than its tokenizer has tokens."""
+    save_family(name, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.resize_token_embeddings(len(tokenizer) + 5)
+    model.save_pretrained(folder)
+    return folder
+
+
+def settings_of(folder: Path, **changes: object) -> TrainSft:
+    return replace(
+        PARAMS.train_sft,
+        pretrained=Pretrained(folder.as_posix(), None, "float32", None, None),
+        adapter=Adapter(rank=4, alpha=8.0, dropout=0.05, quantize=False),
+        prompt=ExplainerPrompt(PromptKind.chat, "What is {feature}?", 0),
+        direction=Direction.decoder, injection_block=1, direction_noise=0.0, **changes,
+    )  # fmt: skip
+
+
+def directions(width: int) -> torch.Tensor:
+    return torch.randn(FEATURES, width, generator=torch.Generator().manual_seed(2))
+
+
+def frozen(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """All but the adapters and the projection."""
+    return {
+        name: weight.detach().clone() for name, weight in model.named_parameters()
+        if "lora_" not in name and "projection" not in name
+    }  # fmt: skip
+
+
+def supervised(config: TrainSft, width: int, folder: Path, scratch: Path) -> dict[str, torch.Tensor]:
+    """Two steps on labels, saved; the base's weights as they came out."""
+    torch.manual_seed(0)
+    parts = explainer_folder.start(config, scratch / "no subject", width, seed=3)
+    hooks = attach(parts.model, parts.tokenizer, directions(width), config, projection=parts.projection)
+    prompts = Prompts(parts.tokenizer, first_feature_id(parts.model, parts.tokenizer), config)
+    examples = [prompts.example(feature, chosen) for feature, (chosen, _) in enumerate(SAID)]
+    sft.supervised_fine_tuning(
+        parts.model, parts.tokenizer, examples, config, epochs=2, learning_rate=0.02, batch_size=4, seed=0,
+        scratch=scratch,
+    )  # fmt: skip
+    hooks.remove()
+    explainer_folder.save(parts, folder)
+    return frozen(parts.model)
+
+
+def preferred(config: TrainSft, width: int, start: Path, folder: Path, scratch: Path) -> list[dict[str, float]]:
+    """One round on all pairs at once with a lot of noise, saved; the log."""
+    torch.manual_seed(0)
+    parts = explainer_folder.open_parts(start, trainable=True)
+    hooks = attach(parts.model, parts.tokenizer, directions(width), config, noise=0.5, projection=parts.projection)
+    prompts = Prompts(parts.tokenizer, first_feature_id(parts.model, parts.tokenizer), config)
+    pairs = [
+        PreferencePair(f"s/main/{feature}", "dpo", *said, 1.0, 0.5, 0.5, 0.5, 0.5, "a", "b")
+        for feature, said in enumerate(SAID)
+    ]
+    data = dpo.preference_dataset(pairs, prompts, lambda feature_id: int(feature_id[-1]))
+    training = replace(PARAMS.train_dpo, epochs=2, batch_size=4, sft_weight=0.0, evaluations_per_epoch=1)
+    history = dpo.train(
+        parts.model, None, parts.tokenizer, data, data, training, Round("sft", BETA, 0.02), config, seed=0,
+        scratch=scratch,
+    )  # fmt: skip
+    hooks.remove()
+    explainer_folder.save(parts, folder)
+    return history
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What one family went through: folder/sft, folder/r1, folder/r2."""
+
+    folder: Path
+    base: Path
+    config: TrainSft
+    width: int  # of the subject
+    after_sft: dict[str, torch.Tensor]
+    history: list[dict[str, float]]  # of r2
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """Gemma's and Qwen's subject are of another width, one wider, one narrower."""
+    folder = tmp_path_factory.mktemp(request.param)
+    base = make(request.param, folder / "base")
+    width = {"gemma2": 24, "qwen3": 40}.get(request.param, WIDTH)
+    config = settings_of(base)
+    after = supervised(config, width, folder / "sft", folder)
+    preferred(config, width, folder / "sft", folder / "r1", folder)
+    history = preferred(config, width, folder / "r1", folder / "r2", folder)
+    return Trained(folder, base, config, width, after, history)
+
+
+def explainer(trained: Trained, name: str, **changes: torch.Tensor) -> Explainer:
+    tensors = {"decoder": directions(trained.width)} | changes
+    return Explainer(trained.folder / name, tensors, trained.config, GENERATION)
+
+
+def test_plain_peft_reads_what_was_saved(trained):
+    ids = torch.tensor([open_tokenizer(trained.folder / "r2")("the dog chases")["input_ids"]])
+    found = {}
+    for name in ("sft", "r1", "r2"):
+        named = json.loads((trained.folder / name / "adapter_config.json").read_text())["base_model_name_or_path"]
+        plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(named), trained.folder / name).eval()
+        with torch.no_grad():
+            found[name] = plain(input_ids=ids).logits
+            assert torch.equal(found[name], open_model(trained.folder / name)(input_ids=ids).logits)
+        assert named == trained.base.as_posix()
+        assert not list((trained.folder / name).glob("model*")), "the base is stored once"
+    assert not torch.allclose(found["sft"], found["r1"]) and not torch.allclose(found["r1"], found["r2"])
+
+
+def test_only_the_adapter_is_trained(trained):
+    before = frozen(open_model(trained.folder / "sft"))
+    assert before.keys() == trained.after_sft.keys() and len(before) > 10
+    assert all(torch.equal(before[name], weight) for name, weight in trained.after_sft.items())
+    layers = {name for name in read_tensors(trained.folder / "sft" / "adapter_model.safetensors")}
+    assert not any("head" in name or "embed" in name for name in layers)
+    for part in (FAMILIES[trained.folder.name.rstrip("0")].attention, FAMILIES[trained.folder.name.rstrip("0")].mlp):
+        assert part == "post_attention_layernorm" or part.endswith("norm") or any(f".{part}." in name for name in layers)
+
+
+def test_the_reference_is_the_rounds_start_without_noise(trained):
+    """Rewards are beta times the distance to the reference, so the log gives the reference's log-probability."""
+    start = explainer(trained, "r1")
+    for side, name in ((0, "chosen"), (1, "rejected")):
+        texts = [said[side] for said in SAID]
+        means = start.log_probabilities(range(FEATURES), texts)
+        sums = [mean * len(start.prompts.answer(text)) for mean, text in zip(means, texts, strict=True)]
+        for prefix in ("", "eval_"):
+            entries = [entry for entry in trained.history if f"{prefix}logps/{name}" in entry]
+            assert len(entries) > 1
+            for entry in entries:
+                reference = entry[f"{prefix}logps/{name}"] - entry[f"{prefix}rewards/{name}"] / BETA
+                assert reference == pytest.approx(sum(sums) / FEATURES, rel=1e-3)
+
+
+def test_generation_reads_the_direction(trained):
+    """Its neighbour's direction in the table changes nothing; its own does, and so answers differ by feature."""
+    texts = ["a dog"] * FEATURES
+    plain = explainer(trained, "r2").log_probabilities(range(FEATURES), texts)
+    turned = directions(trained.width)
+    turned[0] = -turned[0]
+    other = explainer(trained, "r2", decoder=turned)
+    found = other.log_probabilities(range(FEATURES), texts)
+    assert found[0] != pytest.approx(plain[0], rel=1e-4) and found[1:] == pytest.approx(plain[1:], rel=1e-4)
+    assert len(other.explain([0, 1], temperature=0.0)) == 2
+
+
+def test_a_projection_is_learned_once_and_kept(trained):
+    files = [trained.folder / name / explainer_folder.PROJECTION for name in ("sft", "r1", "r2")]
+    if trained.width == WIDTH:
+        assert not any(file.is_file() for file in files)
+        return
+    first, *later = [read_tensors(file)["weight"] for file in files]
+    torch.manual_seed(9)
+    start = explainer_folder.start(trained.config, Path("nowhere"), trained.width, seed=3).projection.weight
+    smaller = start if trained.width > WIDTH else start.T
+    torch.testing.assert_close(smaller @ smaller.T, torch.eye(len(smaller)), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(first, start, atol=1e-3) and all(torch.equal(first, weight) for weight in later)
+
+
+def test_ids_of_features_lie_beyond_a_padded_vocabulary(trained):
+    model, tokenizer = open_model(trained.folder / "sft"), open_tokenizer(trained.folder / "sft")
+    rows = model.get_input_embeddings().weight.shape[0]
+    assert rows == len(tokenizer) + 5 and first_feature_id(model, tokenizer) == rows
+    ids = explainer(trained, "sft").prompts.ids(2)
+    assert [number for number in ids if number >= rows] == [rows + 2]
+
+
+def test_what_is_added_after_the_block_is_by_hand(trained):
+    """With the saved projection: h + c ||h|| Wv / ||Wv||."""
+    asked = explainer(trained, "r1")
+    ids = torch.tensor([asked.prompts.ids(1)])
+    at = int((ids[0] >= asked.prompts.first_id).nonzero())
+    plain = open_model(trained.folder / "r1")
+    replaced = ids.where(ids < asked.prompts.first_id, placeholder_id(asked.tokenizer))
+    with torch.no_grad():
+        h = plain(input_ids=replaced, output_hidden_states=True).hidden_states[2][0, at]
+    v = directions(trained.width)[1]
+    if trained.width != WIDTH:
+        v = read_tensors(trained.folder / "r1" / explainer_folder.PROJECTION)["weight"] @ v
+    seen = []
+    block = transformer_blocks(asked.model)[2]
+    handle = block.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        asked.model(input_ids=ids)
+    handle.remove()
+    expected = h + trained.config.injection_scale * h.norm() * v / v.norm()
+    torch.testing.assert_close(seen[0][0, at], expected, rtol=1e-4, atol=1e-4)
