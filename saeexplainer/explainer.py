@@ -8,7 +8,7 @@ part of an explainer's folder (`explainer_folder`), they come from data/activati
 import math
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,10 +39,9 @@ PARTS = {
 }
 
 
-def direction_rows(
-    tensors: dict[str, Float[Tensor, "features d_model"]], direction: Direction
-) -> Float[Tensor, "rows d_model"]:
-    """The table of directions: a feature's tokens are consecutive rows."""
+def direction_rows(tensors: Mapping[str, Tensor], direction: Direction) -> Float[Tensor, "rows d_in"]:
+    """The table of directions: a feature's tokens are consecutive rows. Of `tensors` those that the direction names are
+    read, [features, d_in] each."""
     parts = torch.stack([tensors[name] for name in PARTS[direction]], dim=1)
     return parts.flatten(0, 1)
 
@@ -180,7 +179,7 @@ class Explainer:
     def __init__(
         self,
         folder: Path,
-        tensors: dict[str, Float[Tensor, "features d_model"]],
+        tensors: Mapping[str, Tensor],
         injection: TrainSft,
         generation: GenerateExplanations,
         contexts: Sequence[str] = (),

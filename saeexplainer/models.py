@@ -205,7 +205,9 @@ def _four_bits(quantize: bool) -> dict[str, Any]:
     from transformers import BitsAndBytesConfig
 
     if find_spec("bitsandbytes") is None:
-        raise UserError("adapter.quantize: needs the package bitsandbytes, which is not here; install it, or give false")
+        raise UserError(
+            "adapter.quantize: needs the package bitsandbytes, which is not here; install it, or give false"
+        )
     return {
         "quantization_config": BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
@@ -407,9 +409,7 @@ def generate(
         for row, index in enumerate(indices):
             mask[row, width - len(prompts[index]) :] = 1
         device = model.get_input_embeddings().weight.device
-        output = model.generate(
-            input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config
-        )
+        output = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config)
         for index, text in zip(indices, tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)):
             texts[index] = text.strip()
     return texts

@@ -87,10 +87,8 @@ class _Loaded(Explainer):
         self, tensors: Mapping[str, Float[Tensor, "features d_model"]], contexts: Sequence[str]
     ) -> Iterator[None]:
         """Inside, feature number n is row n of `tensors`, and of `contexts`."""
-        self.prompts = Prompts(
-            self.tokenizer, first_feature_id(self.model, self.tokenizer), self.injection, contexts
-        )
-        directions = direction_rows(dict(tensors), self.injection.direction)
+        self.prompts = Prompts(self.tokenizer, first_feature_id(self.model, self.tokenizer), self.injection, contexts)
+        directions = direction_rows(tensors, self.injection.direction)
         tokens = attach(self.model, self.tokenizer, directions, self.injection, projection=self.projection)
         try:
             yield

@@ -112,7 +112,9 @@ def _sampling_costs(params: Params, item: str, rows: Sequence[ScoreRow]) -> cost
     number = {row.feature_id: at for at, row in enumerate(read_rows(ACTIVATIONS / "features.parquet", FeatureRow))}
     asked = {feature_id: len(prompts.ids(number[feature_id])) for feature_id in {row.feature_id for row in rows}}
     read = sum(asked[row.feature_id] for row in rows)
-    return costs.sampled([row.explanation for row in rows], read, tokenizer, params.generate_explanations.max_new_tokens)
+    return costs.sampled(
+        [row.explanation for row in rows], read, tokenizer, params.generate_explanations.max_new_tokens
+    )
 
 
 def write_page(params: Params, comparison: dict, folder: Path = REPORTS) -> None:

@@ -41,9 +41,7 @@ def run(params: Params, item: str) -> Report:
     )
     pairs = read_rows(ROUNDS / item / "validated.parquet", PreferencePair)
     datasets = {
-        split: dpo.preference_dataset(
-            [pair for pair in pairs if pair.split == split], prompts, number.__getitem__
-        )
+        split: dpo.preference_dataset([pair for pair in pairs if pair.split == split], prompts, number.__getitem__)
         for split in ("dpo", "valid")
     }
     with tempfile.TemporaryDirectory() as scratch:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from saeexplainer.config import Architecture, Direction
 from saeexplainer.errors import UserError
 from saeexplainer.explainer import Explainer, Prompts, attach, direction_rows
-from saeexplainer.feature_tokens import FeatureTokens
+from saeexplainer.feature_tokens import FeatureTokens, new_projection
 from saeexplainer.models import generate, transformer_blocks
 
 ROWS, SCALE, BLOCK = 6, 1.5, 1
@@ -181,6 +181,25 @@ def test_noise_is_added_in_training_alone_and_keeps_the_norm(plain, architecture
         torch.testing.assert_close((drawn - h)[0, 2].norm(), SCALE * h[0, 2].norm())
         assert not torch.allclose(drawn[0, 2], exact[0, 2], rtol=1e-2)
     assert not torch.allclose(first[0, 2], second[0, 2], rtol=1e-3)
+
+
+def test_gradient_checkpointing_changes_no_gradient(plain, architecture):
+    """The noise of the second forward pass is that of the first, and the projection is trained by both."""
+    ids = torch.tensor([[1, BASE + 2, WORDS[0], BASE, WORDS[1]]])
+    found = []
+    for checkpointing in (False, True):
+        model = tiny_model(architecture).train()
+        projection = new_projection(WIDTH + 4, WIDTH, seed=1)
+        wider = torch.cat([DIRECTIONS, DIRECTIONS[:, :4]], dim=1)
+        put(model, directions=wider, noise=0.3, projection=projection)
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        torch.manual_seed(0)
+        model(input_ids=ids, labels=ids.where(ids < BASE, -100)).loss.backward()
+        found.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    assert found[0].keys() == found[1].keys() and found[0]["feature_projection.weight"].abs().sum() > 0
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, msg=name)
 
 
 def test_remove_takes_everything_off(plain, architecture):

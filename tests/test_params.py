@@ -40,6 +40,7 @@ def test_the_committed_file_loads_as_frozen_dataclasses() -> None:
         loaded.seed = 1  # type: ignore[misc]
 
 
+BFLOAT16 = {"source": "folder", "revision": None, "dtype": "bfloat16", "device_map": None, "attention": None}
 WRONG = {
     "unknown key": ({"train_sft__epoch": 3}, "train_sft.epoch", "did you mean epochs?"),
     "unknown section": ({"train_sfd": 3}, "train_sfd", "did you mean train_sft?"),
@@ -54,10 +55,7 @@ WRONG = {
     "an instruction that nobody reads": (
         {"train_sft__prompt__instruction": "What is {feature}?"}, "train_sft.prompt.kind", "chat",
     ),
-    "whole training in bfloat16": (
-        {"train_sft__pretrained": dict.fromkeys(["revision", "device_map", "attention"]) | {"source": "folder", "dtype": "bfloat16"}},
-        "train_sft.pretrained.dtype", "float32",
-    ),
+    "whole training in bfloat16": ({"train_sft__pretrained": BFLOAT16}, "train_sft.pretrained.dtype", "float32"),
     "no value": ({"prepare_subject__steps": None}, "prepare_subject.steps", ""),
     "unknown choice": ({"train_sft__direction": "up"}, "train_sft.direction", "mean_activation"),
     "missing key": ({"train_sft__epochs": REMOVED}, "train_sft.epochs", "missing"),
