@@ -125,20 +125,16 @@ def make_sae(bench: Bench, device: "torch.device") -> Any:
     return JumpReLUSAE(JumpReLUSAEConfig(d_in=whole(bench).width, d_sae=bench.d_sae, device=str(device)))
 
 
-def make_tokenizer(bench: Bench, features: int) -> "PreTrainedTokenizerFast":
-    """One token a word, `w3` the fourth, as many as the model has; feature tokens follow them."""
+def make_tokenizer(bench: Bench) -> "PreTrainedTokenizerFast":
+    """One token a word, as many as the model has."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
-
-    from saeexplainer.explainer import add_feature_tokens
 
     words = SPECIAL + [f"w{at}" for at in range(whole(bench).vocabulary - len(SPECIAL))]
     raw = Tokenizer(models.WordLevel({word: at for at, word in enumerate(words)}, unk_token=SPECIAL[-1]))
     raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     bos, eos, pad = SPECIAL
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token=bos, eos_token=eos, pad_token=pad)
-    add_feature_tokens(tokenizer, features)
-    return tokenizer
+    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token=bos, eos_token=eos, pad_token=pad)
 
 
 def attach_features(model: "PreTrainedModel", features: int) -> None:
@@ -148,7 +144,9 @@ def attach_features(model: "PreTrainedModel", features: int) -> None:
     from saeexplainer.feature_tokens import FeatureTokens
 
     directions = torch.randn(features, model.config.hidden_size, device=model.device, dtype=model.dtype)
-    FeatureTokens(model, directions, placeholder_id=0, block=1, scale=1.0)
+    FeatureTokens(
+        model, directions, first_id=model.config.vocab_size, placeholder_id=0, block=1, scale=1.0
+    )  # fmt: skip
 
 
 def random_ids(bench: Bench, rows: int, tokens: int, device: "torch.device") -> "Tensor":
@@ -230,7 +228,7 @@ def generation(bench: Bench, device: "torch.device") -> Work:
 
     from saeexplainer.models import generate
 
-    model, tokenizer = make_model(whole(bench), bench, device), make_tokenizer(bench, features=0)
+    model, tokenizer = make_model(whole(bench), bench, device), make_tokenizer(bench)
     attach_features(model, bench.sequences)
     tokenizer.eos_token = None
     prompts = random_ids(bench, bench.sequences, bench.prompt_tokens, torch.device("cpu"))
@@ -252,11 +250,16 @@ def preference(bench: Bench, device: "torch.device") -> Work:
 
     disable_progress_bars()
     features = bench.pairs
-    model, tokenizer = make_model(whole(bench), bench, device), make_tokenizer(bench, features)
+    model, tokenizer = make_model(whole(bench), bench, device), make_tokenizer(bench)
     attach_features(model, features)
-    prompt, answer = " w1" * (bench.prompt_tokens - 2), " w2" * (bench.answer_tokens - 2)
+    one, other = len(SPECIAL), len(SPECIAL) + 1  # token ids
+    prompt, answer = [one] * (bench.prompt_tokens - 2), [other] * (bench.answer_tokens - 2)
     rows = [
-        {"prompt": f"<bos>{prompt} <feature:{at}>", "chosen": f"{answer} w{at}", "rejected": f"{answer} w{at + 1}"}
+        {
+            "prompt_ids": [tokenizer.bos_token_id, *prompt, whole(bench).vocabulary + at],
+            "chosen_ids": [*answer, one, tokenizer.eos_token_id],
+            "rejected_ids": [*answer, other, tokenizer.eos_token_id],
+        }
         for at in range(features)
     ]
 
@@ -274,7 +277,9 @@ def train(
     """The seconds of each step over the rows."""
     from peft import LoraConfig
     from transformers import PrinterCallback
-    from trl import DPOConfig, DPOTrainer
+    from trl import DPOConfig
+
+    from saeexplainer.dpo import prepared_trainer
 
     arguments = DPOConfig(
         output_dir=str(scratch), num_train_epochs=1, per_device_train_batch_size=bench.pairs, learning_rate=5e-6,
@@ -282,7 +287,7 @@ def train(
         logging_strategy="no", use_cpu=device.type == "cpu", dataloader_pin_memory=False, disable_tqdm=True,
     )  # fmt: skip
     adapter = LoraConfig(r=bench.rank, lora_alpha=2 * bench.rank, lora_dropout=0.05, target_modules="all-linear")
-    trainer = DPOTrainer(
+    trainer = prepared_trainer()(
         model=model, args=arguments, train_dataset=rows, processing_class=tokenizer, peft_config=adapter
     )
     trainer.remove_callback(PrinterCallback)  # it prints to standard output

@@ -78,6 +78,32 @@ class Corpus:
     packed: bool  # documents are joined and cut to context_length tokens; false: a long one is cut, the rest unread
 
 
+class PromptKind(StrEnum):
+    """How the explainer is asked."""
+
+    tokens = "tokens"  # <explain>, the feature's tokens, <about>: of a tokenizer made here
+    chat = "chat"  # an instruction in the user's turn of the tokenizer's chat template
+
+
+@dataclass(frozen=True)
+class ExplainerPrompt:
+    """What the explainer is asked; the feature's tokens stand in it."""
+
+    kind: PromptKind
+    instruction: str | None  # of chat: holds {feature}, and {contexts} where any are shown; null for tokens
+    shown_contexts: int  # of the feature's strongest that stand in it, never one that evaluations ask about; 0: none
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """Low-rank weights (LoRA) on every linear layer but the output head; the model itself stays as it is."""
+
+    rank: int  # of each layer's update
+    alpha: float  # the update counts alpha / rank times
+    dropout: float  # of the updates' inputs, in supervised training; TRL's DPO switches it off
+    quantize: bool  # the model in 4 bits (QLoRA); needs the package bitsandbytes
+
+
 @dataclass(frozen=True)
 class PrepareSubject:
     """The subject model: trained here, where it is writer and start of the explainer too, or one of others."""
@@ -188,17 +214,23 @@ class LabelFeatures:
 class TrainSft:
     """The explainer before any preference: warm-up on raw activations, then supervised labels."""
 
+    pretrained: Pretrained | None  # the model that it is made of; null: the subject
+    adapter: Adapter | None  # null: every weight is trained, in all rounds too
+    prompt: ExplainerPrompt
+    bf16: bool  # this training and the rounds' compute in bfloat16, weights as they are
+    gradient_checkpointing: bool  # these keep few activations and compute the others again: less memory, more time
+    accumulate: int  # batches whose gradients are added up before a step, warm-up's too
     direction: Direction  # what the explainer reads of a feature
     injection_block: int  # the direction is added after this block (0-based) of the explainer
     injection_scale: float  # c of METHOD: the added vector's norm over the residual's norm
     warmup_examples: int  # raw activations to verbalise; no SAE feature is seen; 0: there is no warm-up
     warmup_epochs: float  # over the warm-up examples
-    warmup_batch_size: int  # sequences a step
+    warmup_batch_size: int  # sequences at once
     warmup_learning_rate: float  # peak, AdamW
     warmup_modifier_share: float  # share of warm-up descriptions with a second concept
     epochs: float  # over the labels of the sft split
     learning_rate: float  # peak, AdamW, on the labels
-    batch_size: int  # sequences a step
+    batch_size: int  # sequences at once
     replay_share: float  # share of warm-up examples mixed into the labels; 0 without warm-up
     direction_noise: float  # training only: standard deviation of relative gaussian noise on the injected direction
 
@@ -344,7 +376,8 @@ class TrainDpo:
     """What all rounds share of DPO (TRL's DPOTrainer)."""
 
     epochs: float  # over the pairs
-    batch_size: int  # pairs a step
+    batch_size: int  # pairs at once
+    accumulate: int  # batches whose gradients are added up before a step
     loss: DpoLoss
     sft_weight: float  # weight of the negative log-likelihood of chosen beside it
     direction_noise: float  # as in TrainSft

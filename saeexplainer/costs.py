@@ -107,9 +107,9 @@ SAGE = Published((19, 34), (350_000, 750_000), (0.15, 0.27))
 def sampled(
     explanations: Sequence[str], prompt_tokens: int, tokenizer: "PreTrainedTokenizerFast", max_new_tokens: int
 ) -> Work:
-    """The work behind explanations, empty ones included, each from a prompt of `prompt_tokens` tokens."""
+    """The work behind explanations, empty ones included, from prompts of `prompt_tokens` tokens in all."""
     written = sum(_written_tokens(explanations, tokenizer, max_new_tokens))
-    return Work(len(explanations), len(explanations) * prompt_tokens, written, 0)
+    return Work(len(explanations), prompt_tokens, written, 0)
 
 
 def texts_written(

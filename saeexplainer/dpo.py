@@ -11,66 +11,84 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from saeexplainer.config import Round, TrainDpo
+from saeexplainer.config import Round, TrainDpo, TrainSft
 from saeexplainer.errors import UserError
+from saeexplainer.explainer import Prompts
 from saeexplainer.records import PreferencePair
-from saeexplainer.sft import check_trained
+from saeexplainer.sft import check_trained, trained_weights
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from trl import DPOConfig, DPOTrainer
 
 
-def preference_dataset(pairs: Sequence[PreferencePair], prompt: Callable[[str], str]) -> "Dataset":
-    """TRL's columns; `prompt` gives the text put to the explainer for a feature id."""
+def preference_dataset(pairs: Sequence[PreferencePair], prompts: Prompts, number: Callable[[str], int]) -> "Dataset":
+    """TRL's columns of token ids; `number` gives the row of a feature id in the table that the explainer reads."""
     from datasets import Dataset
 
     return Dataset.from_dict(
         {
-            "prompt": [prompt(pair.feature_id) for pair in pairs],
-            "chosen": [" " + pair.chosen_explanation for pair in pairs],
-            "rejected": [" " + pair.rejected_explanation for pair in pairs],
+            "prompt_ids": [prompts.ids(number(pair.feature_id)) for pair in pairs],
+            "chosen_ids": [prompts.answer(pair.chosen_explanation) for pair in pairs],
+            "rejected_ids": [prompts.answer(pair.rejected_explanation) for pair in pairs],
         }
     )
 
 
 def train(
-    model: "PreTrainedModel", reference: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast",
-    training: "Dataset", validation: "Dataset", config: TrainDpo, round_: Round, *, seed: int, scratch: Path,
+    model: "PreTrainedModel", reference: "PreTrainedModel | None", tokenizer: "PreTrainedTokenizerFast",
+    training: "Dataset", validation: "Dataset", config: TrainDpo, round_: Round, how: TrainSft, *, seed: int,
+    scratch: Path,
 ) -> list[dict[str, float]]:  # fmt: skip
-    """Train `model` in place; both models carry their feature tokens already. Returns the log.
+    """Train `model` in place; the models carry their feature tokens already. Returns the log. No reference is given with
+    an adapted model: a frozen copy of the adapter it starts with is the reference then, on the same base.
 
     Raises UserError if there are no pairs, RuntimeError if training left the weights unchanged.
     """
-    from trl import DPOConfig, DPOTrainer
-
     if not len(training) or not len(validation):
         raise UserError(
             f"train_dpo: {len(training)} training and {len(validation)} validation pairs; both are needed: "
             "loosen build_preferences or raise generate_explanations.candidates"
         )
-    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    steps = max(1, -(-len(training) // config.batch_size))
-    sft = config.sft_weight > 0
-    arguments = DPOConfig(
-        output_dir=str(scratch), num_train_epochs=config.epochs, learning_rate=round_.learning_rate, beta=round_.beta,
-        per_device_train_batch_size=config.batch_size, per_device_eval_batch_size=4 * config.batch_size,
-        loss_type=[config.loss.value, *["sft"] * sft], loss_weights=[1.0, config.sft_weight] if sft else None,
-        lr_scheduler_type="cosine", warmup_steps=0.05, max_length=None, seed=seed, data_seed=seed, bf16=False,
-        save_strategy="no", eval_strategy="steps", eval_steps=max(1, steps // config.evaluations_per_epoch),
-        logging_steps=max(1, steps // 10), report_to="none", use_cpu=not torch.cuda.is_available(),
-        gradient_checkpointing=False, dataloader_pin_memory=False,
-    )  # fmt: skip
-    best = best_checkpoint()
-    trainer = DPOTrainer(
-        model=model, ref_model=reference, args=arguments, train_dataset=training, eval_dataset=validation,
-        processing_class=tokenizer, callbacks=[best],
+    before, best = trained_weights(model), best_checkpoint()
+    trainer = prepared_trainer()(
+        model=model, ref_model=reference, args=_arguments(config, round_, how, len(training), seed, scratch),
+        train_dataset=training, eval_dataset=validation, processing_class=tokenizer, callbacks=[best],
     )  # fmt: skip
     trainer.train()
     trainer.evaluate()
     best.restore(model)
     check_trained(model, before)
     return trainer.state.log_history
+
+
+def _arguments(config: TrainDpo, round_: Round, how: TrainSft, pairs: int, seed: int, scratch: Path) -> "DPOConfig":
+    from trl import DPOConfig
+
+    steps = max(1, -(-pairs // (config.batch_size * config.accumulate)))
+    sft = config.sft_weight > 0
+    return DPOConfig(
+        output_dir=str(scratch), num_train_epochs=config.epochs, learning_rate=round_.learning_rate, beta=round_.beta,
+        per_device_train_batch_size=config.batch_size, per_device_eval_batch_size=4 * config.batch_size,
+        gradient_accumulation_steps=config.accumulate, bf16=how.bf16,
+        loss_type=[config.loss.value, *["sft"] * sft], loss_weights=[1.0, config.sft_weight] if sft else None,
+        lr_scheduler_type="cosine", warmup_steps=0.05, max_length=None, seed=seed, data_seed=seed,
+        save_strategy="no", eval_strategy="steps", eval_steps=max(1, steps // config.evaluations_per_epoch),
+        logging_steps=max(1, steps // 10), report_to="none", use_cpu=not torch.cuda.is_available(),
+        gradient_checkpointing=how.gradient_checkpointing, dataloader_pin_memory=False,
+    )  # fmt: skip
+
+
+def prepared_trainer() -> "type[DPOTrainer]":
+    """TRL's trainer over token ids that are there already; its own tokenizing knows text alone, and no feature ids."""
+    from trl import DPOTrainer
+
+    class PreparedTrainer(DPOTrainer):
+        def _prepare_dataset(self, dataset, *_args, **_named):
+            return dataset
+
+    return PreparedTrainer
 
 
 def best_checkpoint() -> Any:
@@ -87,10 +105,10 @@ def best_checkpoint() -> Any:
             key = (metrics["eval_rewards/accuracies"], metrics["eval_rewards/margins"])
             if self.key is None or key > self.key:
                 self.key = key
-                self.weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
+                self.weights = trained_weights(model)
 
         def restore(self, model: "PreTrainedModel") -> None:
             """Put the kept weights back."""
-            model.load_state_dict(self.weights)
+            model.load_state_dict(self.weights, strict=False)
 
     return BestCheckpoint()

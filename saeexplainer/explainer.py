@@ -1,24 +1,30 @@
 """The explainer: what it is asked, which directions it reads, and how it answers.
 
-Its prompt is `<explain>`, the feature's token or tokens, `<about>`; its answer is a description. An explainer's folder
-is an ordinary transformers folder; the directions are not part of it, they come from data/activations.
+Its prompt is `<explain>`, the feature's token or tokens, `<about>`; or an instruction to a chat model with those tokens
+in it, and with some of the feature's contexts if they are asked for. Its answer is a description. The directions are no
+part of an explainer's folder (`explainer_folder`), they come from data/activations.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from saeexplainer.config import Direction, GenerateExplanations, TrainSft
+from saeexplainer.config import Direction, ExplainerPrompt, GenerateExplanations, PromptKind, TrainSft
 from saeexplainer.domain import ABOUT, EXPLAIN, FEATURE
-from saeexplainer.feature_tokens import FeatureTokens
-from saeexplainer.models import by_length, generate, open_model, open_tokenizer
+from saeexplainer.errors import UserError
+from saeexplainer.explainer_folder import open_parts
+from saeexplainer.feature_tokens import FeatureTokens, first_feature_id
+from saeexplainer.models import by_length, check_context, generate, special_ids
+from saeexplainer.records import ContextRow, FeatureRow
+from saeexplainer.storage import read_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -33,71 +39,138 @@ PARTS = {
 }
 
 
-def direction_rows(
-    tensors: dict[str, Float[Tensor, "*features d_model"]], direction: Direction
-) -> Float[Tensor, "rows d_model"]:
-    """The table of directions: a feature's tokens are consecutive rows. `tensors` may hold more."""
+def direction_rows(tensors: Mapping[str, Tensor], direction: Direction) -> Float[Tensor, "rows d_in"]:
+    """The table of directions: a feature's tokens are consecutive rows. Of `tensors` those that the direction names are
+    read, [features, d_in] each."""
     parts = torch.stack([tensors[name] for name in PARTS[direction]], dim=1)
     return parts.flatten(0, 1)
 
 
-@dataclass(frozen=True)
 class Prompts:
-    """How feature number n is put to the explainer."""
+    """How feature number n is put to the explainer, and what it is to answer, as token ids."""
 
-    first_id: int  # token id of row 0: the base vocabulary's size
-    tokens_per_feature: int
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerFast",
+        first_id: int,
+        config: TrainSft,
+        contexts: Sequence[str] = (),
+    ) -> None:
+        """first_id: token id of row 0 of the directions. contexts: as `shown_contexts` gives them; a number beyond them
+        is of no feature but of a raw activation, and has none. Raises UserError if the tokenizer lacks what the prompt
+        needs."""
+        self.first_id = first_id
+        self.tokens_per_feature = len(PARTS[config.direction])
+        self._tokenizer = tokenizer
+        # Text that names a special token must not end the turn it stands in.
+        names = "|".join(re.escape(tokenizer.convert_ids_to_tokens(number)) for number in special_ids(tokenizer))
+        self._contexts = [re.sub(names, "", shown) for shown in contexts]
+        in_chat = config.prompt.kind is PromptKind.chat
+        # A leading space, as the description has after `<about>` in the lessons; a chat's answer begins a line.
+        self._lead = "" if in_chat else " "
+        self._sides = _chat_sides(tokenizer, config.prompt) if in_chat else _token_sides(tokenizer)
 
-    def text(self, feature: int) -> str:
-        """The prompt of a feature as text; `add_feature_tokens` makes a tokenizer read it."""
-        rows = range(feature * self.tokens_per_feature, (feature + 1) * self.tokens_per_feature)
-        return EXPLAIN + "".join(feature_token(row) for row in rows) + ABOUT
-
-    def ids(self, feature: int, tokenizer: "PreTrainedTokenizerFast") -> list[int]:
-        """The prompt of a feature as token ids, BOS first; needs no added token."""
+    def ids(self, feature: int) -> list[int]:
+        """The prompt of a feature."""
         start = self.first_id + feature * self.tokens_per_feature
-        explain, about = tokenizer.convert_tokens_to_ids([EXPLAIN, ABOUT])
-        return [tokenizer.bos_token_id, explain, *range(start, start + self.tokens_per_feature), about]
+        shown = self._contexts[feature] if feature < len(self._contexts) else ""
+        before, after = (self._encoded(side.replace("{contexts}", shown)) for side in self._sides)
+        return [*before, *range(start, start + self.tokens_per_feature), *after]
+
+    def answer(self, description: str) -> list[int]:
+        """A description as the explainer gives it, its end included."""
+        return [*self._encoded(self._lead + description), self._tokenizer.eos_token_id]
+
+    def example(self, feature: int, description: str) -> dict[str, list[int]]:
+        """Token ids and labels of one supervised example; the prompt, and so every feature token, is masked."""
+        prompt, answer = self.ids(feature), self.answer(description)
+        return {"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer}
+
+    def _encoded(self, text: str) -> list[int]:
+        return self._tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def feature_token(row: int) -> str:
-    """The name of a feature token in text."""
-    return f"<feature:{row}>"
+def _token_sides(tokenizer: "PreTrainedTokenizerFast") -> tuple[str, str]:
+    """What stands before and after the feature's tokens: marks that a tokenizer made here has."""
+    for mark in (EXPLAIN, ABOUT):
+        if tokenizer.convert_tokens_to_ids(mark) in (None, tokenizer.unk_token_id):
+            raise UserError(
+                f"train_sft.prompt.kind: tokens, but the tokenizer of {tokenizer.name_or_path} has no {mark}; give chat"
+            )
+    return tokenizer.bos_token + EXPLAIN, ABOUT
 
 
-def add_feature_tokens(tokenizer: "PreTrainedTokenizerFast", rows: int) -> None:
-    """Teach the tokenizer the names of the feature tokens; their ids follow the base vocabulary, as the hooks expect.
+def _chat_sides(tokenizer: "PreTrainedTokenizerFast", prompt: ExplainerPrompt) -> tuple[str, str]:
+    """The instruction in the user's turn, and the answer opened. The template's own special tokens are read as such."""
+    if tokenizer.chat_template is None:
+        raise UserError(
+            f"train_sft.prompt.kind: chat, but the tokenizer of {tokenizer.name_or_path} has no chat template; name an "
+            "instruction-tuned model in train_sft.pretrained, or put chat_template.jinja into the model's folder"
+        )
+    # A template that knows enable_thinking then opens the answer itself; the others ignore it.
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt.instruction}],
+        add_generation_prompt=True, enable_thinking=False, tokenize=False,
+    )  # fmt: skip
+    before, _, after = text.partition("{feature}")
+    return before, after
 
-    Only a trainer that tokenizes by itself needs this; the tokenizer is not saved with them.
+
+def placeholder_id(tokenizer: "PreTrainedTokenizerFast") -> int:
+    """The token whose embedding stands where a feature's token is: <feature>, or an ordinary "?".
+
+    Not one of the reserved tokens that many tokenizers have: their embeddings were never trained, and the direction is
+    added in units of the residual's norm there.
     """
-    from tokenizers import AddedToken
+    found = tokenizer.convert_tokens_to_ids(FEATURE)
+    if found not in (None, tokenizer.unk_token_id):
+        return found
+    return tokenizer("?", add_special_tokens=False)["input_ids"][-1]
 
-    tokenizer.add_tokens([AddedToken(feature_token(row), special=True, normalized=False) for row in range(rows)])
+
+def shown_contexts(folder: Path, config: TrainSft) -> list[str]:
+    """What stands for {contexts} in the prompt of each feature of the table in `folder` (data/activations): a line for
+    each of its strongest contexts, the strongest token between << and >>. None of any if the prompt shows none."""
+    if not config.prompt.shown_contexts:
+        return []
+    lines: dict[str, list[str]] = defaultdict(list)
+    for row in sorted(read_rows(folder / "contexts.parquet", ContextRow), key=lambda row: row.rank):
+        if row.rank < config.prompt.shown_contexts:
+            lines[row.feature_id].append(f"- {_marked(row)}")
+    return ["\n".join(lines[row.feature_id]) for row in read_rows(folder / "features.parquet", FeatureRow)]
+
+
+def _marked(context: ContextRow) -> str:
+    """A context on one line."""
+    end = 0
+    for token in context.tokens[: context.peak + 1]:
+        # A character of several tokens is the text of each of them: it is found once.
+        end = max(end, context.text.find(token, end) + len(token))
+    core = context.tokens[context.peak].strip()
+    start = max(0, end - len(context.tokens[context.peak].lstrip()))
+    marked = f"{context.text[:start]}<<{core}>>{context.text[start + len(core) :]}"
+    return " ".join(marked.split())
 
 
 def attach(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerFast",
-    directions: Float[Tensor, "rows d_model"],
+    directions: Float[Tensor, "rows d_in"],
     config: TrainSft,
     noise: float = 0.0,
+    projection: nn.Linear | None = None,
 ) -> FeatureTokens:
     """Put the feature tokens of a table of directions on an explainer."""
     return FeatureTokens(
         model,
         directions,
-        placeholder_id=tokenizer.convert_tokens_to_ids(FEATURE),
+        first_id=first_feature_id(model, tokenizer),
+        placeholder_id=placeholder_id(tokenizer),
         block=config.injection_block,
         scale=config.injection_scale,
         noise=noise,
+        projection=projection,
     )
-
-
-def answer_ids(prompt: list[int], description: str, tokenizer: "PreTrainedTokenizerFast") -> dict[str, list[int]]:
-    """Token ids and labels of one supervised example; the prompt, and so every feature token, is masked."""
-    # A leading space, as the description has after `<about>` in the lessons.
-    answer = tokenizer(" " + description, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
-    return {"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer}
 
 
 class Explainer:
@@ -106,21 +179,29 @@ class Explainer:
     def __init__(
         self,
         folder: Path,
-        tensors: dict[str, Float[Tensor, "features d_model"]],
+        tensors: Mapping[str, Tensor],
         injection: TrainSft,
         generation: GenerateExplanations,
+        contexts: Sequence[str] = (),
     ) -> None:
-        """`tensors` are the table's vectors by name, of which `injection.direction` picks. Raises UserError if the folder
-        is no model."""
-        self.model, self.tokenizer = open_model(folder), open_tokenizer(folder)
-        self.generation = generation
-        self.prompts = Prompts(self.model.config.vocab_size, len(PARTS[injection.direction]))
-        attach(self.model, self.tokenizer, direction_rows(tensors, injection.direction), injection)
+        """`tensors` are the table's vectors by name, of which `injection.direction` picks; contexts as `shown_contexts`
+        gives them. Raises UserError if the folder holds no explainer."""
+        parts = open_parts(folder)
+        self.model, self.tokenizer, self.generation = parts.model, parts.tokenizer, generation
+        self.prompts = Prompts(self.tokenizer, first_feature_id(self.model, self.tokenizer), injection, contexts)
+        directions = direction_rows(tensors, injection.direction)
+        attach(self.model, self.tokenizer, directions, injection, projection=parts.projection)
 
     def explain(self, features: Sequence[int], temperature: float, progress: str = "") -> list[str]:
-        """One explanation for each entry of `features` (repeat a feature to sample it again); temperature 0 is greedy."""
+        """One explanation for each entry of `features` (repeat a feature to sample it again); temperature 0 is greedy.
+
+        Raises UserError if a prompt leaves no room for an answer.
+        """
+        prompts = [self.prompts.ids(feature) for feature in features]
+        most = max(map(len, prompts), default=0) + self.generation.max_new_tokens
+        check_context(self.model, most, "generate_explanations.max_new_tokens, prompt included")
         return generate(
-            self.model, self.tokenizer, [self.prompts.ids(feature, self.tokenizer) for feature in features],
+            self.model, self.tokenizer, prompts,
             temperature=temperature, top_p=self.generation.top_p, max_new_tokens=self.generation.max_new_tokens,
             batch_size=self.generation.batch_size, progress=progress,
         )  # fmt: skip
@@ -133,13 +214,14 @@ class Explainer:
         has NaN.
         """
         examples = [
-            answer_ids(self.prompts.ids(feature, self.tokenizer), explanation, self.tokenizer)
+            self.prompts.example(feature, explanation)
             for feature, explanation in zip(features, explanations, strict=True)
         ]
         found = [math.nan] * len(examples)
         for indices in by_length([len(example["input_ids"]) for example in examples], self.generation.batch_size):
             ids, mask, labels = self._padded([examples[index] for index in indices])
-            logits = self.model(input_ids=ids, attention_mask=mask).logits[:, :-1]
+            logits = self.model(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
+            labels = labels.to(logits.device)
             losses = F.cross_entropy(logits.transpose(1, 2), labels[:, 1:], reduction="none", ignore_index=-100)
             means = -losses.sum(dim=1) / (labels[:, 1:] != -100).sum(dim=1)
             for index, mean in zip(indices, means.tolist(), strict=True):
@@ -156,4 +238,5 @@ class Explainer:
             ids[row, :length] = torch.tensor(example["input_ids"])
             mask[row, :length] = 1
             labels[row, :length] = torch.tensor(example["labels"])
-        return ids, mask.long(), labels
+        device = self.model.get_input_embeddings().weight.device
+        return ids.to(device), mask.long().to(device), labels

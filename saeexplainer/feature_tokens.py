@@ -5,16 +5,38 @@ turns such an id into the placeholder's; a hook after one block adds the row's d
 
     h <- h + scale * ||h|| * v / ||v||          (METHOD, "Injection")
 
-added, not replaced; norm-matched; neither v nor the norm carries a gradient. Because the direction travels as a token
-id, batching, left padding, `generate`, the KV cache and TRL's trainers work untouched: a cached decode step holds no
-feature id, so nothing is added there.
+added, not replaced; norm-matched; neither v nor the norm carries a gradient. Where the model is of another width than v,
+v is a linear map of the direction, and the map alone is trained through it. Because the direction travels as a token id,
+batching, left padding, `generate`, the KV cache and TRL's trainers work untouched: a cached decode step holds no feature
+id, so nothing is added there.
 """
+
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from saeexplainer.models import check_block, transformer_blocks
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+PROJECTION = "feature_projection"  # the model's submodule of that name, as long as the hooks are on it
+
+
+def first_feature_id(model: nn.Module, tokenizer: "PreTrainedTokenizerFast") -> int:
+    """The first id that is neither a row of the embedding nor a token: some models pad the one, some lack the other."""
+    return max(model.get_input_embeddings().weight.shape[0], len(tokenizer))
+
+
+def new_projection(from_width: int, to_width: int, seed: int) -> nn.Linear:
+    """A map from the subject's residual stream to the explainer's: at first orthogonal, so that angles (of the wider
+    one's subspace) are kept."""
+    projection = nn.Linear(from_width, to_width, bias=False)
+    nn.init.orthogonal_(projection.weight, generator=torch.Generator().manual_seed(seed))
+    return projection
 
 
 class FeatureTokens:
@@ -26,28 +48,35 @@ class FeatureTokens:
     def __init__(
         self,
         model: nn.Module,
-        directions: Float[Tensor, "rows d_model"],
+        directions: Float[Tensor, "rows d_in"],
         *,
+        first_id: int,
         placeholder_id: int,
         block: int,
         scale: float,
         noise: float = 0.0,
+        projection: nn.Linear | None = None,
     ) -> None:
-        """Attach to `model`. Noise is relative gaussian noise on the direction, in training mode only.
+        """Attach to `model`. Noise is relative gaussian noise on the direction, where there is training: in training mode,
+        but not in the forward pass of a reference that is the same model. A projection becomes part of the model, so
+        that a trainer of the model trains it too, unless it is frozen.
 
-        Raises UserError if the model has no such block, ValueError if the directions have another width.
+        Raises UserError if the model has no such block, ValueError if what is added would have another width.
         """
         check_block(model, block, "injection_block")
-        width = model.config.hidden_size
-        if directions.shape[1] != width:
+        width = model.config.get_text_config().hidden_size
+        if directions.shape[1] != (width if projection is None else projection.in_features):
             raise ValueError(f"directions have width {directions.shape[1]}, the explainer {width}")
-        self.first_id = model.config.vocab_size
+        self.first_id = first_id
         directions = directions.detach()
         self.directions = directions / directions.norm(dim=1, keepdim=True).clamp_min(1e-8)
         self.placeholder_id = placeholder_id
         self.scale = scale
         self.noise = noise
         self._model = model
+        self._projection = projection
+        if projection is not None:
+            model.add_module(PROJECTION, projection.to(next(transformer_blocks(model)[block].parameters()).device))
         self._rows: Int[Tensor, "batch tokens"] | None = None
         self._handles = [
             model.get_input_embeddings().register_forward_pre_hook(self._read_ids),
@@ -55,9 +84,11 @@ class FeatureTokens:
         ]
 
     def remove(self) -> None:
-        """Take the hooks off the model."""
+        """Take the hooks off the model, and the projection."""
         for handle in self._handles:
             handle.remove()
+        if self._projection is not None:
+            delattr(self._model, PROJECTION)
 
     def _read_ids(self, _module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
         ids = inputs[0]
@@ -80,9 +111,15 @@ class FeatureTokens:
     def _added(
         self, residual: Float[Tensor, "batch tokens d_model"], rows: Int[Tensor, "batch tokens"]
     ) -> Float[Tensor, "batch tokens d_model"]:
+        self.directions = self.directions.to(residual.device)
+        rows = rows.to(residual.device)
         unit = self.directions[rows.clamp_min(0)]
-        if self.noise and self._model.training:
+        if self.noise and self._model.training and torch.is_grad_enabled():
             unit = unit + torch.randn_like(unit) * self.noise
             unit = unit / unit.norm(dim=-1, keepdim=True)
+        if self._projection is not None:
+            unit = self._projection(unit).float()
+            unit = unit / unit.norm(dim=-1, keepdim=True).clamp_min(1e-8)
         here = (rows >= 0).unsqueeze(-1)
-        return torch.where(here, self.scale * residual.norm(dim=-1, keepdim=True) * unit, 0.0)
+        added = self.scale * residual.float().norm(dim=-1, keepdim=True) * unit
+        return torch.where(here, added, 0.0).to(residual.dtype)

@@ -9,7 +9,7 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,45 +25,79 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 DTYPES = ("float32", "bfloat16", "float16")
-POINTER = "pretrained.json"  # in a folder of the pipeline that holds no weights: where they are, and how to load them
+POINTER = "pretrained.json"  # in a folder of the pipeline without a model's weights: where they are, how to load them
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors")  # peft's, in a folder of the pipeline beside a pointer
 ROOM = 2**28  # numbers in one array, 1 GiB in float32: what reads many texts at once takes a small multiple of it
 _COMMIT = re.compile("[0-9a-f]{40}")
 # In a checkpoint that reads images too, the language model's weights lie one level deeper.
 _TEXT_WEIGHTS = {r"^(model\.)?language_model\.(model\.)?": "model."}
 
 
-def open_model(folder: Path, blocks: int | None = None) -> "PreTrainedModel":
-    """The model of one of the pipeline's folders: there, or where its pointer says. As `load_model` otherwise."""
-    found = _pointer(folder)
+@dataclass(frozen=True)
+class Pointer:
+    """Where the model of a folder without one is, and how it is loaded."""
+
+    pretrained: Pretrained  # the source "." is the folder itself: it holds the model, but not how to load it
+    prepend_bos: bool | None  # as in `load_tokenizer`
+    quantize: bool  # as in `load_model`
+
+
+def open_model(folder: Path, blocks: int | None = None, *, trainable: bool = False) -> "PreTrainedModel":
+    """The model of one of the pipeline's folders: there, or where its pointer says, with the folder's adapter on it if
+    there is one (a peft.PeftModel then; `trainable` lets a trainer go on with the adapter). As `load_model` otherwise.
+    """
+    found = read_pointer(folder)
     if found is None:
         return load_model(folder, blocks=blocks)
-    return load_pretrained(found, blocks=blocks)
+    model = load_pretrained(_placed(found, folder), blocks=blocks, quantize=found.quantize)
+    return _with_adapter(model, folder, trainable) if (folder / ADAPTER[0]).is_file() else model
 
 
 def open_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
     """The tokenizer that goes with `open_model`. Raises UserError as `load_tokenizer` does."""
-    found = _pointer(folder)
+    found = read_pointer(folder)
     if found is None:
         return load_tokenizer(folder)
-    return load_tokenizer(found.source, found.revision, prepend_bos=read_json(folder / POINTER)["prepend_bos"])
+    place = _placed(found, folder)
+    return load_tokenizer(place.source, place.revision, prepend_bos=found.prepend_bos)
 
 
-def write_pointer(folder: Path, pretrained: Pretrained, prepend_bos: bool | None) -> None:
-    """Make `folder` stand for a model of others; prepend_bos as in `load_tokenizer`."""
-    write_json(folder / POINTER, {"pretrained": asdict(pretrained), "prepend_bos": prepend_bos})
+def write_pointer(folder: Path, pretrained: Pretrained, prepend_bos: bool | None, quantize: bool = False) -> None:
+    """Make `folder` stand for a model of others; the fields of `Pointer`."""
+    write_json(folder / POINTER, asdict(Pointer(pretrained, prepend_bos, quantize)))
 
 
-def _pointer(folder: Path) -> Pretrained | None:
+def read_pointer(folder: Path) -> Pointer | None:
+    """What `write_pointer` wrote; None if nothing was."""
     if not (folder / POINTER).is_file():
         return None
-    return Pretrained(**read_json(folder / POINTER)["pretrained"])
+    found = read_json(folder / POINTER)
+    return Pointer(**found | {"pretrained": Pretrained(**found["pretrained"])})
 
 
-def load_pretrained(pretrained: Pretrained, blocks: int | None = None) -> "PreTrainedModel":
+def _placed(pointer: Pointer, folder: Path) -> Pretrained:
+    found = pointer.pretrained
+    return replace(found, source=folder.as_posix()) if found.source == "." else found
+
+
+def _with_adapter(model: "PreTrainedModel", folder: Path, trainable: bool) -> "PreTrainedModel":
+    """peft's own loading. Raises UserError if the adapter is not all there, or is another model's."""
+    from peft import PeftModel
+    from safetensors import SafetensorError
+
+    if not (folder / ADAPTER[1]).is_file():  # peft would go on to look for a pickle, and on the hub
+        raise UserError(f"{folder}: an adapter without weights ({ADAPTER[1]}); run `dvc repro` or `dvc pull`")
+    try:
+        return PeftModel.from_pretrained(model, folder.as_posix(), is_trainable=trainable).eval()
+    except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
+        raise UserError(f"{folder}: the adapter does not fit {model.name_or_path} ({_reason(error)})") from None
+
+
+def load_pretrained(pretrained: Pretrained, blocks: int | None = None, quantize: bool = False) -> "PreTrainedModel":
     """`load_model` as a configuration has it."""
     return load_model(
         pretrained.source, pretrained.revision, dtype=pretrained.dtype, device_map=pretrained.device_map,
-        attention=pretrained.attention, blocks=blocks,
+        attention=pretrained.attention, blocks=blocks, quantize=quantize,
     )  # fmt: skip
 
 
@@ -75,14 +109,16 @@ def load_model(
     device_map: str | None = None,
     attention: str | None = None,
     blocks: int | None = None,
+    quantize: bool = False,
 ) -> "PreTrainedModel":
     """Load a causal LM from a local folder or, given a commit, from the hub; safetensors only, no code of others.
 
     dtype: one of DTYPES. device_map, attention: as transformers' `device_map` and `attn_implementation`; None is its
     own choice (the CPU; eager where a model caps its attention logits, as Gemma 2 does). blocks: keep only the first
     so many blocks and leave the other weights unread. That is enough to read activations up to there; what such a model
-    predicts means nothing. Of a model for images and text, the text part is loaded. Raises UserError if there is no
-    such model, or if its weights are not all there.
+    predicts means nothing. quantize: linear layers in 4 bits (NF4), computing in bfloat16. Of a model for images and
+    text, the text part is loaded. Raises UserError if there is no such model, if its weights are not all there, or if
+    the package that quantizes is missing.
     """
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -101,7 +137,7 @@ def load_model(
             model, found = AutoModelForCausalLM.from_pretrained(
                 source, config=config, dtype=dtype, device_map=device_map, attn_implementation=attention,
                 use_safetensors=True, key_mapping=None if config is whole else _TEXT_WEIGHTS, output_loading_info=True,
-                ignore_mismatched_sizes=True, **where,
+                ignore_mismatched_sizes=True, **_four_bits(quantize), **where,
             )  # fmt: skip
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise UserError(f"{source}: no causal language model in it ({_reason(error)}){_hub_advice(where)}") from None
@@ -159,6 +195,26 @@ def _hub_advice(where: dict[str, Any]) -> str:
     if "revision" not in where:
         return ""
     return "; check id and revision; a gated model needs its licence accepted and HF_TOKEN in the environment"
+
+
+def _four_bits(quantize: bool) -> dict[str, Any]:
+    """Arguments that make transformers load weights in 4 bits, if asked. Raises UserError if it could not."""
+    if not quantize:
+        return {}
+    from importlib.util import find_spec
+
+    from transformers import BitsAndBytesConfig
+
+    if find_spec("bitsandbytes") is None:
+        raise UserError(
+            "adapter.quantize: needs the package bitsandbytes, which is not here; install it, or give false"
+        )
+    return {
+        "quantization_config": BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+    }  # fmt: skip
 
 
 def _keep_blocks(config: "PretrainedConfig", blocks: int, source: Path | str) -> None:

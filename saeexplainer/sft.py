@@ -16,8 +16,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saeexplainer.activations import TokenBatch, concepts_at
+from saeexplainer.config import TrainSft
 from saeexplainer.domain import Domain
 from saeexplainer.errors import UserError
+from saeexplainer.models import check_context
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,6 +33,11 @@ class WarmupSet:
 
     residuals: Float[Tensor, "examples d_model"]  # not centred
     descriptions: list[str]
+
+
+def nothing(width: int) -> WarmupSet:
+    """No warm-up, on a residual stream of that width."""
+    return WarmupSet(torch.zeros(0, width), [])
 
 
 def warmup_set(
@@ -72,25 +79,29 @@ def describe_token(concepts: Sequence[str], domain: Domain, modifier_share: floa
 
 
 def supervised_fine_tuning(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", examples: list[dict[str, list[int]]], *,
-    epochs: float, learning_rate: float, batch_size: int, seed: int, scratch: Path,
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", examples: list[dict[str, list[int]]],
+    config: TrainSft, *, epochs: float, learning_rate: float, batch_size: int, seed: int, scratch: Path,
 ) -> list[dict[str, float]]:  # fmt: skip
-    """Train in place with TRL's SFTTrainer on prepared token ids and labels; returns its log.
+    """Train in place with TRL's SFTTrainer on prepared token ids and labels; returns its log. `config` says how it
+    computes; the rest is of the warm-up or of the labels.
 
-    Raises UserError if there is nothing to train on, RuntimeError if training left the weights unchanged.
+    Raises UserError if there is nothing to train on or an example is too long, RuntimeError if training left the weights
+    unchanged.
     """
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
     if not examples:
         raise UserError("train_sft: no label to train on; raise extract_activations.sft_share or label more features")
-    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    check_context(model, max(len(example["input_ids"]) for example in examples), "train_sft.prompt with its answer")
+    before = trained_weights(model)
     arguments = SFTConfig(
         output_dir=str(scratch), num_train_epochs=epochs, learning_rate=learning_rate, max_length=None,
         per_device_train_batch_size=batch_size, lr_scheduler_type="cosine", warmup_steps=0.05, weight_decay=0.0,
-        seed=seed, data_seed=seed, save_strategy="no", logging_steps=25, report_to="none", bf16=False,
+        seed=seed, data_seed=seed, save_strategy="no", logging_steps=25, report_to="none", bf16=config.bf16,
         dataset_kwargs={"skip_prepare_dataset": True}, use_cpu=not torch.cuda.is_available(),
-        gradient_checkpointing=False, dataloader_pin_memory=False, loss_type="nll",
+        gradient_checkpointing=config.gradient_checkpointing, gradient_accumulation_steps=config.accumulate,
+        dataloader_pin_memory=False, loss_type="nll",
     )  # fmt: skip
     trainer = SFTTrainer(
         model=model, args=arguments, train_dataset=Dataset.from_list(examples), processing_class=tokenizer
@@ -100,7 +111,13 @@ def supervised_fine_tuning(
     return trainer.state.log_history
 
 
+def trained_weights(model: torch.nn.Module) -> dict[str, Tensor]:
+    """A copy of all that a trainer would change: of an adapted model the adapter, and a projection that is not frozen."""
+    return {name: weight.detach().clone() for name, weight in model.named_parameters() if weight.requires_grad}
+
+
 def check_trained(model: torch.nn.Module, before: dict[str, Tensor]) -> None:
     """Raise RuntimeError if no weight differs from `before`: a run that trains nothing looks healthy in its curves."""
-    if all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters()):
+    after = dict(model.named_parameters())
+    if all(torch.equal(after[name], weight) for name, weight in before.items()):
         raise RuntimeError("training left every weight as it was; no parameter is trainable")

@@ -38,6 +38,11 @@ def replacing(path: Path) -> Iterator[Path]:
         _remove(temporary)
 
 
+def holds_model(folder: Path) -> bool:
+    """Whether a folder is a transformers model, or an adapter of one (peft)."""
+    return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
+
+
 def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path)

@@ -18,13 +18,13 @@ from saeexplainer.comparison import ACCURACY, START, chain_of, subtractions, sum
 from saeexplainer.config import Params
 from saeexplainer.domains import open_domain
 from saeexplainer.notation import change
-from saeexplainer.records import EvaluationRow, PreferencePair, ScoreRow, Usage
+from saeexplainer.records import EvaluationRow, FeatureRow, PreferencePair, ScoreRow, Usage
 from saeexplainer.storage import read_notes, read_rows, replacing, write_json
 from tasks.stage import Report, main
 
 ACTIVATIONS, LABELS = Path("data/activations"), Path("data/labels.parquet")
 EVALUATIONS, ROUNDS = Path("data/evaluations"), Path("data/rounds")
-SUBJECT = Path("data/subject")
+SUBJECT, EXPLAINERS = Path("data/subject"), Path("data/explainers")
 REPORTS = Path("reports")
 
 
@@ -83,17 +83,16 @@ def write_costs(
     params: Params, evaluations: Mapping[str, Sequence[EvaluationRow]], scores: Mapping[str, Sequence[ScoreRow]],
     folder: Path = REPORTS,
 ) -> None:  # fmt: skip
-    """costs.json: calls and tokens of each round and evaluation, counted with the subject's tokenizer."""
-    from saeexplainer.explainer import PARTS, Prompts
+    """costs.json: calls and tokens of each round and evaluation; what an explainer reads and says is counted with its
+    own tokenizer, texts with the subject's."""
     from saeexplainer.models import open_tokenizer
 
-    tokenizer, sampling = open_tokenizer(SUBJECT), params.generate_explanations
-    asked = len(Prompts(len(tokenizer), len(PARTS[params.train_sft.direction])).ids(0, tokenizer))
+    tokenizer = open_tokenizer(SUBJECT)
     rounds = {
         name: costs.RoundCosts(
             features=len({row.feature_id for row in rows}),
             pairs=len(read_rows(ROUNDS / name / "validated.parquet", PreferencePair)),
-            sampling=costs.sampled([row.explanation for row in rows], asked, tokenizer, sampling.max_new_tokens),
+            sampling=_sampling_costs(params, name, rows),
             scoring=costs.texts_written(
                 rows, tokenizer, params.score_explanations.writer, _usage(ROUNDS / name / "scores.parquet")
             ),
@@ -113,6 +112,21 @@ def _usage(table: Path) -> Usage | None:
     """What a served writer took for the texts of a table; None where none wrote them."""
     found = read_notes(table).get("usage")
     return None if found is None else Usage(**found)
+
+
+def _sampling_costs(params: Params, item: str, rows: Sequence[ScoreRow]) -> costs.Work:
+    """What the round's first explainer read and wrote for its candidates."""
+    from saeexplainer.explainer import Prompts, shown_contexts
+    from saeexplainer.models import open_tokenizer
+
+    tokenizer = open_tokenizer(EXPLAINERS / params.rounds[item].start)
+    prompts = Prompts(tokenizer, len(tokenizer), params.train_sft, shown_contexts(ACTIVATIONS, params.train_sft))
+    number = {row.feature_id: at for at, row in enumerate(read_rows(ACTIVATIONS / "features.parquet", FeatureRow))}
+    asked = {feature_id: len(prompts.ids(number[feature_id])) for feature_id in {row.feature_id for row in rows}}
+    read = sum(asked[row.feature_id] for row in rows)
+    return costs.sampled(
+        [row.explanation for row in rows], read, tokenizer, params.generate_explanations.max_new_tokens
+    )
 
 
 def write_page(params: Params, comparison: dict, folder: Path = REPORTS) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from saeexplainer.config import Params
 from saeexplainer.errors import UserError
 from saeexplainer.records import FeatureRow, NeighbourRow
-from saeexplainer.storage import read_rows, read_tensors
+from saeexplainer.storage import holds_model, read_rows, read_tensors
 from tasks import params as parameters
 
 ACTIVATIONS, EXPLAINERS = Path("data/activations"), Path("data/explainers")
@@ -30,7 +30,7 @@ class Explained:
 
 def known_explainers() -> list[str]:
     """Names of the explainers that lie in data/explainers."""
-    return sorted(path.parent.name for path in EXPLAINERS.glob("*/config.json") if not path.parent.name.startswith("."))
+    return sorted(path.name for path in EXPLAINERS.glob("[!.]*") if holds_model(path))
 
 
 def find(wanted: str, features: Sequence[FeatureRow], params: Params) -> str:
@@ -77,16 +77,17 @@ def _folder(model: str) -> Path:
         raise UserError(f"{EXPLAINERS}: no explainer yet; run `dvc repro` to train them, or `dvc pull` to fetch them")
     if model in known:
         return EXPLAINERS / model
-    if not (Path(model) / "config.json").is_file():
+    if not holds_model(Path(model)):
         raise UserError(f"explainer {model!r}: unknown; choose champion, {', '.join(known)}, or give a model's folder")
     return Path(model)
 
 
 def _explanations(folder: Path, numbers: list[int], params: Params) -> list[str]:
-    from saeexplainer.explainer import Explainer
+    from saeexplainer.explainer import Explainer, shown_contexts
 
     tensors = read_tensors(ACTIVATIONS / "directions.safetensors")
-    explainer = Explainer(folder, tensors, params.train_sft, params.generate_explanations)
+    contexts = shown_contexts(ACTIVATIONS, params.train_sft)
+    explainer = Explainer(folder, tensors, params.train_sft, params.generate_explanations, contexts)
     return explainer.explain(numbers, temperature=0.0, progress="explanations")
 
 

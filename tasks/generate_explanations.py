@@ -8,7 +8,7 @@ Writes data/rounds/<round>/candidates.parquet.
 from pathlib import Path
 
 from saeexplainer.config import Params
-from saeexplainer.explainer import Explainer
+from saeexplainer.explainer import Explainer, shown_contexts
 from saeexplainer.records import CandidateRow, FeatureRow
 from saeexplainer.seeds import seed_torch
 from saeexplainer.storage import read_rows, read_tensors, write_rows
@@ -23,7 +23,8 @@ def run(params: Params, item: str) -> Report:
     config = params.generate_explanations
     seed_torch(params.seed, f"generate_explanations@{item}")
     tensors = read_tensors(ACTIVATIONS / "directions.safetensors")
-    explainer = Explainer(EXPLAINERS / params.rounds[item].start, tensors, params.train_sft, config)
+    contexts = shown_contexts(ACTIVATIONS, params.train_sft)
+    explainer = Explainer(EXPLAINERS / params.rounds[item].start, tensors, params.train_sft, config, contexts)
     rows = read_rows(ACTIVATIONS / "features.parquet", FeatureRow)
     asked = [(at, rank) for at, row in enumerate(rows) if row.split in SPLITS for rank in range(config.candidates)]
     explanations = explainer.explain([at for at, _ in asked], config.temperature, progress="explanations")

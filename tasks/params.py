@@ -31,6 +31,7 @@ from saeexplainer.config import (
     JudgeKind,
     Params,
     PrepareSubject,
+    PromptKind,
     Writer,
     WriterKind,
 )
@@ -38,17 +39,17 @@ from saeexplainer.errors import UserError
 
 # Every number is finite and at least 0, every integer at least 1, every list and text not empty, but for these names.
 MAY_BE_ZERO = {  # integers that say "the first", "none" or "no limit below"
-    "seed", "hook_block", "injection_block", "lessons", "truth_documents", "context_tokens", "min_pairs",
+    "seed", "hook_block", "injection_block", "shown_contexts", "lessons", "truth_documents", "context_tokens", "min_pairs",
     "warmup_examples",
 }  # fmt: skip
 MAY_BE_EMPTY = {"guarded"}
 ABOVE_ZERO = {
     "temperature", "temperatures", "best_of_temperature", "top_p", "learning_rate", "warmup_learning_rate", "beta", "epochs", "warmup_epochs",
-    "injection_scale", "threshold", "twin_cosine", "max_density", "timeout_seconds", "max_cost",
+    "injection_scale", "alpha", "threshold", "twin_cosine", "max_density", "timeout_seconds", "max_cost",
     "norm_scaling_factor",
 }  # fmt: skip
 AT_MOST_ONE = {
-    "top_p", "min_density", "max_density", "collision_max_density", "sft_share", "modifier_share", "wrong_share",
+    "top_p", "dropout", "min_density", "max_density", "collision_max_density", "sft_share", "modifier_share", "wrong_share",
     "warmup_modifier_share", "replay_share", "max_dropped_share", "twin_cosine", "threshold", "min_spread", "min_gap",
     "max_quarantined_share", "best_is_zero", "below_floor", "best_is_empty", "no_spread", "no_gap", "max_top_share",
     "min_distinct_share", "max_dropped_drift", "max_vocabulary_drift", "max_failed_share",
@@ -140,7 +141,10 @@ def check(params: Params) -> None:
     """What types cannot say. Raises UserError (without a file's name) on the first thing that cannot run."""
     for key, name, value in leaves(params):
         _check_leaf(key, name, value)
-    finders = (_shapes, _text, _sampling, _writers, _saes, _features, _limits, _rounds, _evaluations, _judges, _comparison)
+    finders = (
+        _shapes, _text, _explainer, _sampling, _writers, _saes, _features, _limits, _rounds, _evaluations, _judges,
+        _comparison,
+    )  # fmt: skip
     for complaint in chain(*(find(params) for find in finders)):
         raise UserError(complaint)
 
@@ -177,8 +181,11 @@ def _check_leaf(key: str, name: str, value: Any) -> None:
 def _shapes(params: Params) -> Iterator[str]:
     subject = params.prepare_subject
     yield from _pretrained_subject(subject) if subject.pretrained else _trained_subject(params)
+    # Of an explainer of others the limits are not known before it is there.
+    made_here = params.train_sft.pretrained is None and subject.pretrained is None
+    lengths = [("generate_explanations.max_new_tokens", params.generate_explanations.max_new_tokens)] * made_here
     for key, tokens in (
-        ("generate_explanations.max_new_tokens", params.generate_explanations.max_new_tokens),
+        *lengths,
         ("score_explanations.writer.max_new_tokens", params.score_explanations.writer.max_new_tokens),
         ("evaluate.writer.max_new_tokens", params.evaluate.writer.max_new_tokens),
         ("probe_features.steer.max_new_tokens", _steered_tokens(params)),
@@ -201,7 +208,9 @@ def _trained_subject(params: Params) -> Iterator[str]:
             f"prepare_subject.heads: is {subject.heads}; a llama head must have an even width, and d_model "
             f"{subject.d_model} gives it {subject.d_model // subject.heads}"
         )
-    blocks = {"train_sft.injection_block": params.train_sft.injection_block}
+    blocks = {}
+    if params.train_sft.pretrained is None:
+        blocks["train_sft.injection_block"] = params.train_sft.injection_block
     if any(spec.pretrained is None for spec in params.prepare_sae.saes):
         blocks["prepare_sae.hook_block"] = params.prepare_sae.hook_block
     for key, block in blocks.items():
@@ -261,6 +270,25 @@ def _hub(key: str, corpus: Corpus) -> Iterator[str]:
         yield f"{key}.revision: is {corpus.revision!r}; must be the 40 hex digits of a commit, or null for files"
     if corpus.split is None:
         yield f"{key}.split: is null; a data set of the hub needs one, such as train"
+
+
+def _explainer(params: Params) -> Iterator[str]:
+    config, prompt = params.train_sft, params.train_sft.prompt
+    if prompt.shown_contexts > params.probe_features.first_rank:
+        yield (
+            f"train_sft.prompt.shown_contexts: is {prompt.shown_contexts}; must be at most probe_features.first_rank "
+            f"({params.probe_features.first_rank}): explanations are asked about later contexts"
+        )
+    if prompt.kind is PromptKind.tokens and (prompt.instruction is not None or prompt.shown_contexts):
+        yield "train_sft.prompt.kind: is tokens; an instruction and shown_contexts need kind chat, else null and 0"
+    wanted = ["{feature}", *["{contexts}"] * bool(prompt.shown_contexts)]
+    if prompt.kind is PromptKind.chat and sorted(re.findall(r"{\w*}", prompt.instruction or "")) != sorted(wanted):
+        yield f"train_sft.prompt.instruction: is {prompt.instruction!r}; must hold {' and '.join(wanted)}, each once"
+    if config.adapter is None and config.pretrained is not None and config.pretrained.dtype != "float32":
+        yield (
+            f"train_sft.pretrained.dtype: is {config.pretrained.dtype!r}; without train_sft.adapter every weight is "
+            "trained, which needs float32 (train_sft.bf16 computes in bfloat16 all the same)"
+        )
 
 
 def _sampling(params: Params) -> Iterator[str]:

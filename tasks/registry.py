@@ -30,10 +30,10 @@ from saeexplainer import gate, storage
 from saeexplainer.comparison import chain_of
 from saeexplainer.config import EvaluationKind, Params
 from saeexplainer.errors import UserError
-from saeexplainer.explainer import PARTS
+from saeexplainer.explainer import PARTS, shown_contexts
 from saeexplainer.records import FeatureRow
 from saeexplainer.serving import Explained, ServedExplainer, evaluation_of, missing_files, write_served
-from saeexplainer.storage import read_json, read_rows, read_tensors
+from saeexplainer.storage import holds_model, read_json, read_rows, read_tensors
 from tasks import params as parameters
 from tasks import store, tracking
 
@@ -105,6 +105,8 @@ class _Result:
         names = {"decoder", *PARTS[params.train_sft.direction]}
         self.features = [rows[at] for at in explained]
         self.tensors = {name: tensors[name][explained] for name in sorted(names)}
+        contexts = shown_contexts(ACTIVATIONS, params.train_sft)
+        self.contexts = [contexts[at] for at in explained] if contexts else []
 
     @property
     def measured_on(self) -> str:
@@ -133,7 +135,7 @@ def _add_version(client: "MlflowClient", name: str, item: str, result: _Result) 
         served = Path(scratch, "served")
         write_served(
             served, _explainer(item), result.features, result.tensors, result.params.train_sft,
-            result.params.generate_explanations, result.evaluated[item],
+            result.params.generate_explanations, result.evaluated[item], result.contexts,
         )  # fmt: skip
         tags = _tags(item, result)
         model = client.create_logged_model(experiment, f"explainer-{item}", run, tags)
@@ -151,7 +153,7 @@ def _add_version(client: "MlflowClient", name: str, item: str, result: _Result) 
 
 def _explainer(item: str) -> Path:
     folder = EXPLAINERS / item
-    if not (folder / "config.json").is_file():
+    if not holds_model(folder):
         raise UserError(f"{folder}: no explainer here; run `dvc repro` or `dvc pull`")
     return folder
 

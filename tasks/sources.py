@@ -18,7 +18,7 @@ from saeexplainer import agent, labels, rewards, truth
 from saeexplainer.config import Evaluation, EvaluationKind
 from saeexplainer.errors import UserError
 from saeexplainer.evaluation import Explanation
-from saeexplainer.explainer import Explainer
+from saeexplainer.explainer import Explainer, shown_contexts
 from saeexplainer.neighbours import Responses
 from saeexplainer.records import ContextRow, ExplanationRow
 from saeexplainer.seeds import stage_seed
@@ -68,7 +68,7 @@ def from_explainer(bench: "Bench", folder: Path) -> list[Explanation]:
     greedy = explainer.explain(bench.numbers, temperature=0.0, progress="explanations")
     sure = explainer.log_probabilities(bench.numbers, greedy)
     return [
-        Explanation(text, calls=1, call_tokens=_asked(explainer, bench, number, [text]), log_probability=how)
+        Explanation(text, calls=1, call_tokens=_asked(explainer, number, [text]), log_probability=how)
         for number, text, how in zip(bench.numbers, greedy, sure, strict=True)
     ]
 
@@ -101,7 +101,7 @@ def from_best_of_n(bench: "Bench", folder: Path) -> list[Explanation]:
         Explanation(
             text,
             calls=count + sum(trial.calls for trial in _distinct(texts, outcome)),
-            call_tokens=_asked(explainer, bench, number, texts) + sum(trial.tokens for trial in _distinct(texts, outcome)),
+            call_tokens=_asked(explainer, number, texts) + sum(trial.tokens for trial in _distinct(texts, outcome)),
             log_probability=how,
         )
         for number, text, texts, outcome, how in zip(bench.numbers, named, tried, outcomes, sure, strict=True)
@@ -190,10 +190,11 @@ def observations(bench: "Bench", at: int, trial: Trial) -> list[agent.Observatio
 
 def _explainer(bench: "Bench", folder: Path) -> Explainer:
     tensors = read_tensors(ACTIVATIONS / "directions.safetensors")
-    return Explainer(folder, tensors, bench.params.train_sft, bench.params.generate_explanations)
+    contexts = shown_contexts(ACTIVATIONS, bench.params.train_sft)
+    return Explainer(folder, tensors, bench.params.train_sft, bench.params.generate_explanations, contexts)
 
 
-def _asked(explainer: Explainer, bench: "Bench", number: int, texts: Sequence[str]) -> int:
-    """Tokens of as many prompts about a feature as there are answers, and of the answers."""
-    prompt = len(explainer.prompts.ids(number, bench.tokenizer))
-    return len(texts) * prompt + sum(bench.sizes(texts))
+def _asked(explainer: Explainer, number: int, texts: Sequence[str]) -> int:
+    """Tokens of as many prompts about a feature as there are answers, and of the answers; the explainer's tokens."""
+    answers = explainer.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    return sum(len(explainer.prompts.ids(number)) + len(answer) + 1 for answer in answers)

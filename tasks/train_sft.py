@@ -2,8 +2,8 @@
 
     python -m tasks.train_sft
 
-Writes data/explainers/warmup and data/explainers/sft (ordinary transformers folders) and reports/training/sft.csv.
-Without warm-up examples, which a domain without concepts cannot give, the warm-up is the model that starts.
+Writes data/explainers/warmup and data/explainers/sft (`explainer_folder`) and reports/training/sft.csv. Without
+warm-up examples, which a domain without concepts cannot give, the warm-up is the model that starts.
 """
 
 import random
@@ -12,11 +12,12 @@ from pathlib import Path
 
 import torch
 
-from saeexplainer import models, sft
+from saeexplainer import explainer_folder, sft
 from saeexplainer.activations import token_batches
 from saeexplainer.config import Params
 from saeexplainer.domains import open_domain
-from saeexplainer.explainer import PARTS, Prompts, answer_ids, attach, direction_rows
+from saeexplainer.explainer import Prompts, attach, direction_rows, shown_contexts
+from saeexplainer.feature_tokens import first_feature_id
 from saeexplainer.reading import open_reader
 from saeexplainer.records import ExplanationRow, FeatureRow
 from saeexplainer.seeds import seed_torch
@@ -33,20 +34,19 @@ def run(params: Params) -> Report:
     config = params.train_sft
     seed = seed_torch(params.seed, "train_sft")
     draw = random.Random(seed)
-    model, tokenizer = models.open_model(SUBJECT), models.open_tokenizer(SUBJECT)
     tensors = read_tensors(ACTIVATIONS / "directions.safetensors")
     features = direction_rows(tensors, config.direction)
-    warmup = raw_activations(params, draw)
-    tokens = len(PARTS[config.direction])
+    parts = explainer_folder.start(config, SUBJECT, features.shape[1], seed)
+    prompts = Prompts(
+        parts.tokenizer, first_feature_id(parts.model, parts.tokenizer), config, shown_contexts(ACTIVATIONS, config)
+    )
+    warmup = raw_activations(params, draw) if config.warmup_examples else sft.nothing(features.shape[1])
+    tokens = prompts.tokens_per_feature
     raw = (warmup.residuals - tensors["corpus_mean"]).repeat_interleave(tokens, dim=0)
-    attach(model, tokenizer, torch.cat([features, raw]), config, config.direction_noise)
-    prompts = Prompts(model.config.vocab_size, tokens)
+    directions = torch.cat([features, raw])
     first = len(features) // tokens
-    raw_examples = [
-        answer_ids(prompts.ids(first + at, tokenizer), description, tokenizer)
-        for at, description in enumerate(warmup.descriptions)
-    ]
-    labelled = [answer_ids(prompts.ids(feature, tokenizer), label, tokenizer) for feature, label in sft_labels()]
+    raw_examples = [prompts.example(first + at, description) for at, description in enumerate(warmup.descriptions)]
+    labelled = [prompts.example(feature, label) for feature, label in sft_labels()]
     replayed = draw.sample(raw_examples, min(len(raw_examples), replay_count(len(labelled), config.replay_share)))
     history = []
     stages = (
@@ -55,14 +55,17 @@ def run(params: Params) -> Report:
     )
     for name, examples, epochs, learning_rate, batch_size in stages:
         if name == "sft" or config.warmup_examples:
+            hooks = attach(
+                parts.model, parts.tokenizer, directions, config, config.direction_noise, projection=parts.projection
+            )
             with tempfile.TemporaryDirectory() as scratch:
                 history += sft.supervised_fine_tuning(
-                    model, tokenizer, examples, epochs=epochs, learning_rate=learning_rate,
+                    parts.model, parts.tokenizer, examples, config, epochs=epochs, learning_rate=learning_rate,
                     batch_size=batch_size, seed=seed, scratch=Path(scratch),
                 )  # fmt: skip
+            hooks.remove()
         with replacing(EXPLAINERS / name) as folder:
-            model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
+            explainer_folder.save(parts, folder)
     write_curves(Path("reports/training/sft.csv"), history)
     return Report({}, [f"warm-up on {len(raw_examples)} raw activations, then {len(labelled)} labels"])
 
@@ -71,8 +74,6 @@ def raw_activations(params: Params, draw: random.Random) -> sft.WarmupSet:
     """Residuals of the subject at random tokens of a stream of their own, with something true about each."""
     config = params.train_sft
     reader = open_reader(SUBJECT, SAES, [], params.prepare_subject.context_length, whole=False)
-    if not config.warmup_examples:
-        return sft.WarmupSet(torch.zeros(0, reader.width), [])
     domain = open_domain(params.prepare_subject.domain, params.seed, params.prepare_subject.corpus)
     batches = token_batches(
         domain.documents("warmup", config.warmup_examples), reader, params.extract_activations.batch_size

@@ -62,6 +62,13 @@ def test_every_writer_composes_and_asks_another_way_in_the_evaluation(writer: st
     assert training["prompt"] != measuring["prompt"]
 
 
+def test_an_explainer_of_others_composes_once_its_model_is_named() -> None:
+    with pytest.raises(UserError, match="train_sft.pretrained.source: missing"):
+        compose.composed(["explainer=lora"])
+    found = yaml.safe_load(compose.composed(["explainer=lora", "train_sft.pretrained.source=folder"]))["train_sft"]
+    assert found["pretrained"]["source"] == "folder" and found["adapter"]["rank"] == 32
+
+
 WRONG = {
     "experiment": ("experiment=nope", "choose from decoder_row"),
     "group choice": ("size=tiny", "choose from full, nano"),

@@ -51,9 +51,9 @@ def scored(explanation, texts, feature="a"):
 
 def test_every_sampled_explanation_is_a_call(tokenizer):
     # An empty explanation is an end of text at once; the limit leaves the longest one no room for its own.
-    assert sampled(["the word dog", "", "dog"], 4, tokenizer, max_new_tokens=16) == Work(3, 12, 4 + 1 + 2, 0)
-    assert sampled(["the word dog", "", "dog"], 4, tokenizer, max_new_tokens=3) == Work(3, 12, 3 + 1 + 2, 0)
-    assert sampled([], 4, tokenizer, max_new_tokens=16) == Work(0, 0, 0, 0)
+    assert sampled(["the word dog", "", "dog"], 12, tokenizer, max_new_tokens=16) == Work(3, 12, 4 + 1 + 2, 0)
+    assert sampled(["the word dog", "", "dog"], 12, tokenizer, max_new_tokens=3) == Work(3, 12, 3 + 1 + 2, 0)
+    assert sampled([], 0, tokenizer, max_new_tokens=16) == Work(0, 0, 0, 0)
 
 
 def test_a_description_is_written_once_for_all_features(tokenizer):

@@ -12,14 +12,14 @@ from transformers import PreTrainedModel
 from saeexplainer import dpo
 from saeexplainer.config import Architecture, Direction, DpoLoss, Round, TrainDpo
 from saeexplainer.errors import UserError
-from saeexplainer.explainer import Prompts, add_feature_tokens, attach
+from saeexplainer.explainer import Prompts, attach
 from saeexplainer.records import PreferencePair
 
 FEATURES = 4
 SFT = replace(settings().train_sft, direction=Direction.decoder_and_encoder)
 DIRECTIONS = torch.randn(2 * FEATURES, WIDTH, generator=torch.Generator().manual_seed(3))
 PLAIN = tiny_tokenizer()
-PROMPTS = Prompts(len(PLAIN), tokens_per_feature=2)
+PROMPTS = Prompts(PLAIN, len(PLAIN), SFT)
 BETA = 0.2
 SAID = [
     ("the word dog", "any animal in a question"), ("the subject", "the word cat"),
@@ -35,8 +35,8 @@ def pair(feature: int, chosen: str, rejected: str) -> PreferencePair:
 PAIRS = [pair(feature, *said) for feature, said in enumerate(SAID)]
 
 
-def prompt_text(feature_id: str) -> str:
-    return PROMPTS.text(int(feature_id.rpartition("/")[2]))
+def dataset(pairs: list[PreferencePair]):
+    return dpo.preference_dataset(pairs, PROMPTS, lambda feature_id: int(feature_id.rpartition("/")[2]))
 
 
 def explainer(architecture: Architecture) -> PreTrainedModel:
@@ -45,16 +45,10 @@ def explainer(architecture: Architecture) -> PreTrainedModel:
     return model
 
 
-def trl_tokenizer():
-    tokenizer = tiny_tokenizer()
-    add_feature_tokens(tokenizer, len(DIRECTIONS))
-    return tokenizer
-
-
 @torch.no_grad()
 def by_hand(model: PreTrainedModel, feature: int, answer: str) -> float:
-    """Summed log-probability of one answer and its end, unbatched; the prompt's ids come from no added token."""
-    prompt = PROMPTS.ids(feature, PLAIN)
+    """Summed log-probability of one answer and its end, unbatched."""
+    prompt = PROMPTS.ids(feature)
     said = PLAIN(" " + answer, add_special_tokens=False)["input_ids"] + [PLAIN.eos_token_id]
     logits = model(input_ids=torch.tensor([prompt + said]), use_cache=False).logits[0].log_softmax(dim=-1)
     return sum(float(logits[len(prompt) - 1 + at, token]) for at, token in enumerate(said))
@@ -72,17 +66,17 @@ def mean(values: list[float]) -> float:
 
 @pytest.mark.parametrize("architecture", list(Architecture))
 def test_log_probabilities_are_those_of_a_plain_forward_pass(architecture, tmp_path):
-    from trl import DPOConfig, DPOTrainer
+    from trl import DPOConfig
 
-    data = dpo.preference_dataset(PAIRS, prompt_text)
+    data = dataset(PAIRS)
     model = explainer(architecture)
     arguments = DPOConfig(
         output_dir=str(tmp_path), beta=BETA, per_device_eval_batch_size=4, report_to="none", bf16=False, use_cpu=True,
         max_length=None, gradient_checkpointing=False,
     )  # fmt: skip
-    trainer = DPOTrainer(
+    trainer = dpo.prepared_trainer()(
         model=model, ref_model=explainer(architecture), args=arguments, train_dataset=data, eval_dataset=data,
-        processing_class=trl_tokenizer(),
+        processing_class=tiny_tokenizer(),
     )  # fmt: skip
     found = trainer.evaluate()
     expected = all_by_hand(explainer(architecture))
@@ -102,9 +96,9 @@ def trained(
     round_: Round = ROUND,
 ):  # fmt: skip
     model, reference = explainer(architecture), explainer(architecture)
-    data = [dpo.preference_dataset(pairs, prompt_text) for pairs in (PAIRS, validation)]
+    data = [dataset(pairs) for pairs in (PAIRS, validation)]
     torch.manual_seed(0)
-    history = dpo.train(model, reference, trl_tokenizer(), *data, config, round_, seed=0, scratch=folder)
+    history = dpo.train(model, reference, tiny_tokenizer(), *data, config, round_, SFT, seed=0, scratch=folder)
     return model, reference, [entry for entry in history if "eval_rewards/margins" in entry]
 
 
@@ -147,6 +141,26 @@ def test_an_early_checkpoint_comes_back_if_it_was_the_best(tmp_path):
     assert evaluations[-1]["eval_rewards/margins"] < margin - 0.05
 
 
+def test_rows_are_what_trl_makes_of_the_text():
+    """TRL's own tokenizing, of a tokenizer that knows the feature tokens as words, gives the same token ids."""
+    from datasets import Dataset
+    from tokenizers import AddedToken
+    from trl import DPOConfig, DPOTrainer
+
+    tokenizer = tiny_tokenizer()
+    names = [f"<feature:{row}>" for row in range(len(DIRECTIONS))]
+    tokenizer.add_tokens([AddedToken(name, special=True, normalized=False) for name in names])
+    prompts = [f"<explain>{names[2 * feature]}{names[2 * feature + 1]}<about>" for feature in range(FEATURES)]
+    chosen, rejected = ([f" {said[side]}" for said in SAID] for side in (0, 1))
+    text = Dataset.from_dict({"prompt": prompts, "chosen": chosen, "rejected": rejected})
+    trainer = DPOTrainer.__new__(DPOTrainer)
+    trainer._tokenizer = tokenizer
+    wanted = trainer._prepare_dataset(text, tokenizer, DPOConfig(max_length=None, bf16=False, use_cpu=True), "train")
+    found = dataset(PAIRS)
+    for name in found.column_names:
+        assert found[name] == wanted[name], name
+
+
 def test_the_best_checkpoint_is_by_accuracy_then_margin():
     model = torch.nn.Linear(1, 1, bias=False)
     best = dpo.best_checkpoint()
@@ -160,7 +174,7 @@ def test_the_best_checkpoint_is_by_accuracy_then_margin():
 
 @pytest.mark.parametrize(("training", "validation"), [(0, 4), (4, 0)])
 def test_a_side_without_pairs_is_one_line(training, validation, tmp_path):
-    sides = [dpo.preference_dataset(PAIRS[:count], prompt_text) for count in (training, validation)]
+    sides = [dataset(PAIRS[:count]) for count in (training, validation)]
     model = explainer(Architecture.llama)
     with pytest.raises(UserError, match=f"{training} training and {validation} validation pairs"):
-        dpo.train(model, model, trl_tokenizer(), *sides, CONFIG, ROUND, seed=0, scratch=tmp_path)
+        dpo.train(model, model, tiny_tokenizer(), *sides, CONFIG, ROUND, SFT, seed=0, scratch=tmp_path)

@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 
 from saeexplainer.config import Architecture, Direction
 from saeexplainer.errors import UserError
-from saeexplainer.explainer import Explainer, Prompts, add_feature_tokens, attach, direction_rows
-from saeexplainer.feature_tokens import FeatureTokens
+from saeexplainer.explainer import Explainer, Prompts, attach, direction_rows
+from saeexplainer.feature_tokens import FeatureTokens, new_projection
 from saeexplainer.models import generate, transformer_blocks
 
 ROWS, SCALE, BLOCK = 6, 1.5, 1
@@ -46,16 +46,18 @@ def hooked(architecture: Architecture) -> PreTrainedModel:
 
 
 def put(model: PreTrainedModel, **changes: object) -> FeatureTokens:
-    given_ = {"placeholder_id": PLACEHOLDER, "block": BLOCK, "scale": SCALE, **changes}
+    given_ = {"first_id": BASE, "placeholder_id": PLACEHOLDER, "block": BLOCK, "scale": SCALE, **changes}
     return FeatureTokens(model, given_.pop("directions", DIRECTIONS), **given_)
 
 
-def after_block(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+def after_block(
+    model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor | None = None, learning: bool = False
+) -> torch.Tensor:
     """What the block after the injection reads: the residual stream with whatever was added."""
     seen = []
     following = transformer_blocks(model)[BLOCK + 1]
     handle = following.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].detach().clone()))
-    with torch.no_grad():
+    with torch.set_grad_enabled(learning):
         model(input_ids=ids, attention_mask=mask)
     handle.remove()
     return seen[0]
@@ -168,8 +170,9 @@ def test_noise_is_added_in_training_alone_and_keeps_the_norm(plain, architecture
     exact = by_hand(plain, ids)
     torch.testing.assert_close(after_block(noisy, ids), exact, rtol=1e-5, atol=1e-5)
     noisy.train()
+    torch.testing.assert_close(after_block(noisy, ids), exact, rtol=1e-5, atol=1e-5)  # a reference: no gradient
     torch.manual_seed(0)
-    first, second = after_block(noisy, ids), after_block(noisy, ids)
+    first, second = after_block(noisy, ids, learning=True), after_block(noisy, ids, learning=True)
     states = plain(input_ids=ids.where(ids < BASE, PLACEHOLDER), output_hidden_states=True).hidden_states
     h = states[BLOCK + 1].detach()
     elsewhere = ids[0] < BASE
@@ -178,6 +181,25 @@ def test_noise_is_added_in_training_alone_and_keeps_the_norm(plain, architecture
         torch.testing.assert_close((drawn - h)[0, 2].norm(), SCALE * h[0, 2].norm())
         assert not torch.allclose(drawn[0, 2], exact[0, 2], rtol=1e-2)
     assert not torch.allclose(first[0, 2], second[0, 2], rtol=1e-3)
+
+
+def test_gradient_checkpointing_changes_no_gradient(plain, architecture):
+    """The noise of the second forward pass is that of the first, and the projection is trained by both."""
+    ids = torch.tensor([[1, BASE + 2, WORDS[0], BASE, WORDS[1]]])
+    found = []
+    for checkpointing in (False, True):
+        model = tiny_model(architecture).train()
+        projection = new_projection(WIDTH + 4, WIDTH, seed=1)
+        wider = torch.cat([DIRECTIONS, DIRECTIONS[:, :4]], dim=1)
+        put(model, directions=wider, noise=0.3, projection=projection)
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        torch.manual_seed(0)
+        model(input_ids=ids, labels=ids.where(ids < BASE, -100)).loss.backward()
+        found.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    assert found[0].keys() == found[1].keys() and found[0]["feature_projection.weight"].abs().sum() > 0
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, msg=name)
 
 
 def test_remove_takes_everything_off(plain, architecture):
@@ -207,12 +229,12 @@ def two_tokens(architecture: Architecture) -> Iterator[tuple[PreTrainedModel, Pr
     rows = direction_rows(tensors, Direction.decoder_and_encoder)
     model = tiny_model(architecture)
     attach(model, TOKENIZER, rows, INJECTION)
-    yield model, Prompts(model.config.vocab_size, 2), rows
+    yield model, Prompts(TOKENIZER, BASE, replace(INJECTION, direction=Direction.decoder_and_encoder)), rows
 
 
 def test_two_tokens_a_feature_carry_decoder_then_encoder(two_tokens, plain):
     model, prompts, rows = two_tokens
-    ids = torch.tensor([prompts.ids(1, TOKENIZER)])
+    ids = torch.tensor([prompts.ids(1)])
     marks = TOKENIZER.convert_tokens_to_ids(["<explain>", "<about>"])
     assert ids.tolist() == [[TOKENIZER.bos_token_id, marks[0], BASE + 2, BASE + 3, marks[1]]]
     states = plain(input_ids=ids.where(ids < BASE, PLACEHOLDER), output_hidden_states=True).hidden_states
@@ -224,12 +246,15 @@ def test_two_tokens_a_feature_carry_decoder_then_encoder(two_tokens, plain):
 
 
 @pytest.mark.parametrize("tokens", [1, 2])
-def test_the_prompt_as_text_is_the_prompt_as_ids(tokens):
-    tokenizer = tiny_tokenizer()
-    prompts = Prompts(BASE, tokens)
-    add_feature_tokens(tokenizer, 3 * tokens)
-    for feature in range(3):
-        assert tokenizer(prompts.text(feature))["input_ids"] == prompts.ids(feature, TOKENIZER)
+def test_an_example_is_the_prompt_then_the_answer_and_its_end(tokens):
+    """As token ids written out by hand; what the sandbox trains on must never change by itself."""
+    direction = Direction.decoder if tokens == 1 else Direction.decoder_and_encoder
+    prompts = Prompts(TOKENIZER, BASE, replace(INJECTION, direction=direction))
+    bos, explain, about, eos = TOKENIZER.convert_tokens_to_ids(["<bos>", "<explain>", "<about>", "<eos>"])
+    said = TOKENIZER.convert_tokens_to_ids(["the", "word", "dog"])
+    prompt = [bos, explain, *range(BASE + 2 * tokens, BASE + 3 * tokens), about]
+    labels = [-100] * len(prompt) + said + [eos]
+    assert prompts.example(2, "the word dog") == {"input_ids": prompt + said + [eos], "labels": labels}
 
 
 def test_log_probabilities_are_those_of_one_plain_forward_pass_each(architecture, tmp_path):
@@ -244,7 +269,7 @@ def test_log_probabilities_are_those_of_one_plain_forward_pass_each(architecture
     found = explainer.log_probabilities([0, 1, 2, 2], explanations)
     assert math.isnan(found[1]) and found[0] != pytest.approx(found[3], abs=1e-3)
     for at, feature in ((0, 0), (2, 2), (3, 2)):
-        prompt = explainer.prompts.ids(feature, TOKENIZER)
+        prompt = explainer.prompts.ids(feature)
         answer = TOKENIZER(explanations[at], add_special_tokens=False)["input_ids"] + [TOKENIZER.eos_token_id]
         with torch.no_grad():
             logits = explainer.model(input_ids=torch.tensor([prompt + answer])).logits[0]

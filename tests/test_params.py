@@ -53,12 +53,22 @@ ON_A_CORPUS = {
     "train_sft__replay_share": 0,
 }
 HUB = CORPUS | {"source": "owner/texts", "revision": "0" * 40, "subset": "en", "split": "train"}
-
+BFLOAT16 = {"source": "folder", "revision": None, "dtype": "bfloat16", "device_map": None, "attention": None}
 WRONG = {
     "unknown key": ({"train_sft__epoch": 3}, "train_sft.epoch", "did you mean epochs?"),
     "unknown section": ({"train_sfd": 3}, "train_sfd", "did you mean train_sft?"),
     "wrong type": ({"train_sft__epochs": "two"}, "train_sft.epochs", "'two'"),
     "fraction for a count": ({"prepare_subject__steps": 2.5}, "prepare_subject.steps", "2.5"),
+    "chat without an instruction": ({"train_sft__prompt__kind": "chat"}, "train_sft.prompt.instruction", "{feature}"),
+    "contexts without their place": (
+        {"train_sft__prompt": {"kind": "chat", "instruction": "What is {feature}?", "shown_contexts": 2}},
+        "train_sft.prompt.instruction", "{contexts}",
+    ),
+    "contexts of the evaluation": ({"train_sft__prompt__shown_contexts": 99}, "train_sft.prompt.shown_contexts", "first_rank"),
+    "an instruction that nobody reads": (
+        {"train_sft__prompt__instruction": "What is {feature}?"}, "train_sft.prompt.kind", "chat",
+    ),
+    "whole training in bfloat16": ({"train_sft__pretrained": BFLOAT16}, "train_sft.pretrained.dtype", "float32"),
     "no value": ({"prepare_subject__steps": None}, "prepare_subject.steps", ""),
     "unknown choice": ({"train_sft__direction": "up"}, "train_sft.direction", "mean_activation"),
     "missing key": ({"train_sft__epochs": REMOVED}, "train_sft.epochs", "missing"),
