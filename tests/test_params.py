@@ -51,7 +51,7 @@ WRONG = {
         {"train_sft__prompt": {"kind": "chat", "instruction": "What is {feature}?", "shown_contexts": 2}},
         "train_sft.prompt.instruction", "{contexts}",
     ),
-    "contexts of the evaluation": ({"train_sft__prompt__shown_contexts": 99}, "shown_contexts", "first_rank"),
+    "contexts of the evaluation": ({"train_sft__prompt__shown_contexts": 99}, "train_sft.prompt.shown_contexts", "first_rank"),
     "an instruction that nobody reads": (
         {"train_sft__prompt__instruction": "What is {feature}?"}, "train_sft.prompt.kind", "chat",
     ),
