@@ -295,9 +295,8 @@ def test_contexts_stand_in_the_prompt_strongest_first_and_end_no_turn(tmp_path):
     assert shown_contexts(tmp_path, replace(config, prompt=replace(prompt, shown_contexts=0))) == []
 
 
+@pytest.mark.parametrize("trained", ["llama"], indirect=True)
 def test_an_adapter_that_is_not_whole_or_of_another_model_is_one_line(trained, tmp_path):
-    if "llama" not in trained.folder.name:
-        pytest.skip("one family is enough")
     folder = tmp_path / "r1"
     folder.mkdir()
     for name in ("adapter_config.json", "pretrained.json"):
@@ -310,9 +309,8 @@ def test_an_adapter_that_is_not_whole_or_of_another_model_is_one_line(trained, t
         open_model(folder)
 
 
+@pytest.mark.parametrize("trained", ["llama"], indirect=True)
 def test_an_explainer_starts_where_the_subjects_pointer_says(trained, tmp_path):
-    if "llama" not in trained.folder.name:
-        pytest.skip("one family is enough")
     write_pointer(tmp_path, replace(trained.config.pretrained, dtype="bfloat16", attention="eager"), None)
     config = replace(trained.config, pretrained=None)
     adapted = explainer_folder.start(config, tmp_path, WIDTH, seed=0)
