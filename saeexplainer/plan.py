@@ -77,18 +77,19 @@ def memories(params: Params, shape: Shape, setup: Setup, split: Features, traine
     found["train_sft"] = memory.training(shape, setup, batch, answer, copies=2)
     sampling = params.generate_explanations
     candidates = sampling.candidates * workload.asked_about(split)
+    near = min(sum(widths), workload.asked_about(split) * (1 + params.extract_activations.neighbours))
     for name in params.rounds:
         found |= {
             f"generate_explanations@{name}": memory.generation(
                 shape, setup, sampling.batch_size, workload.explain_prompt(params), answer
             ),
             f"score_explanations@{name}": _writing_memory(
-                params, params.score_explanations.writer, shape, setup, candidates, widths
+                params, params.score_explanations.writer, shape, setup, candidates, widths, near
             ),
             f"train_dpo@{name}": memory.preference_training(shape, setup, params.train_dpo.batch_size, answer),
         }
     count = getattr(split, params.evaluate.split)
-    measured = _writing_memory(params, params.evaluate.writer, shape, setup, count, widths[:1])
+    measured = _writing_memory(params, params.evaluate.writer, shape, setup, count, widths[:1], widths[0])
     judged = memory.scoring(
         shape, setup, params.evaluate.judges[0].batch_size, _writer_prompt(params, params.evaluate.writer) + context
     )
@@ -101,21 +102,22 @@ def _writer_prompt(params: Params, writer: Writer) -> int:
 
 
 def _writing_memory(
-    params: Params, writer: Writer, shape: Shape, setup: Setup, descriptions: int, widths: Sequence[int]
+    params: Params, writer: Writer, shape: Shape, setup: Setup, descriptions: int, widths: Sequence[int], asked: int
 ) -> Memory:
-    """Texts are written, then read with a table of every latent's maximum on each text."""
+    """Texts are written, then read with a table of the `asked` latents' maxima on each text."""
     prompt = _writer_prompt(params, writer)
     length, texts = prompt + writer.max_new_tokens, descriptions * writer.texts
     written = memory.generation(shape, setup, writer.batch_size, prompt, length, widths)
     at_once = min(READ_AT_ONCE, texts) * writer.max_new_tokens
-    return memory.largest([written, memory.reading(shape, setup, at_once, widths, texts * sum(widths))])
+    return memory.largest([written, memory.reading(shape, setup, at_once, widths, texts * asked)])
 
 
 def _probe_memory(params: Params, shape: Shape, setup: Setup, split: Features) -> Memory:
     """Contexts are read, then texts written while the SAE runs inside the model."""
     config, main = params.probe_features, params.prepare_sae.saes[0].d_sae
-    count = getattr(split, params.evaluate.split) * (config.contexts + config.silent)
-    read = memory.reading(shape, setup, min(READ_AT_ONCE, count) * workload.context(params), [main], count * main)
+    features = getattr(split, params.evaluate.split)
+    count = features * (config.contexts + config.silent)
+    read = memory.reading(shape, setup, min(READ_AT_ONCE, count) * workload.context(params), [main], count * features)
     steer = config.steer
     length = steer.prompt_tokens + steer.max_new_tokens
     return memory.largest(

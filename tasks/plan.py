@@ -47,8 +47,8 @@ def answer(overrides: list[str], model: str | None, hardware: str, setup: Setup)
     pretrained = params.prepare_subject.pretrained
     if model is None and pretrained is not None:
         raise UserError(
-            f"--model: prepare_subject.pretrained is {pretrained.source}, whose size is not known without it; choose from "
-            f"{', '.join(shapes)}, or the model's folder"
+            f"--model: prepare_subject.pretrained is {pretrained.source}, whose size is not known here; choose from "
+            f"{', '.join(shapes)}, or a model's folder"
         )
     shape = _made_here(params) if model is None else _named(model, shapes)
     lengths, runs = measured()
