@@ -54,9 +54,9 @@ def token_batches(documents: Iterable[Document], reader: "Reader", batch_size: i
 def _token_batch(documents: list[Document], reader: "Reader") -> TokenBatch:
     texts = [document.text for document in documents]
     batch = reader.read(texts)
-    spans = reader.tokenizer(
-        texts, truncation=True, max_length=reader.context_length, return_offsets_mapping=True
-    )["offset_mapping"]
+    spans = reader.tokenizer(texts, truncation=True, max_length=reader.context_length, return_offsets_mapping=True)[
+        "offset_mapping"
+    ]
     offsets = torch.zeros(*batch.ids.shape, 2, dtype=torch.long)
     for row, pairs in enumerate(spans):
         offsets[row, : len(pairs)] = torch.tensor(pairs)

@@ -59,8 +59,9 @@ def evaluation_row(
     answers: Answers,
     truth: tuple[float, float],
 ) -> EvaluationRow:
-    """All metrics of one explanation. `relative` is each text's maximum over the corpus maximum, of every live feature of the
-    SAE; `target` is the feature's place among them; `neighbours` is as in `ScoreRow`; `read` has each text's tokens and the feature's activation on them, in activation units."""
+    """All metrics of one explanation. `relative` is each text's maximum over the corpus maximum, of every live feature
+    of the SAE; `target` is the feature's place among them; `neighbours` is as in `ScoreRow`; `read` has each text's
+    tokens and the feature's activation on them, in activation units."""
     own = relative[:, target]
     missing = len(texts) == 0
     return EvaluationRow(

@@ -1,4 +1,4 @@
-"""Causal language models as the pipeline needs them: loading, finding blocks, reading one residual stream, sampling.
+"""Causal language models as the pipeline needs them: loading, finding blocks, reading one module, sampling.
 
 Everything here works on any unmodified transformers causal LM; structure is asked for, never a model's name. A model is
 a folder that transformers saved or, at a pinned commit, a repository of the hub; both go through the same functions.
@@ -302,13 +302,6 @@ def check_context(model: nn.Module, tokens: int, field: str) -> None:
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and tokens > limit:
         raise UserError(f"{field}: {tokens} tokens, but the model reads {limit} at most; lower it")
-
-
-def read_residual(
-    model: nn.Module, block: int, input_ids: Int[Tensor, "batch tokens"], attention_mask: Int[Tensor, "batch tokens"]
-) -> Float[Tensor, "batch tokens d_model"]:
-    """Residual stream after `block`, `hidden_states[block + 1]` of transformers, stopping the forward pass there."""
-    return read_module(model, transformer_blocks(model)[block], input_ids, attention_mask)
 
 
 @torch.no_grad()

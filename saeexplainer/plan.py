@@ -92,12 +92,14 @@ def memories(params: Params, models: Models, split: Features, trained_here: bool
     answer = workload.explain_prompt(params) + params.generate_explanations.max_new_tokens
     batch = max(sft.warmup_batch_size, sft.batch_size)
     found["train_sft"] = memory.training(explainer.shape, explainer.setup, batch, answer, copies=2)
-    asked = params.generate_explanations.candidates * workload.asked_about(split)
+    widths, about = _widths(params), workload.asked_about(split)
+    candidates = params.generate_explanations.candidates * about
+    near = min(sum(widths), about * (1 + params.extract_activations.neighbours))
     for name in params.rounds:
         found |= {
             f"generate_explanations@{name}": _explaining(params, explainer),
             f"score_explanations@{name}": _writing_memory(
-                params, params.score_explanations.writer, models.writer, models.subject, asked
+                params, params.score_explanations.writer, models.writer, models.subject, candidates, widths, near
             ),
             f"train_dpo@{name}": memory.preference_training(
                 explainer.shape, explainer.setup, params.train_dpo.batch_size, answer
@@ -154,9 +156,10 @@ def _explaining(params: Params, explainer: Held) -> Memory:
 def _evaluating(params: Params, models: Models, count: int) -> Memory:
     """The explainer answers, texts are written and read, and the likelihood judge reads contexts and texts."""
     writer, judges = params.evaluate.writer, [judge.kind for judge in params.evaluate.judges]
+    main = _widths(params)[:1]
     phases = [
         _explaining(params, models.explainer),
-        _writing_memory(params, writer, models.measuring, models.subject, count, main=True),
+        _writing_memory(params, writer, models.measuring, models.subject, count, main, main[0]),
     ]
     if models.measuring and JudgeKind.likelihood in judges:
         judge = params.evaluate.judges[judges.index(JudgeKind.likelihood)]
@@ -171,14 +174,13 @@ def _prompt(params: Params, prompt: str) -> int:
 
 
 def _writing_memory(
-    params: Params, writer: Writer, held: Held | None, subject: Held, descriptions: int, main: bool = False
-) -> Memory:
-    """Texts are written, then read by the subject with a table of every latent's maximum on each text; `main`: by the
-    first SAE alone."""
-    prompt, widths = _prompt(params, writer.prompt), _widths(params)[: 1 if main else None]
+    params: Params, writer: Writer, held: Held | None, subject: Held, descriptions: int, widths: Sequence[int], asked: int
+) -> Memory:  # fmt: skip
+    """Texts are written, then read by the subject with a table of the `asked` latents' maxima on each text."""
+    prompt = _prompt(params, writer.prompt)
     length, texts = prompt + writer.max_new_tokens, descriptions * writer.texts
     at_once = min(READ_AT_ONCE, texts) * writer.max_new_tokens
-    read = memory.reading(subject.shape, subject.setup, at_once, widths, texts * sum(widths), _tables(params))
+    read = memory.reading(subject.shape, subject.setup, at_once, widths, texts * asked, _tables(params))
     if held is None:
         return read
     beside = widths if held == subject else []
@@ -189,9 +191,10 @@ def _writing_memory(
 def _probe_memory(params: Params, subject: Held, split: Features) -> Memory:
     """Contexts are read, then texts written while the SAE runs inside the model."""
     config, main = params.probe_features, params.prepare_sae.saes[0].d_sae
-    count = getattr(split, params.evaluate.split) * (config.contexts + config.silent)
-    tokens, steer = min(READ_AT_ONCE, count) * workload.context(params), config.steer
-    read = memory.reading(subject.shape, subject.setup, tokens, [main], count * main, _tables(params))
+    features, steer = getattr(split, params.evaluate.split), config.steer
+    count = features * (config.contexts + config.silent)
+    tokens = min(READ_AT_ONCE, count) * workload.context(params)
+    read = memory.reading(subject.shape, subject.setup, tokens, [main], count * features, _tables(params))
     length = steer.prompt_tokens + steer.max_new_tokens
     written = memory.generation(
         subject.shape, subject.setup, steer.batch_size, steer.prompt_tokens, length, [main], top_p=steer.top_p

@@ -1,9 +1,9 @@
 """What a feature does to the model's output: texts written while it is held at a value (METHOD section 2, output accuracy).
 
 At every position but that of BOS, which no SAE reads, what the SAE reads, x, becomes x + (m - a(x)) d, with a(x) the
-feature's activation there and d its decoder row: the feature is set to m and the SAE's error term stays. m is found by bisection, for each feature, so that
-the mean KL divergence of the steered next-token distribution from the clean one has a given size; a positive target
-raises the feature, a negative one lowers it.
+feature's activation there and d its decoder row: the feature is set to m and the SAE's error term stays. m is found
+by bisection, for each feature, so that the mean KL divergence of the steered next-token distribution from the clean one
+has a given size; a positive target raises the feature, a negative one lowers it.
 """
 
 from collections.abc import Callable, Iterator, Sequence

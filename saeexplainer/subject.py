@@ -161,12 +161,16 @@ def loss_on(
 
     Raises UserError if there is no token to predict.
     """
-    texts = [document.text for document in islice(domain.documents("held_out", config.held_out_documents), config.held_out_documents)]
+    texts = [
+        document.text
+        for document in islice(domain.documents("held_out", config.held_out_documents), config.held_out_documents)
+    ]
     nats, count = 0.0, 0
     at_once = fitting(64, config.context_length * model.config.vocab_size)
     for batch in by_length([len(text) for text in texts], at_once):
         ids, mask, valid = (
-            one.to(device_of(model)) for one in encode_batch(tokenizer, [texts[at] for at in batch], config.context_length)
+            one.to(device_of(model))
+            for one in encode_batch(tokenizer, [texts[at] for at in batch], config.context_length)
         )
         counted = valid[:, 1:]
         logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1][counted].float()

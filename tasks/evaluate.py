@@ -75,7 +75,7 @@ class Bench:
         return np.array([row.maximum for row in self.live]), np.array([row.density <= limit for row in self.live])
 
     def live_columns(self) -> list[int]:
-        """The place of each feature among the live ones of the explained SAE, which is its column in the truth table."""
+        """The place of each feature among the live ones of the explained SAE: its column in the truth table."""
         column = {row.feature_id: at for at, row in enumerate(self.live)}
         return [column[feature.feature_id] for feature in self.features]
 

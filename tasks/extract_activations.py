@@ -64,7 +64,9 @@ def run(params: Params) -> Report:
     live = {name: activations.live_features(stats, work.config) for name, stats in statistics.items()}
     decoders = {name: one.W_dec.detach().cpu() for name, one in work.saes.items()}
     # A matching pursuit SAE encodes with its decoder.
-    encoders = {name: one.W_enc.detach().cpu().T if hasattr(one, "W_enc") else decoders[name] for name, one in work.saes.items()}
+    encoders = {
+        name: one.W_enc.detach().cpu().T if hasattr(one, "W_enc") else decoders[name] for name, one in work.saes.items()
+    }
     splits = activations.split_features(live, decoders, work.config, params.seed)
     rows = activations.feature_rows(statistics, splits, subject_name(params))
     contexts, top_residuals = second_pass(work, rows, statistics)

@@ -353,7 +353,9 @@ def _saes(params: Params) -> Iterator[str]:
             yield f"{key}.name: is {sae.name!r}; {_NAME_RULE}"
         for name in ("k", "seed"):
             if (getattr(sae, name) is None) is (sae.pretrained is None):
-                given = "null; an SAE that is trained here needs it" if sae.pretrained is None else "of training; give null"
+                given = (
+                    "null; an SAE that is trained here needs it" if sae.pretrained is None else "of training; give null"
+                )
                 yield f"{key}.{name}: is {given}"
         if sae.k is not None and sae.k > sae.d_sae:
             yield f"{key}.k: is {sae.k}; must be at most its d_sae ({sae.d_sae})"

@@ -2,8 +2,8 @@
 
     python -m tasks.prepare_sae
 
-The first SAE is the one that is explained; the others only lend training features. Writes data/saes/<name>, in sae-lens'
-format, and reports/sae.json: how well each stands in for what it reads, on documents it was not trained on.
+The first SAE is the one that is explained; the others only lend training features. Writes data/saes/<name>, in
+sae-lens' format, and reports/sae.json: how well each stands in for what it reads, on documents it was not trained on.
 """
 
 from collections.abc import Iterable

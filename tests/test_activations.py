@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
-from tiny import WIDTH, settings, tiny_model, tiny_tokenizer
+from tiny import WIDTH, read_residual, settings, tiny_model, tiny_tokenizer
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
@@ -28,7 +28,7 @@ from saeexplainer.activations import (
 from saeexplainer.config import Architecture
 from saeexplainer.domain import SPECIAL_TOKENS, Annotation, Document
 from saeexplainer.errors import UserError
-from saeexplainer.models import encode_batch, read_residual
+from saeexplainer.models import encode_batch
 from saeexplainer.reading import Reader
 from saeexplainer.sandbox.world import World
 from saeexplainer.sites import Place, Site

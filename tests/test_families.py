@@ -14,6 +14,7 @@ import torch
 import transformers
 from families import BLOCKS, CONTEXT, END, FAMILIES, TEXTS, TOKENIZERS, WIDTH, Family, save_family
 from safetensors.torch import load_file, save_file
+from tiny import read_residual
 
 from saeexplainer.errors import UserError
 from saeexplainer.models import (
@@ -21,7 +22,6 @@ from saeexplainer.models import (
     encode_batch,
     load_model,
     load_tokenizer,
-    read_residual,
     special_ids,
     transformer_blocks,
 )

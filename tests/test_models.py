@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import BLOCKS, tiny_model, tiny_tokenizer
+from tiny import BLOCKS, read_residual, tiny_model, tiny_tokenizer
 from transformers import PreTrainedModel
 
 from saeexplainer.config import Architecture
@@ -17,7 +17,6 @@ from saeexplainer.models import (
     generate,
     load_model,
     load_tokenizer,
-    read_residual,
     transformer_blocks,
 )
 

@@ -197,6 +197,43 @@ def test_what_a_corpus_cannot_give_is_one_line(tmp_path: Path, edits: dict[str, 
     assert message.startswith(f"{path}: {key}: ") and said in message and "\n" not in message
 
 
+PUBLISHED = {"source": "owner/gpt2", "revision": None, "dtype": "bfloat16", "device_map": None, "attention": None}
+TAKEN = {"name": "main", "pretrained": {"source": "release", "sae_id": "id", "norm_scaling_factor": None},
+         "d_sae": 768, "k": None, "seed": None}  # fmt: skip
+OF_OTHERS: dict[str, Any] = {"prepare_subject__pretrained": PUBLISHED, "prepare_sae__saes": [TAKEN]}
+
+
+def test_the_shape_of_what_is_not_trained_here_is_not_asked_about(tmp_path: Path) -> None:
+    shape = {"prepare_subject__heads": 3, "prepare_sae__hook_block": 20, "train_sft__injection_block": 9}
+    loaded = params.load(edited(tmp_path, **OF_OTHERS, **shape, prepare_subject__prepend_bos=False))
+    assert loaded.prepare_subject.pretrained is not None and loaded.prepare_sae.saes[0].k is None
+
+
+WRONG_OF_OTHERS = {
+    "a name with a space": (
+        {"prepare_subject__pretrained": PUBLISHED | {"source": "models/my gpt2"}},
+        "prepare_subject.pretrained.source", "without spaces",
+    ),
+    "BOS of a tokenizer made here": ({"prepare_subject__prepend_bos": True}, "prepare_subject.prepend_bos", "is true"),
+    "training of what is there": ({"prepare_sae__saes": [TAKEN | {"k": 8}]}, "prepare_sae.saes[0].k", "give null"),
+    "nothing to train by": (
+        {"prepare_sae__saes": [TAKEN | {"pretrained": None, "k": 8}]}, "prepare_sae.saes[0].seed", "is null",
+    ),
+    "no scale": (
+        {"prepare_sae__saes": [TAKEN | {"pretrained": TAKEN["pretrained"] | {"norm_scaling_factor": 0.0}}]},
+        "prepare_sae.saes[0].pretrained.norm_scaling_factor", "above 0",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("edits", "key", "said"), WRONG_OF_OTHERS.values(), ids=WRONG_OF_OTHERS)
+def test_a_wrong_model_or_sae_of_others_is_one_line(tmp_path: Path, edits: dict[str, Any], key: str, said: str) -> None:
+    path = edited(tmp_path, **edits)
+    with pytest.raises(UserError) as caught:
+        params.load(path)
+    assert str(caught.value).startswith(f"{path}: {key}: ") and said in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("name", "field", "value"), [(1, "name", "main"), (1, "name", "../x"), (0, "k", 769), (0, "kk", 1)]
 )

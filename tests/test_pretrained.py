@@ -35,7 +35,15 @@ from saeexplainer.records import (
 )
 from saeexplainer.sites import Place, Site, SiteReader, parse_site
 from saeexplainer.storage import read_json, read_rows, write_rows
-from tasks import evaluate, exchange, extract_activations, prepare_sae, prepare_subject, probe_features, score_explanations
+from tasks import (
+    evaluate,
+    exchange,
+    extract_activations,
+    prepare_sae,
+    prepare_subject,
+    probe_features,
+    score_explanations,
+)
 
 SETTINGS = settings()
 D_SAE = 2 * WIDTH
@@ -242,7 +250,9 @@ def test_every_later_stage_runs_where_the_sae_reads(gpt2: Path, here: Path, plac
     write_rows(Path("data/rounds/r1/candidates.parquet"), asked, CandidateRow)
     score_explanations.run(params, "r1")
     assert len(read_rows(Path("data/rounds/r1/scores.parquet"), ScoreRow)) == 5
-    said = [ExplanationRow(row.feature_id, row.split, "the word dog" if row.index % 2 else "any animal") for row in rows]
+    said = [
+        ExplanationRow(row.feature_id, row.split, "the word dog" if row.index % 2 else "any animal") for row in rows
+    ]
     write_rows(Path("labels.parquet"), said, ExplanationRow)
     evaluate.run(params, "table")
     assert len(read_rows(Path("data/evaluations/table.parquet"), EvaluationRow)) == 4
@@ -315,7 +325,9 @@ def test_an_sae_of_another_model_is_found_out(gpt2: Path, here: Path) -> None:
     prepare_subject.run(params)
     said = fails(prepare_sae.run, params)
     assert said.startswith(f"prepare_sae.saes[0].pretrained: {folder} leaves ")
-    assert "of the variance unexplained, more than their mean does; choose an SAE that was trained on this model" in said
+    assert (
+        "of the variance unexplained, more than their mean does; choose an SAE that was trained on this model" in said
+    )
 
 
 def test_one_trained_here_stands_beside_one_of_others_at_the_same_site(gpt2: Path, here: Path) -> None:

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import WIDTH, settings, tiny_model, tiny_tokenizer
+from tiny import WIDTH, read_residual, settings, tiny_model, tiny_tokenizer
 from transformers import PreTrainedModel
 
 from saeexplainer import sae
 from saeexplainer.config import Architecture, PrepareSae, SaeSpec
 from saeexplainer.errors import UserError
-from saeexplainer.models import encode_batch, read_residual
+from saeexplainer.models import encode_batch
 from saeexplainer.reading import Reader
 from saeexplainer.sites import Place, Site
 

@@ -1,15 +1,18 @@
 """Steering: the strength by closed form, the residual by hand, the error term untouched."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from sae_lens import SAE
+from families import CONTEXT, save_family
+from families import WIDTH as FAMILY_WIDTH
+from sae_lens import SAE, JumpReLUSAE, JumpReLUSAEConfig
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
-from tiny import WIDTH, tiny_model, tiny_tokenizer
+from tiny import WIDTH, read_residual, tiny_model, tiny_tokenizer
 
 from saeexplainer.config import Architecture, Steer
-from saeexplainer.models import read_residual
+from saeexplainer.models import load_model, load_tokenizer
 from saeexplainer.reading import Reader
 from saeexplainer.sites import Place, Site
 from saeexplainer.steering import Steering, bisect, steer
@@ -100,3 +103,57 @@ def test_every_row_is_written_under_its_own_feature(steering: Steering):
     ]
     assert [[one.texts for one in ones] for ones in together] == [[one.texts for one in ones] for ones in alone]
     assert len({tuple(one.texts) for ones in together for one in ones}) > 3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prepend_bos", [True, False])
+@pytest.mark.parametrize("place", list(Place))
+@pytest.mark.parametrize("norm", ["none", "layer_norm"])
+def test_what_an_sae_of_others_reads_is_steered_where_it_reads_it(
+    published: Path, place: Place, prepend_bos: bool, norm: str
+):
+    tokenizer = load_tokenizer(published, prepend_bos=prepend_bos)
+    reader = Reader(load_model(published), tokenizer, Site(1, place), CONTEXT)
+    torch.manual_seed(0)
+    sae = JumpReLUSAE(JumpReLUSAEConfig(FAMILY_WIDTH, 24, normalize_activations=norm)).eval()
+    for name, parameter in sae.named_parameters():
+        parameter.normal_(0.0, 0.3)
+        if name == "threshold":
+            parameter.abs_()
+    ids = torch.tensor([tokenizer("the dog chases the cat")["input_ids"][:6]] * 3)
+    features, values = torch.tensor([0, 5, 23]), torch.tensor([2.0, -1.0, 3.0])
+    steering, mask = Steering(reader, sae), torch.ones_like(ids)
+    clean, before = reader.site(ids, mask), reader.model(input_ids=ids).logits
+    with steering.held(features, values):
+        steered, after = reader.site(ids, mask), reader.model(input_ids=ids).logits
+        step = reader.site(ids[:, :1], mask[:, :1])  # one token alone is a step of generation, never BOS
+    codes = sae.encode(clean)
+    wanted = codes.clone()
+    for row in range(3):
+        wanted[row, :, features[row]] = values[row]
+    error = clean - sae.decode(codes)
+    sae.encode(clean)  # which norms its next reconstruction
+    expected = sae.decode(wanted) + error
+    if prepend_bos:
+        expected[:, 0] = clean[:, 0]
+    torch.testing.assert_close(steered, expected, rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(after[:, 1:], before[:, 1:], atol=1e-3)
+    assert not torch.allclose(step, clean[:, :1], atol=1e-3)
+    torch.testing.assert_close(reader.model(input_ids=ids).logits, before)
+    assert torch.allclose(
+        steering.divergence(ids[:1], features, values), divergence_by_hand(before, after, prepend_bos), rtol=1e-3
+    )
+
+
+def divergence_by_hand(before: torch.Tensor, after: torch.Tensor, first_is_bos: bool) -> torch.Tensor:
+    clean, steered = (
+        torch.distributions.Categorical(logits=logits[:, int(first_is_bos) :]) for logits in (before, after)
+    )
+    return torch.distributions.kl_divergence(clean, steered).mean(dim=1)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("published") / "gpt2"
+    save_family("gpt2", folder)
+    return folder

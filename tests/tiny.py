@@ -8,6 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from saeexplainer.config import Architecture, Params
 from saeexplainer.sandbox.world import build_tokenizer
+from saeexplainer.sites import Place, Site, SiteReader
 from saeexplainer.subject import build_model
 from tasks import params
 
@@ -38,3 +39,10 @@ def tiny_model(architecture: Architecture, seed: int = 0, blocks: int = BLOCKS) 
             if parameter.ndim == 2:
                 parameter.normal_(0.0, 0.3, generator=generator)
     return model.eval()
+
+
+def read_residual(
+    model: PreTrainedModel, block: int, input_ids: torch.Tensor, attention_mask: torch.Tensor
+) -> torch.Tensor:
+    """Residual stream after a block, `hidden_states[block + 1]` of transformers: [batch, tokens, d_model]."""
+    return SiteReader(model, Site(block, Place.resid_post))(input_ids, attention_mask)
