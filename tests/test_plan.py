@@ -331,8 +331,9 @@ def test_every_planned_stage_is_one_of_the_pipeline() -> None:
     assert {name.partition("@")[0] for name in loads} == set(asked.measured()[1][0].stages)
 
 
-def test_the_maxima_of_all_latents_are_in_the_plan() -> None:
-    """score_explanations keeps a float32 for every text and latent: a further feature has 8 candidates of 6 texts."""
+def test_the_maxima_of_the_asked_latents_are_in_the_plan() -> None:
+    """score_explanations keeps a float32 for every text and latent that a feature or neighbour is, here all of them: a
+    further feature has 8 candidates of 6 texts."""
 
     def peak(dpo: int) -> int:
         split = Features(sft=1, dpo=dpo, valid=1, test=1)
