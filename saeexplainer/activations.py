@@ -7,12 +7,14 @@ Special tokens never count.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count, islice
 from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from saeexplainer import processes
 from saeexplainer.config import ExtractActivations
 from saeexplainer.domain import Annotation, Document, Domain
 from saeexplainer.errors import UserError
@@ -30,28 +32,32 @@ class TokenBatch:
     """The valid tokens of a few documents, in order."""
 
     documents: list[Document]
+    first: int  # the first one's number in the stream
     residual: Float[Tensor, "valid_tokens d_model"]  # activations at the SAEs' site, float32, on their device
     document: Tensor  # [valid_tokens] index into documents
     offsets: Tensor  # [valid_tokens, 2] character span in its document
 
 
-def token_batches(documents: Iterable[Document], reader: "Reader", batch_size: int) -> Iterator[TokenBatch]:
-    """Stream documents through the subject up to the SAEs' site. Raises UserError if there is no document."""
-    pending: list[Document] = []
-    seen = False
-    for document in documents:
-        seen = True
-        pending.append(document)
-        if len(pending) == batch_size:
-            yield _token_batch(pending, reader)
-            pending = []
-    if pending:
-        yield _token_batch(pending, reader)
-    if not seen:
+def token_batches(
+    documents: Iterable[Document], reader: "Reader", batch_size: int, *, shared: bool = False
+) -> Iterator[TokenBatch]:
+    """Stream documents through the subject up to the SAEs' site; `shared`: this process's share of the batches alone.
+
+    Raises UserError if there is no document.
+    """
+    stream, first = iter(documents), 0
+    for number in count():
+        group = list(islice(stream, batch_size))
+        if not group:
+            break
+        if not shared or processes.is_mine(number):
+            yield _token_batch(group, reader, first)
+        first += len(group)
+    if not first:
         raise UserError("extract_activations.documents: the corpus is empty; raise it, or name another domain")
 
 
-def _token_batch(documents: list[Document], reader: "Reader") -> TokenBatch:
+def _token_batch(documents: list[Document], reader: "Reader", first: int) -> TokenBatch:
     texts = [document.text for document in documents]
     batch = reader.read(texts)
     spans = reader.tokenizer(texts, truncation=True, max_length=reader.context_length, return_offsets_mapping=True)[
@@ -61,7 +67,8 @@ def _token_batch(documents: list[Document], reader: "Reader") -> TokenBatch:
     for row, pairs in enumerate(spans):
         offsets[row, : len(pairs)] = torch.tensor(pairs)
     return TokenBatch(
-        documents=list(documents),
+        documents=documents,
+        first=first,
         residual=batch.of_valid,
         document=torch.arange(len(texts)).unsqueeze(1).expand_as(batch.ids)[batch.valid],
         offsets=offsets[batch.valid],
@@ -99,15 +106,29 @@ class FeatureStatistics:
         self.tokens += len(codes)
         self.fired += (codes > 0).sum(dim=0)
         self.maximum = torch.maximum(self.maximum, codes.max(dim=0).values)
-        count = int(document.max()) + 1
+        held = int(document.max()) + 1
         # A document counts once for a latent: its strongest token.
-        peaks = torch.zeros(count, codes.shape[1], device=codes.device)
+        peaks = torch.zeros(held, codes.shape[1], device=codes.device)
         peaks.scatter_reduce_(0, document.to(codes.device).unsqueeze(1).expand_as(codes), codes, reduce="amax")
-        numbers = torch.arange(first_document, first_document + count, device=codes.device).unsqueeze(1)
-        values = torch.cat([self.top_values, peaks])
-        top = values.topk(len(self.top_values), dim=0)
-        self.top_documents = torch.cat([self.top_documents, numbers.expand_as(peaks)]).gather(0, top.indices)
-        self.top_values = top.values
+        numbers = torch.arange(first_document, first_document + held, device=codes.device).unsqueeze(1)
+        self._keep(torch.cat([self.top_values, peaks]), torch.cat([self.top_documents, numbers.expand_as(peaks)]))
+
+    def _keep(self, values: Float[Tensor, "candidates d_sae"], documents: Tensor) -> None:
+        """The strongest candidates of each latent; of equals the earlier one, so that no order of work decides."""
+        top = values.sort(dim=0, descending=True, stable=True).indices[: len(self.top_values)]
+        self.top_values, self.top_documents = values.gather(0, top), documents.gather(0, top)
+
+    def gathered(self) -> "FeatureStatistics":
+        """Those of all processes together, on the CPU."""
+        own = (self.tokens, *(one.cpu() for one in (self.maximum, self.fired, self.top_values, self.top_documents)))
+        tokens, maximum, fired, values, documents = zip(*processes.gather([own]))
+        found = FeatureStatistics(len(self.maximum), len(self.top_values))
+        found.tokens, found.fired = sum(tokens), torch.stack(fired).sum(dim=0)
+        found.maximum = torch.stack(maximum).max(dim=0).values
+        every = torch.cat(documents)
+        earliest = every.argsort(dim=0, stable=True)
+        found._keep(torch.cat(values).gather(0, earliest), every.gather(0, earliest))
+        return found
 
     def top_document_numbers(self, latent: int) -> list[int]:
         """Numbers of the documents in which the latent fires hardest, strongest first."""
@@ -178,7 +199,7 @@ def read_contexts(
 ) -> tuple[list[ContextRow], Float[Tensor, "features d_model"]]:  # fmt: skip
     """Second look at the documents that hold a top context: windows with activations, and mean top residuals.
 
-    `batches` streams exactly the documents of those `numbers`, in that order. Returns the contexts by feature and rank, and
+    `batches` streams this process's share of the documents of those `numbers`, in that order. Returns the contexts by feature and rank, and
     each feature's mean residual over the strongest tokens of its first `direction_contexts`, in the order of `rows`.
     """
     wanted: dict[int, list[tuple[int, int]]] = {}
@@ -187,12 +208,12 @@ def read_contexts(
             wanted.setdefault(number, []).append((at, rank))
     found: list[ContextRow] = []
     width = next(iter(saes.values())).cfg.d_in
-    sums, counts = torch.zeros(len(rows), width), torch.zeros(len(rows))
-    upcoming = iter(numbers)
+    # In float64, so that the order of the documents leaves the rounded mean as it is.
+    sums, counts = torch.zeros(len(rows), width, dtype=torch.float64), torch.zeros(len(rows))
     for batch in batches:
         codes = {name: sae.encode(batch.residual) for name, sae in saes.items()}
         for local, document in enumerate(batch.documents):
-            number = next(upcoming)
+            number = numbers[batch.first + local]
             here = (batch.document == local).nonzero().flatten()
             offsets = batch.offsets[here].tolist()
             concepts = concepts_at(domain.annotate(document), offsets)
@@ -203,8 +224,9 @@ def read_contexts(
                     sums[at] += batch.residual[here[peak]].cpu()
                     counts[at] += 1
                 found.append(_context(rows[at], rank, document, offsets, values, peak, concepts[peak], config))
-    found.sort(key=lambda context: (context.feature_id, context.rank))
-    return found, sums / counts.clamp_min(1).unsqueeze(1)
+    found = sorted(processes.gather(found), key=lambda context: (context.feature_id, context.rank))
+    means = processes.total(sums) / processes.total(counts).clamp_min(1).unsqueeze(1)
+    return found, means.float()
 
 
 def _at_word(text: str, start: int) -> bool:

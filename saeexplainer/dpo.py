@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from saeexplainer import processes
 from saeexplainer.config import Round, TrainDpo, TrainSft
 from saeexplainer.errors import UserError
 from saeexplainer.explainer import Prompts
@@ -70,7 +71,8 @@ def _arguments(config: TrainDpo, round_: Round, how: TrainSft, pairs: int, seed:
     sft = config.sft_weight > 0
     return DPOConfig(
         output_dir=str(scratch), num_train_epochs=config.epochs, learning_rate=round_.learning_rate, beta=round_.beta,
-        per_device_train_batch_size=config.batch_size, per_device_eval_batch_size=4 * config.batch_size,
+        per_device_train_batch_size=config.batch_size // processes.count(),
+        per_device_eval_batch_size=4 * config.batch_size // processes.count(),
         gradient_accumulation_steps=config.accumulate, bf16=how.bf16,
         loss_type=[config.loss.value, *["sft"] * sft], loss_weights=[1.0, config.sft_weight] if sft else None,
         lr_scheduler_type="cosine", warmup_steps=0.05, max_length=None, seed=seed, data_seed=seed,

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from saeexplainer.config import Endpoint, Structured
 from saeexplainer.errors import UserError
+from saeexplainer.processes import once
 from saeexplainer.records import Usage
 from saeexplainer.spending import Bill, Purse, reported, used
 from saeexplainer.storage import read_json, write_json
@@ -102,9 +103,12 @@ class Client:
     def ask(self, asked: Sequence[Ask[Value]], doing: str) -> list[Answer[Value]]:
         """An answer to each question, several at once; no two may be the same. `doing` is what the progress bar says.
 
-        Raises UserError when too many have failed, when the money is spent, and where no call can succeed: all replies
-        that came are kept.
+        Of several processes of a stage the first one asks for all, so that nothing is paid twice. Raises UserError when
+        too many have failed, when the money is spent, and where no call can succeed: all replies that came are kept.
         """
+        return once(lambda: self._ask(asked, doing))
+
+    def _ask(self, asked: Sequence[Ask[Value]], doing: str) -> list[Answer[Value]]:
         import httpx
         from tqdm.auto import tqdm
 

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from saeexplainer.config import Pretrained
 from saeexplainer.errors import UserError
+from saeexplainer.processes import spread
 from saeexplainer.storage import read_json, write_json
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 DTYPES = ("float32", "bfloat16", "float16")
 POINTER = "pretrained.json"  # in a folder of the pipeline without a model's weights: where they are, how to load them
@@ -399,9 +400,9 @@ def generate(
 ) -> list[str]:
     """One continuation a prompt (token ids), in the order of the prompts; temperature 0 is greedy.
 
-    Batches are sorted by length, so the draws depend on the whole list of prompts and on torch's seed alone.
+    Batches are sorted by length, and each draws from a generator of its own: the draws depend on the whole list of
+    prompts and on torch's seed alone, not on how many processes share the batches.
     """
-    from tqdm.auto import tqdm
     from transformers import GenerationConfig
 
     sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature > 0 else {}
@@ -413,19 +414,31 @@ def generate(
         bos_token_id=tokenizer.bos_token_id,
         **sampling,
     )
-    texts, device = [""] * len(prompts), device_of(model)
+    seed = int(torch.randint(2**31, ())) if sampling else 0
+
+    def continued(number: int, indices: list[int]) -> list[str]:
+        if sampling:
+            torch.manual_seed(seed + number)
+        return _continued(model, tokenizer, [prompts[index] for index in indices], config)
+
     batches = list(by_length([len(prompt) for prompt in prompts], batch_size))
-    for indices in tqdm(batches, desc=progress, disable=None if progress else True):
-        width = max(len(prompts[index]) for index in indices)
-        ids = torch.full((len(indices), width), tokenizer.pad_token_id)
-        for row, index in enumerate(indices):
-            ids[row, width - len(prompts[index]) :] = torch.tensor(prompts[index])
-        mask = torch.zeros_like(ids)
-        for row, index in enumerate(indices):
-            mask[row, width - len(prompts[index]) :] = 1
-        output = model.generate(
-            input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config
-        ).cpu()
-        for index, text in zip(indices, tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)):
-            texts[index] = text.strip()
-    return texts
+    with torch.random.fork_rng(enabled=bool(sampling)):
+        found = spread(batches, continued, progress)
+    written = {index: text for indices, texts in zip(batches, found, strict=True) for index, text in zip(indices, texts)}
+    return [written[index] for index in range(len(prompts))]
+
+
+def _continued(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", prompts: Sequence[Sequence[int]],
+    config: "GenerationConfig",
+) -> list[str]:  # fmt: skip
+    """Continuations of one batch, padded on the left."""
+    width, device = max(map(len, prompts)), device_of(model)
+    ids = torch.full((len(prompts), width), tokenizer.pad_token_id)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask[row, width - len(prompt) :] = 1
+    output = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config)
+    texts = tokenizer.batch_decode(output[:, width:].cpu(), skip_special_tokens=True)
+    return [text.strip() for text in texts]

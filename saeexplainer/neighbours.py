@@ -11,6 +11,7 @@ from jaxtyping import Float
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
+from saeexplainer import processes
 from saeexplainer.records import FeatureRow, NeighbourRow
 
 if TYPE_CHECKING:
@@ -44,6 +45,12 @@ class CoFiring:
         for group in np.split(np.arange(len(pairs)), np.flatnonzero(np.diff(pairs // PAIRS)) + 1):
             if self.together.nnz < PAIRS:
                 self.together = self.together + fires[group].T @ fires[group]
+
+    def gathered(self) -> "CoFiring":
+        """The counts of all processes together."""
+        found = CoFiring(self.together.shape[0])
+        found.together = sum(processes.gather([self.together]), found.together)
+        return found
 
     def overlap(self, latents: Sequence[int], others: Sequence[int]) -> Float[np.ndarray, "latents others"]:
         """For every one of some latents and of others: tokens on which both are active over tokens on which one is."""

@@ -9,10 +9,12 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from accelerate import PartialState
+    from torch import Tensor
 
 Batch = TypeVar("Batch")
 Result = TypeVar("Result")
@@ -24,7 +26,7 @@ class PeerLost(Exception):
 
 def launched() -> bool:
     """Whether this is one of several processes that were started together."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return count() > 1
 
 
 def is_first() -> bool:
@@ -69,30 +71,54 @@ def leave_error(error: Exception) -> None:
     get_error_handler().record_exception(error)
 
 
-def _state() -> "PartialState":
+def count() -> int:
+    """How many processes share the work."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_mine(number: int) -> bool:
+    """Whether this process does the batch of that number."""
+    return number % count() == int(os.environ.get("RANK", "0"))
+
+
+def join() -> "PartialState":
+    """Meet the other processes, on this machine's GPUs or its CPU."""
     import torch
     from accelerate import PartialState
 
-    return PartialState(cpu=not torch.cuda.is_available())  # on a machine without a GPU it must be told
+    # On a machine without a GPU it must be told. Others wait while the first one talks to an endpoint.
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
+
+
+def gather(own: list[Result]) -> list[Result]:
+    """The lists of all processes, one after the other; the same in each. Results travel pickled and are never stored
+    that way."""
+    if not launched():
+        return own
+    from accelerate.utils import gather_object
+
+    join()
+    try:
+        return gather_object(own)
+    except RuntimeError as error:  # a process ended early; what it has to say is the reason, not this
+        raise PeerLost(str(error)) from None
+
+
+def total(own: "Tensor") -> "Tensor":
+    """The sum of a tensor over all processes."""
+    first, *others = gather([own])
+    return sum(others, first)
+
+
+def once(work: Callable[[], Result]) -> Result:
+    """What must not be done twice, such as a paid call: the first process does it, and all get its result."""
+    return gather([work()] if is_first() else [])[0]
 
 
 def spread(batches: Sequence[Batch], work: Callable[[int, Batch], Result], progress: str = "") -> list[Result]:
-    """`work(number, batch)` of every batch, in their order; each process does its share and gets all results.
-
-    Results travel between processes of one run and must be picklable; they are never stored that way.
-    """
+    """`work(number, batch)` of every batch, in their order; each process does its share and gets all results."""
     from tqdm.auto import tqdm
 
-    quiet = None if progress and is_first() else True
-    if not launched():
-        return [work(at, batch) for at, batch in enumerate(tqdm(batches, desc=progress, disable=quiet))]
-    from accelerate.utils import gather_object
-
-    state = _state()
-    share = range(state.process_index, len(batches), state.num_processes)
-    own = [(at, work(at, batches[at])) for at in tqdm(share, desc=progress, disable=quiet)]
-    try:
-        everything = gather_object(own)
-    except RuntimeError as error:  # a process ended early; what it has to say is the reason, not this
-        raise PeerLost(str(error)) from None
-    return [result for _, result in sorted(everything, key=lambda pair: pair[0])]
+    share = [at for at in range(len(batches)) if is_mine(at)]
+    own = [(at, work(at, batches[at])) for at in tqdm(share, desc=progress, disable=None if progress else True)]
+    return [result for _, result in sorted(gather(own), key=lambda pair: pair[0])]

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from saeexplainer import processes
 from saeexplainer.activations import TokenBatch, concepts_at
 from saeexplainer.config import TrainSft
 from saeexplainer.domain import Domain
@@ -97,7 +98,7 @@ def supervised_fine_tuning(
     before = trained_weights(model)
     arguments = SFTConfig(
         output_dir=str(scratch), num_train_epochs=epochs, learning_rate=learning_rate, max_length=None,
-        per_device_train_batch_size=batch_size, lr_scheduler_type="cosine", warmup_steps=0.05, weight_decay=0.0,
+        per_device_train_batch_size=batch_size // processes.count(), lr_scheduler_type="cosine", warmup_steps=0.05, weight_decay=0.0,
         seed=seed, data_seed=seed, save_strategy="no", logging_steps=25, report_to="none", bf16=config.bf16,
         dataset_kwargs={"skip_prepare_dataset": True}, use_cpu=not torch.cuda.is_available(),
         gradient_checkpointing=config.gradient_checkpointing, gradient_accumulation_steps=config.accumulate,

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from saeexplainer.columns import Columns, take_columns
 from saeexplainer.models import fitting, special_ids
+from saeexplainer.processes import spread
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -46,12 +46,20 @@ def read_texts(texts: Iterable[str], reader: "Reader", asked: Mapping[str, Itera
     distinct = sorted(set(texts))
     columns = {name: take_columns(reader.saes[name], sorted(set(latents))) for name, latents in asked.items()}
     maxima = {name: np.zeros((len(distinct), len(some.features)), np.float32) for name, some in columns.items()}
-    for indices in tqdm(reader.batches(distinct, 512), desc="reading texts"):
+
+    def strongest(_number: int, indices: list[int]) -> dict[str, np.ndarray]:
         batch = reader.read([distinct[index] for index in indices])
-        for name, some in columns.items():
-            maxima[name][indices] = np.concatenate(
+        return {
+            name: np.concatenate(
                 [codes.masked_fill(~valid, 0).max(dim=1).values.cpu().numpy() for codes, valid in _encoded(batch, some)]
             )
+            for name, some in columns.items()
+        }
+
+    batches = reader.batches(distinct, 512)
+    for indices, found in zip(batches, spread(batches, strongest, "reading texts"), strict=True):
+        for name, values in found.items():
+            maxima[name][indices] = values
     numbers = {name: {latent: at for at, latent in enumerate(some.features)} for name, some in columns.items()}
     return TextActivations({text: at for at, text in enumerate(distinct)}, numbers, maxima)
 
@@ -75,14 +83,21 @@ def read_tokens(asked: Sequence[tuple[str, int]], reader: "Reader", sae: str) ->
     found: list[tuple[list[str], list[float]]] = [([], [])] * len(asked)
     some = take_columns(reader.saes[sae], sorted({latent for _, latent in asked}))
     column = {latent: at for at, latent in enumerate(some.features)}
-    for indices in tqdm(reader.batches([text for text, _ in asked], 512), desc="reading tokens"):
+
+    def values(_number: int, indices: list[int]) -> list[tuple[list[str], list[float]]]:
         texts = [asked[index][0] for index in indices]
         batch = reader.read(texts)
-        values = (row for codes, _ in _encoded(batch, some) for row in codes.cpu())
-        for index, tokens, valid, row in zip(
-            indices, cut_texts(texts, reader.tokenizer, reader.context_length), batch.valid, values
-        ):
-            found[index] = (tokens, row[valid, column[asked[index][1]]].tolist())
+        rows = (row for codes, _ in _encoded(batch, some) for row in codes.cpu())
+        cut = cut_texts(texts, reader.tokenizer, reader.context_length)
+        return [
+            (tokens, row[valid, column[asked[index][1]]].tolist())
+            for index, tokens, valid, row in zip(indices, cut, batch.valid, rows)
+        ]
+
+    batches = reader.batches([text for text, _ in asked], 512)
+    for indices, read in zip(batches, spread(batches, values, "reading tokens"), strict=True):
+        for index, one in zip(indices, read, strict=True):
+            found[index] = one
     return found
 
 

@@ -181,4 +181,4 @@ def output_accuracies(bench: Bench, judge: Judge, named: Sequence[str]) -> list[
 
 
 if __name__ == "__main__":
-    main(run)
+    main(run, parallel=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from saeexplainer import activations, neighbours, truth
+from saeexplainer import activations, neighbours, processes, truth
 from saeexplainer.activations import FeatureStatistics, TokenBatch
 from saeexplainer.config import Params
 from saeexplainer.domain import Document, Domain, ReadingLimit
@@ -46,9 +46,9 @@ class Extraction:
             params.prepare_subject.domain, params.seed, params.prepare_subject.corpus, limit
         )  # fmt: skip
 
-    def batches(self, documents: Iterable[Document]) -> Iterator[TokenBatch]:
-        """Stream documents through the subject up to the SAEs' site."""
-        return activations.token_batches(documents, self.reader, self.config.batch_size)
+    def batches(self, documents: Iterable[Document], *, shared: bool) -> Iterator[TokenBatch]:
+        """Stream documents through the subject up to the SAEs' site; `shared` among processes, or all here."""
+        return activations.token_batches(documents, self.reader, self.config.batch_size, shared=shared)
 
     def documents(self) -> Iterator[Document]:
         """The corpus, the same at every call."""
@@ -100,16 +100,17 @@ def first_pass(work: Extraction) -> tuple[dict[str, FeatureStatistics], dict[str
     firing = {name: CoFiring(one.cfg.d_sae) for name, one in work.saes.items()}
     top, device = work.config.top_contexts, work.reader.device
     statistics = {name: FeatureStatistics(one.cfg.d_sae, top, device) for name, one in work.saes.items()}
-    total, count, first_document = torch.zeros(work.reader.width, dtype=torch.float64), 0, 0
-    for batch in work.batches(work.documents()):
+    total, count = torch.zeros(work.reader.width, dtype=torch.float64), 0
+    for batch in work.batches(work.documents(), shared=True):
         for name, one in work.saes.items():
             codes = one.encode(batch.residual)
-            statistics[name].update(codes, batch.document, first_document)
+            statistics[name].update(codes, batch.document, batch.first)
             firing[name].update(codes)
         total += batch.residual.sum(dim=0).cpu()
         count += len(batch.residual)
-        first_document += len(batch.documents)
-    return statistics, firing, (total / count).float()
+    mean = processes.total(total) / sum(processes.gather([count]))
+    everyone = {name: stats.gathered() for name, stats in statistics.items()}
+    return everyone, {name: counts.gathered() for name, counts in firing.items()}, mean.float()
 
 
 def neighbour_rows(work: Extraction, rows: list[FeatureRow], firing: dict[str, CoFiring]) -> list[NeighbourRow]:
@@ -129,7 +130,7 @@ def second_pass(
     numbers = sorted(wanted)
     documents = (document for number, document in enumerate(work.documents()) if number in wanted)
     return activations.read_contexts(
-        rows, statistics, work.saes, numbers, work.domain, work.batches(documents), work.config
+        rows, statistics, work.saes, numbers, work.domain, work.batches(documents, shared=True), work.config
     )
 
 
@@ -142,7 +143,7 @@ def truth_table(work: Extraction, rows: list[FeatureRow]) -> truth.TruthTable:
     token_concepts: list[tuple[str, ...]] = []
     firing: list[list[np.ndarray]] = [[] for _ in explained]
     documents = islice(work.domain.documents("truth", work.config.truth_documents), work.config.truth_documents)
-    for batch in work.batches(documents):
+    for batch in work.batches(documents, shared=False):
         fires = (work.saes[main_name].encode(batch.residual)[:, indices].cpu() >= threshold).numpy()
         for column in range(len(explained)):
             firing[column].append(fires[:, column].nonzero()[0] + len(token_concepts))
@@ -153,4 +154,4 @@ def truth_table(work: Extraction, rows: list[FeatureRow]) -> truth.TruthTable:
 
 
 if __name__ == "__main__":
-    main(run)
+    main(run, parallel=True)

@@ -40,4 +40,4 @@ def run(params: Params, item: str) -> Report:
 
 
 if __name__ == "__main__":
-    main(run)
+    main(run, parallel=True)

@@ -142,7 +142,7 @@ def check(params: Params) -> None:
     for key, name, value in leaves(params):
         _check_leaf(key, name, value)
     finders = (
-        _shapes, _text, _explainer, _sampling, _writers, _saes, _features, _limits, _rounds, _evaluations, _judges,
+        _shapes, _processes, _text, _explainer, _sampling, _writers, _saes, _features, _limits, _rounds, _evaluations, _judges,
         _comparison,
     )  # fmt: skip
     for complaint in chain(*(find(params) for find in finders)):
@@ -231,6 +231,17 @@ def _pretrained_subject(subject: PrepareSubject) -> Iterator[str]:
 def _steered_tokens(params: Params) -> int:
     """Tokens that a steered continuation reaches with its beginning."""
     return params.probe_features.steer.prompt_tokens + params.probe_features.steer.max_new_tokens
+
+
+def _processes(params: Params) -> Iterator[str]:
+    """A step's batch is shared among the processes."""
+    for key, size in (
+        ("train_sft.warmup_batch_size", params.train_sft.warmup_batch_size),
+        ("train_sft.batch_size", params.train_sft.batch_size),
+        ("train_dpo.batch_size", params.train_dpo.batch_size),
+    ):
+        if size % params.processes:
+            yield f"{key}: is {size}; must be a multiple of processes ({params.processes}), which share it"
 
 
 def _text(params: Params) -> Iterator[str]:

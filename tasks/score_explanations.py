@@ -81,4 +81,4 @@ def score(
 
 
 if __name__ == "__main__":
-    main(run)
+    main(run, parallel=True)

@@ -62,4 +62,4 @@ def run(params: Params, item: str) -> Report:
 
 
 if __name__ == "__main__":
-    main(run)
+    main(run, parallel=True)

@@ -94,4 +94,4 @@ def replay_count(labels: int, share: float) -> int:
 
 
 if __name__ == "__main__":
-    main(run)
+    main(run, parallel=True)

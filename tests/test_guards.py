@@ -20,7 +20,7 @@ PACKAGES = ("saeexplainer", "tasks", "flows")
 PYTHON_FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 SHARED_SECTIONS = {"seed", "processes", "rounds", "evaluations"}  # of params.yaml: no stage's own
 NOT_DEPS = {
-    *(f"saeexplainer.{name}" for name in ("config", "records", "storage", "errors", "domain")),
+    *(f"saeexplainer.{name}" for name in ("config", "records", "storage", "errors", "domain", "processes")),
     *("tasks.params", "tasks.stage", "saeexplainer", "tasks"),
 }
 ORCHESTRATORS = {"prefect", "dvc", "mlflow", "hydra", "great_expectations", "tasks", "flows"}

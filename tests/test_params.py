@@ -60,6 +60,7 @@ WRONG = {
     "wrong type": ({"train_sft__epochs": "two"}, "train_sft.epochs", "'two'"),
     "fraction for a count": ({"prepare_subject__steps": 2.5}, "prepare_subject.steps", "2.5"),
     "chat without an instruction": ({"train_sft__prompt__kind": "chat"}, "train_sft.prompt.instruction", "{feature}"),
+    "a batch that cannot be shared": ({"processes": 3, "train_sft__warmup_batch_size": 96}, "train_sft.batch_size", "multiple"),
     "contexts without their place": (
         {"train_sft__prompt": {"kind": "chat", "instruction": "What is {feature}?", "shown_contexts": 2}},
         "train_sft.prompt.instruction", "{contexts}",
