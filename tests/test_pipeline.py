@@ -168,6 +168,34 @@ def test_the_report_has_every_evaluation_on_the_test_features(workspace):
     assert (workspace / "own.db").is_file()  # MLflow was told, where it was told to
 
 
+TOGETHER = """
+from saeexplainer.processes import gather
+from tasks import extract_activations, generate_explanations, params, score_explanations
+
+settings = params.load()
+extract_activations.run(settings)
+gather([0])  # the first has written
+generate_explanations.run(settings, "r1")
+gather([0])
+score_explanations.run(settings, "r1")
+"""
+
+
+def test_two_processes_write_the_same_bytes(workspace, tmp_path):
+    folder = copied(tmp_path, "experiment=nano", "processes=2")
+    shutil.copytree(workspace / "data", folder / "data")
+    results = [
+        "data/activations/features.parquet", "data/activations/contexts.parquet", "data/activations/neighbours.parquet",
+        "data/activations/directions.safetensors", "data/rounds/r1/candidates.parquet", "data/rounds/r1/scores.parquet",
+    ]  # fmt: skip
+    shutil.rmtree(folder / "data/activations")
+    shutil.rmtree(folder / "data/rounds")
+    (folder / "together.py").write_text(TOGETHER)
+    run(folder, sys.executable, "-c", "from saeexplainer.processes import launch; assert launch(['together'], 2) is None")
+    for name in results:
+        assert (folder / name).read_bytes() == (workspace / name).read_bytes(), name
+
+
 def test_no_pair_comes_from_a_held_out_feature_and_every_round_learns(workspace):
     rows = read_rows(workspace / "data/activations/features.parquet", FeatureRow)
     split_of = {row.feature_id: row.split for row in rows}
