@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from saeexplainer.config import Pretrained
 from saeexplainer.errors import UserError
-from saeexplainer.models import load_pretrained, load_tokenizer
+from saeexplainer.models import CHAT, load_pretrained, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -22,8 +22,5 @@ def open_chat(pretrained: Pretrained) -> "tuple[PreTrainedModel, PreTrainedToken
 
 def chat_prompt(tokenizer: "PreTrainedTokenizerFast", said: str) -> list[int]:
     """Token ids of a conversation in which the user said this and the model is next."""
-    # A template that knows enable_thinking then opens the answer itself; the others ignore it.
-    return tokenizer.apply_chat_template(
-        [{"role": "user", "content": said}],
-        add_generation_prompt=True, enable_thinking=False, tokenize=True, return_dict=True,
-    )["input_ids"]  # fmt: skip
+    asked = [{"role": "user", "content": said}]
+    return tokenizer.apply_chat_template(asked, tokenize=True, return_dict=True, **CHAT)["input_ids"]

@@ -16,7 +16,7 @@ from saeexplainer.config import Round, TrainDpo, TrainSft
 from saeexplainer.errors import UserError
 from saeexplainer.explainer import Prompts
 from saeexplainer.records import PreferencePair
-from saeexplainer.sft import check_trained, trained_weights
+from saeexplainer.sft import check_trained, on_one_device, trained_weights
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -54,8 +54,8 @@ def train(
         )
     before, best = trained_weights(model), best_checkpoint()
     trainer = prepared_trainer()(
-        model=model, ref_model=reference, args=_arguments(config, round_, how, len(training), seed, scratch),
-        train_dataset=training, eval_dataset=validation, processing_class=tokenizer, callbacks=[best],
+        model=model, ref_model=reference,
+        args=on_one_device(_arguments(config, round_, how, len(training), seed, scratch)), train_dataset=training, eval_dataset=validation, processing_class=tokenizer, callbacks=[best],
     )  # fmt: skip
     trainer.train()
     trainer.evaluate()

@@ -22,7 +22,7 @@ from saeexplainer.domain import ABOUT, EXPLAIN, FEATURE
 from saeexplainer.errors import UserError
 from saeexplainer.explainer_folder import open_parts
 from saeexplainer.feature_tokens import FeatureTokens, first_feature_id
-from saeexplainer.models import by_length, check_context, generate, special_ids
+from saeexplainer.models import CHAT, by_length, check_context, fitting, generate, special_ids
 from saeexplainer.records import ContextRow, FeatureRow
 from saeexplainer.storage import read_rows
 
@@ -107,11 +107,7 @@ def _chat_sides(tokenizer: "PreTrainedTokenizerFast", prompt: ExplainerPrompt) -
             f"train_sft.prompt.kind: chat, but the tokenizer of {tokenizer.name_or_path} has no chat template; name an "
             "instruction-tuned model in train_sft.pretrained, or put chat_template.jinja into the model's folder"
         )
-    # A template that knows enable_thinking then opens the answer itself; the others ignore it.
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": prompt.instruction}],
-        add_generation_prompt=True, enable_thinking=False, tokenize=False,
-    )  # fmt: skip
+    text = tokenizer.apply_chat_template([{"role": "user", "content": prompt.instruction}], tokenize=False, **CHAT)
     before, _, after = text.partition("{feature}")
     return before, after
 
@@ -218,7 +214,9 @@ class Explainer:
             for feature, explanation in zip(features, explanations, strict=True)
         ]
         found = [math.nan] * len(examples)
-        for indices in by_length([len(example["input_ids"]) for example in examples], self.generation.batch_size):
+        lengths = [len(example["input_ids"]) for example in examples]
+        words = self.model.get_input_embeddings().weight.shape[0]
+        for indices in by_length(lengths, fitting(self.generation.batch_size, max(lengths, default=1) * words)):
             ids, mask, labels = self._padded([examples[index] for index in indices])
             logits = self.model(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
             labels = labels.to(logits.device)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from saeexplainer.judge import Question
-from saeexplainer.models import by_length
+from saeexplainer.models import by_length, device_of, fitting, special_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -62,8 +62,10 @@ class LikelihoodJudge:
         """For each (description, text) the lift of every token of the text, special tokens left out; [] if either is
         empty."""
         plain = sorted({text for _, text in asked if text} - self._plain.keys())
-        bos = [self.tokenizer.bos_token_id]
-        self._plain |= dict(zip(plain, self._log_probabilities([(bos, text) for text in plain])))
+        # Before a text that nothing is said about stands what ends one, where a tokenizer has no BOS.
+        bos = self.tokenizer.bos_token_id
+        start = [self.tokenizer.eos_token_id if bos is None else bos]
+        self._plain |= dict(zip(plain, self._log_probabilities([(start, text) for text in plain])))
         new = sorted({pair for pair in asked if all(pair)} - self._lifts.keys())
         distinct = sorted({description for description, _ in new})
         prompts = dict(zip(distinct, self._ids([self.prompt.format(description=said) for said in distinct])))
@@ -83,12 +85,15 @@ class LikelihoodJudge:
         texts = self._ids([text for _, text in asked], add_special_tokens=False, **cut)
         found: list[list[float]] = [[] for _ in asked]
         lengths = [len(prompt) + len(ids) for (prompt, _), ids in zip(asked, texts)]
-        special = set(self.tokenizer.all_special_ids)
-        for indices in by_length(lengths, self.batch_size):
+        special = set(special_ids(self.tokenizer))
+        widest = max(lengths, default=0) * self.model.get_input_embeddings().weight.shape[0]
+        for indices in by_length(lengths, fitting(self.batch_size, max(widest, 1))):
             ids = _padded([asked[at][0] + texts[at] for at in indices], self.tokenizer.pad_token_id)
+            ids = ids.to(device_of(self.model))
             # Without a mask: what is padded on the right no token to its left can see.
-            logits = self.model(input_ids=ids, use_cache=False).logits[:, :-1]
-            scores = logits.gather(2, ids[:, 1:].unsqueeze(2)).squeeze(2) - logits.logsumexp(-1)
+            logits = self.model(input_ids=ids, use_cache=False).logits[:, :-1].float()
+            told = ids[:, 1:].unsqueeze(2).to(logits.device)
+            scores = (logits.gather(2, told).squeeze(2) - logits.logsumexp(-1)).cpu()
             for row, at in enumerate(indices):
                 start = len(asked[at][0])
                 values = scores[row, start - 1 : start - 1 + len(texts[at])].tolist()

@@ -29,7 +29,17 @@ DTYPES = ("float32", "bfloat16", "float16")
 POINTER = "pretrained.json"  # in a folder of the pipeline without a model's weights: where they are, how to load them
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")  # peft's, in a folder of the pipeline beside a pointer
 ROOM = 2**28  # numbers in one array, 1 GiB in float32: what reads many texts at once takes a small multiple of it
+# What chat templates are given. One that knows enable_thinking then opens the answer itself; those of Llama 3 say what day
+# it is, which would be another at every run. The others ignore both.
+CHAT: dict[str, Any] = {"add_generation_prompt": True, "enable_thinking": False, "date_string": "26 Jul 2024"}
 _COMMIT = re.compile("[0-9a-f]{40}")
+# How a model's authors want it sampled is left behind. transformers takes from there whatever a caller leaves open: a
+# greedy answer would be drawn, and a penalty on the prompt's tokens would look feature ids up among the logits.
+_SAMPLING = (
+    "do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "num_beams",
+    "repetition_penalty", "no_repeat_ngram_size", "length_penalty", "min_length", "min_new_tokens", "max_length",
+    "bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id",
+)  # fmt: skip
 # In a checkpoint that reads images too, the language model's weights lie one level deeper.
 _TEXT_WEIGHTS = {r"^(model\.)?language_model\.(model\.)?": "model."}
 
@@ -147,6 +157,8 @@ def load_model(
         raise UserError(
             f"{source}: {len(wrong)} weights are missing or of another size, {wrong[0]} first; get them again"
         )
+    for name in _SAMPLING if model.generation_config else ():
+        setattr(model.generation_config, name, None)
     return model.eval()
 
 

@@ -25,14 +25,14 @@ from saeexplainer.models import check_context
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainingArguments
 
 
 @dataclass(frozen=True)
 class WarmupSet:
     """Raw activations and what they are said to be."""
 
-    residuals: Float[Tensor, "examples d_model"]  # not centred
+    residuals: Float[Tensor, "examples d_model"]  # not centred; on the CPU
     descriptions: list[str]
 
 
@@ -59,7 +59,7 @@ def warmup_set(
                 if description:
                     rows.append(row)
                     descriptions.append(description)
-        residuals.append(batch.residual[rows])
+        residuals.append(batch.residual[rows].cpu())
         if len(descriptions) >= count:
             return WarmupSet(torch.cat(residuals)[:count], descriptions[:count])
     raise UserError(
@@ -105,11 +105,18 @@ def supervised_fine_tuning(
         dataloader_pin_memory=False, loss_type="nll",
     )  # fmt: skip
     trainer = SFTTrainer(
-        model=model, args=arguments, train_dataset=Dataset.from_list(examples), processing_class=tokenizer
+        model=model, args=on_one_device(arguments), train_dataset=Dataset.from_list(examples), processing_class=tokenizer
     )
     trainer.train()
     check_trained(model, before)
     return trainer.state.log_history
+
+
+def on_one_device(arguments: "TrainingArguments") -> "TrainingArguments":
+    """The same, on a machine with several GPUs too: transformers would make a copy of the model for each (DataParallel),
+    and the copies would share the hooks of one set of feature tokens."""
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # as transformers itself does where a model lies on several
+    return arguments
 
 
 def trained_weights(model: torch.nn.Module) -> dict[str, Tensor]:
@@ -120,5 +127,6 @@ def trained_weights(model: torch.nn.Module) -> dict[str, Tensor]:
 def check_trained(model: torch.nn.Module, before: dict[str, Tensor]) -> None:
     """Raise RuntimeError if no weight differs from `before`: a run that trains nothing looks healthy in its curves."""
     after = dict(model.named_parameters())
-    if all(torch.equal(after[name], weight) for name, weight in before.items()):
+    # A trainer moves a model to the GPU, and a quantized one's adapter to another type.
+    if all(torch.equal(after[name].to(weight), weight) for name, weight in before.items()):
         raise RuntimeError("training left every weight as it was; no parameter is trainable")

@@ -144,7 +144,8 @@ def _writers(model: nn.Module, block: nn.Module) -> tuple[nn.Module, nn.Module]:
     finally:
         for handle in handles:
             handle.remove()
-    added = after - read_module(model, block, ids, torch.ones_like(ids), entering=True).float()
+    # Where a model lies on several devices, what enters a block may still be on the one before.
+    added = after - read_module(model, block, ids, torch.ones_like(ids), entering=True).float().to(after.device)
     same = [(module, output) for module, output in outputs if output.shape == added.shape]
     left = {
         pair: _unexplained(added, same[pair[0]][1] + same[pair[1]][1]) for pair in combinations(range(len(same)), 2)

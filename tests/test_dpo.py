@@ -14,6 +14,7 @@ from saeexplainer.config import Architecture, Direction, DpoLoss, Round, TrainDp
 from saeexplainer.errors import UserError
 from saeexplainer.explainer import Prompts, attach
 from saeexplainer.records import PreferencePair
+from saeexplainer.sft import check_trained, on_one_device, trained_weights
 
 FEATURES = 4
 SFT = replace(settings().train_sft, direction=Direction.decoder_and_encoder)
@@ -178,3 +179,24 @@ def test_a_side_without_pairs_is_one_line(training, validation, tmp_path):
     model = explainer(Architecture.llama)
     with pytest.raises(UserError, match=f"{training} training and {validation} validation pairs"):
         dpo.train(model, model, tiny_tokenizer(), *sides, CONFIG, ROUND, SFT, seed=0, scratch=tmp_path)
+
+
+def test_a_machine_with_several_gpus_trains_on_one(tmp_path):
+    from trl import SFTConfig
+
+    arguments = SFTConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    assert arguments.n_gpu <= 1
+    arguments._n_gpu = 4
+    assert on_one_device(arguments).n_gpu == 1
+
+
+def test_training_is_seen_in_another_number_type():
+    model = torch.nn.Linear(2, 2)
+    before = trained_weights(model)
+    model.bfloat16()
+    with torch.no_grad():
+        model.weight.copy_(before["weight"] + 1.0)
+    check_trained(model, before)
+    model.float().load_state_dict(before)
+    with pytest.raises(RuntimeError, match="left every weight as it was"):
+        check_trained(model, before)

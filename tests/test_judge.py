@@ -51,6 +51,22 @@ def test_lifts_are_those_of_one_text_at_a_time(model, batch_size):
         assert found[at] == pytest.approx([a - b for a, b in zip(told, plain)], abs=1e-4)
 
 
+def test_in_bfloat16_and_without_bos_the_likelihood_judge_adds_up_in_float32():
+    tokenizer, model = tiny_tokenizer(), tiny_model(Architecture.llama)
+    tokenizer.bos_token = None
+    exact = LikelihoodJudge(model, tokenizer, PROMPT, 64, 8).lifts(ASKED[:2])
+    ids = tokenizer(ASKED[0][1], add_special_tokens=False)["input_ids"]
+    prompt = tokenizer(PROMPT.format(description=ASKED[0][0]))["input_ids"]
+    told = log_probabilities(model, prompt + ids, len(prompt))
+    plain = log_probabilities(model, [tokenizer.eos_token_id, *ids], 1)
+    assert exact[0] == pytest.approx([a - b for a, b in zip(told, plain)], abs=1e-4)
+    half = LikelihoodJudge(model.bfloat16(), tokenizer, PROMPT, 64, 8)._log_probabilities([(prompt, ASKED[0][1])])[0]
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([prompt + ids])).logits[0].float().log_softmax(-1)
+    expected = [logits[at - 1, (prompt + ids)[at]].item() for at in range(len(prompt), len(prompt + ids))]
+    assert half == pytest.approx(expected, abs=1e-5)
+
+
 def test_long_texts_are_cut_and_special_tokens_left_out(model):
     judge = LikelihoodJudge(model, tiny_tokenizer(), PROMPT, 3, 8)
     (cut,) = judge.lifts([("any animal", "the dogs chase the cats")])

@@ -11,6 +11,7 @@ from saeexplainer.config import Architecture
 from saeexplainer.domain import SPECIAL_TOKENS
 from saeexplainer.errors import UserError
 from saeexplainer.models import (
+    CHAT,
     by_length,
     check_block,
     encode_batch,
@@ -144,3 +145,23 @@ def test_answers_come_in_the_order_of_the_prompts(model):
     together = generate(model, TOKENIZER, prompts, batch_size=2, **greedy)
     assert together == [generate(model, TOKENIZER, [prompt], batch_size=1, **greedy)[0] for prompt in prompts]
     assert len(set(together)) > 1
+
+
+def test_how_others_sample_their_model_changes_no_answer(model, tmp_path):
+    prompts = [TOKENIZER("the dog")["input_ids"]] * 6
+    greedy = {"temperature": 0.0, "top_p": 1.0, "max_new_tokens": 4, "batch_size": 6}
+    expected = generate(model, TOKENIZER, prompts, **greedy)
+    model.generation_config.update(do_sample=True, temperature=0.6, top_p=0.9, repetition_penalty=2.0, eos_token_id=[1, 3])
+    model.save_pretrained(tmp_path)
+    loaded = load_model(tmp_path)
+    torch.manual_seed(0)
+    assert generate(loaded, TOKENIZER, prompts, **greedy) == expected
+    assert loaded.generation_config.eos_token_id == [1, 3]
+
+
+def test_a_prompt_says_the_same_on_every_day():
+    tokenizer = tiny_tokenizer()
+    day = "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}{{ date_string }}"
+    tokenizer.chat_template = day + " {{ messages[0].content }}"
+    said = tokenizer.apply_chat_template([{"role": "user", "content": "the dog"}], tokenize=False, **CHAT)
+    assert said == "26 Jul 2024 the dog"
