@@ -1,8 +1,8 @@
 """Models and SAEs of others through the whole pipeline: four families by four architectures, both rounds.
 
-Every stage runs as `dvc repro` would run it, on text from files, labels from a table, LoRA on a chat explainer. The suite
-takes a Latin square: each family and each architecture once, between them every site but one, both local writers and an
-explainer of another width. SAE_EXPLAINER_MATRIX=1 takes all sixteen.
+Every stage runs as `dvc repro` would run it: text from files, labels from a table, LoRA on a chat explainer. The suite
+takes a Latin square: each family and each architecture once, between them three sites, both local writers, both local
+judges and an explainer of another width. SAE_EXPLAINER_MATRIX=1 takes all sixteen.
 """
 
 import json
