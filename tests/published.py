@@ -57,6 +57,8 @@ def save_chat_model(name: str, folder: Path, texts: Sequence[str], steps: int = 
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(model.config, key, getattr(tokenizer, key))
     model.generation_config.eos_token_id = tokenizer.eos_token_id
+    if name != "gpt2":  # rotary positions: more of them need no weights, and a judge's questions are long
+        model.config.max_position_embeddings = 1024
     teach(model, tokenizer, texts, steps)
     tokenizer.save_pretrained(folder)
     model.save_pretrained(folder)
