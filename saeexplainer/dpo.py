@@ -45,7 +45,7 @@ def train(
     """Train `model` in place; the models carry their feature tokens already. Returns the log. No reference is given with
     an adapted model: a frozen copy of the adapter it starts with is the reference then, on the same base.
 
-    Raises UserError if there are no pairs, RuntimeError if training left the weights unchanged.
+    Raises UserError if there are no pairs or too few for two steps, RuntimeError if training left the weights unchanged.
     """
     if not len(training) or not len(validation):
         raise UserError(
@@ -55,12 +55,13 @@ def train(
     before, best = trained_weights(model), best_checkpoint()
     trainer = prepared_trainer()(
         model=model, ref_model=reference,
-        args=on_one_device(_arguments(config, round_, how, len(training), seed, scratch)), train_dataset=training, eval_dataset=validation, processing_class=tokenizer, callbacks=[best],
+        args=on_one_device(_arguments(config, round_, how, len(training), seed, scratch)), train_dataset=training,
+        eval_dataset=validation, processing_class=tokenizer, callbacks=[best],
     )  # fmt: skip
     trainer.train()
     trainer.evaluate()
+    check_trained(model, before, trainer.state.global_step, "train_dpo")
     best.restore(model)
-    check_trained(model, before)
     return trainer.state.log_history
 
 
@@ -104,6 +105,8 @@ def best_checkpoint() -> Any:
 
         def on_evaluate(self, args, state, control, metrics=None, model=None, **_):
             """Keep the weights if this is the best evaluation so far."""
+            if state.global_step < 2:  # the first step's learning rate is 0: these are the weights of the start
+                return
             key = (metrics["eval_rewards/accuracies"], metrics["eval_rewards/margins"])
             if self.key is None or key > self.key:
                 self.key = key

@@ -86,8 +86,8 @@ def supervised_fine_tuning(
     """Train in place with TRL's SFTTrainer on prepared token ids and labels; returns its log. `config` says how it
     computes; the rest is of the warm-up or of the labels.
 
-    Raises UserError if there is nothing to train on or an example is too long, RuntimeError if training left the weights
-    unchanged.
+    Raises UserError if there is nothing to train on, too little for two steps, or an example is too long, RuntimeError
+    if training left the weights unchanged.
     """
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
@@ -108,7 +108,7 @@ def supervised_fine_tuning(
         model=model, args=on_one_device(arguments), train_dataset=Dataset.from_list(examples), processing_class=tokenizer
     )
     trainer.train()
-    check_trained(model, before)
+    check_trained(model, before, trainer.state.global_step, "train_sft")
     return trainer.state.log_history
 
 
@@ -124,9 +124,18 @@ def trained_weights(model: torch.nn.Module) -> dict[str, Tensor]:
     return {name: weight.detach().clone() for name, weight in model.named_parameters() if weight.requires_grad}
 
 
-def check_trained(model: torch.nn.Module, before: dict[str, Tensor]) -> None:
-    """Raise RuntimeError if no weight differs from `before`: a run that trains nothing looks healthy in its curves."""
+def check_trained(model: torch.nn.Module, before: dict[str, Tensor], steps: int, section: str) -> None:
+    """Raise if no weight differs from `before`: a run that trains nothing looks healthy in its curves.
+
+    UserError if there was no second of the optimizer's `steps`, RuntimeError if it is no matter of settings.
+    """
     after = dict(model.named_parameters())
     # A trainer moves a model to the GPU, and a quantized one's adapter to another type.
-    if all(torch.equal(after[name].to(weight), weight) for name, weight in before.items()):
-        raise RuntimeError("training left every weight as it was; no parameter is trainable")
+    if not all(torch.equal(after[name].to(weight), weight) for name, weight in before.items()):
+        return
+    if steps < 2:
+        raise UserError(
+            f"{section}: one step in all, and the first one's learning rate is 0; lower batch_size or accumulate, "
+            "raise epochs, or give more to train on"
+        )
+    raise RuntimeError("training left every weight as it was; no parameter is trainable")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from saeexplainer import models, subject
 from saeexplainer.config import Params, Pretrained
-from saeexplainer.domain import Domain
+from saeexplainer.domain import Domain, ReadingLimit
 from saeexplainer.domains import open_domain
 from saeexplainer.seeds import seed_torch
 from saeexplainer.storage import replacing, write_json
@@ -25,11 +25,10 @@ def run(params: Params) -> Report:
     """Train or find, measure, save."""
     config = params.prepare_subject
     seed = seed_torch(params.seed, "prepare_subject")
-    domain = open_domain(config.domain, params.seed, config.corpus)
     if config.pretrained is None:
-        report = trained(params, domain, seed)
+        report = trained(params, open_domain(config.domain, params.seed, config.corpus), seed)
     else:
-        report = pointed(params, domain, config.pretrained)
+        report = pointed(params, config.pretrained)
     write_json(Path("reports/subject.json"), report)
     beside = f", entropy floor {report.entropy_floor:.3f}" if report.entropy_floor is not None else ""
     return Report(
@@ -53,13 +52,14 @@ def trained(params: Params, domain: Domain, seed: int) -> SubjectReport:
     return SubjectReport(loss, floor, model.num_parameters(), seen)
 
 
-def pointed(params: Params, domain: Domain, pretrained: Pretrained) -> SubjectReport:
+def pointed(params: Params, pretrained: Pretrained) -> SubjectReport:
     """Load, measure and point to a model of others. Raises UserError if it cannot be had, or reads too few tokens."""
     config = params.prepare_subject
     tokenizer = models.load_tokenizer(pretrained.source, pretrained.revision, prepend_bos=config.prepend_bos)
     model = models.load_pretrained(pretrained)
     models.check_context(model, config.context_length, "prepare_subject.context_length")
-    loss = subject.loss_on(model, tokenizer, domain, config)
+    limit = ReadingLimit(tokenizer, config.context_length)  # a packed corpus is cut for it
+    loss = subject.loss_on(model, tokenizer, open_domain(config.domain, params.seed, config.corpus, limit), config)
     with replacing(SUBJECT) as folder:
         models.write_pointer(folder, pretrained, config.prepend_bos)
     return SubjectReport(loss, None, model.num_parameters(), tokens_seen=0)

@@ -14,6 +14,7 @@ from tiny import WIDTH, tiny_model, tiny_tokenizer
 from typed import typed
 
 from saeexplainer.config import Architecture
+from saeexplainer.storage import write_tensors
 from tasks import compose
 
 
@@ -76,6 +77,30 @@ def shallow_subject(workspace: Path) -> None:
     tiny_model(Architecture.llama, blocks=1).save_pretrained(workspace / "data/subject")
 
 
+def of_others(source: str, **changes: Any) -> Callable[[Path], None]:
+    """A model of others as the subject."""
+    return edit(prepare_subject__pretrained=in_folder(source), **changes)
+
+
+def in_folder(source: str) -> dict[str, str | None]:
+    return {"source": source, "revision": None, "dtype": "float32", "device_map": None, "attention": None}
+
+
+def chat_explainer_of_a_base_model(workspace: Path) -> None:
+    tensors = {"decoder": torch.ones(2, WIDTH), "corpus_mean": torch.zeros(WIDTH)}
+    write_tensors(workspace / "data/activations/directions.safetensors", tensors)
+    edit(
+        train_sft__pretrained=in_folder("data/subject"), train_sft__direction="decoder",
+        train_sft__prompt={"kind": "chat", "instruction": "What is {feature}?", "shown_contexts": 0},
+    )(workspace)  # fmt: skip
+
+
+def broken_line_7(workspace: Path) -> None:
+    good = [f'{{"feature_id": "gpt2/6-res/{index}", "explanation": "metres"}}' for index in range(9)]
+    good[6] = good[6][:30]
+    (workspace / "np.jsonl").write_text("\n".join(good), encoding="utf-8")
+
+
 WRONG: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "an SAE of another width": (
         "extract_activations", narrow_sae, f"data/saes/main: d_in is {WIDTH - 4}, the subject's width {WIDTH}",
@@ -110,6 +135,18 @@ WRONG: dict[str, tuple[str, Callable[[Path], None], str]] = {
         ),
         "prepare_subject.context_length: 4, and no held-out document is that short; raise it",
     ),
+    "a model of others that is not there": (
+        "prepare_subject", of_others("models/absent"), "models/absent: no such folder, and a model of the hub needs",
+    ),
+    "a context longer than the model of others reads": (
+        "prepare_subject",
+        of_others("data/subject", prepare_subject__context_length=200),
+        "prepare_subject.context_length: 200 tokens, but the model reads 128 at most; lower it",
+    ),
+    "an explainer without a chat template": (
+        "train_sft", chat_explainer_of_a_base_model, "no chat template; name an instruction-tuned",
+    ),
+    "a broken line 7": ("command_line import np.jsonl", broken_line_7, "np.jsonl:line 7: not JSON in UTF-8"),
     "a round with an unknown start": (
         "generate_explanations r1", edit(rounds__r1__start="r7"), "params.yaml: rounds.r1.start: is 'r7'",
     ),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import WIDTH, settings, tiny_model, tiny_tokenizer
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerState
 
 from saeexplainer import dpo
 from saeexplainer.config import Architecture, Direction, DpoLoss, Round, TrainDpo
@@ -165,12 +165,22 @@ def test_rows_are_what_trl_makes_of_the_text():
 def test_the_best_checkpoint_is_by_accuracy_then_margin():
     model = torch.nn.Linear(1, 1, bias=False)
     best = dpo.best_checkpoint()
-    found = ((1.0, 0.5, 9.0), (2.0, 0.75, 0.1), (3.0, 0.75, 0.2), (4.0, 0.75, 0.2), (5.0, 0.5, 8.0))
-    for weight, accuracy, margin in found:
+    # The first is that of the start, whose learning rate was 0.
+    found = ((0.0, 1.0, 9.9), (1.0, 0.5, 9.0), (2.0, 0.75, 0.1), (3.0, 0.75, 0.2), (4.0, 0.75, 0.2), (5.0, 0.5, 8.0))
+    for step, (weight, accuracy, margin) in enumerate(found, start=1):
         torch.nn.init.constant_(model.weight, weight)
-        best.on_evaluate(None, None, None, {"eval_rewards/accuracies": accuracy, "eval_rewards/margins": margin}, model)
+        figures = {"eval_rewards/accuracies": accuracy, "eval_rewards/margins": margin}
+        best.on_evaluate(None, TrainerState(global_step=step), None, figures, model)
     best.restore(model)
     assert model.weight.item() == 3.0
+
+
+def test_a_round_of_one_step_is_one_line(tmp_path):
+    """Its learning rate is 0, so it would leave the start as it was."""
+    few, model = dataset(PAIRS[:2]), explainer(Architecture.llama)
+    once = replace(CONFIG, epochs=1.0, batch_size=2, accumulate=1)
+    with pytest.raises(UserError, match="^train_dpo: one step in all, and the first one's learning rate is 0; lower"):
+        dpo.train(model, model, tiny_tokenizer(), few, few, once, ROUND, SFT, seed=0, scratch=tmp_path)
 
 
 @pytest.mark.parametrize(("training", "validation"), [(0, 4), (4, 0)])

@@ -8,11 +8,13 @@ from itertools import islice
 from pathlib import Path
 
 import huggingface_hub
+import published
 import pytest
 import sae_lens as lens
 import torch
 import transformers
 from families import CONTEXT, TOKENIZERS, WIDTH, save_family
+from published import D_SAE
 from sae_lens.saes.sae import SAEMetadata
 from safetensors.torch import load_file, save_file
 from tiny import settings
@@ -33,7 +35,7 @@ from saeexplainer.records import (
     ScoreRow,
     SteeredRow,
 )
-from saeexplainer.sites import Place, Site, SiteReader, parse_site
+from saeexplainer.sites import Place, Site, parse_site
 from saeexplainer.storage import read_json, read_rows, write_rows
 from tasks import (
     evaluate,
@@ -46,7 +48,6 @@ from tasks import (
 )
 
 SETTINGS = settings()
-D_SAE = 2 * WIDTH
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FAMILIES = {"llama": True, "gemma2": True, "gpt2": False, "qwen3": None}  # to prepend_bos
 KINDS = {  # to hook name
@@ -54,12 +55,6 @@ KINDS = {  # to hook name
     "topk": "blocks.2.hook_resid_pre",
     "jumprelu": "blocks.0.hook_resid_post",
     "gated": "blocks.1.hook_resid_pre",
-}
-MAKE: dict[str, Callable[..., lens.SAE]] = {
-    "standard": lambda **more: lens.StandardSAE(lens.StandardSAEConfig(WIDTH, D_SAE, **more)),
-    "topk": lambda **more: lens.TopKSAE(lens.TopKSAEConfig(WIDTH, D_SAE, k=16, **more)),
-    "jumprelu": lambda **more: lens.JumpReLUSAE(lens.JumpReLUSAEConfig(WIDTH, D_SAE, **more)),
-    "gated": lambda **more: lens.GatedSAE(lens.GatedSAEConfig(WIDTH, D_SAE, **more)),
 }
 
 
@@ -73,25 +68,9 @@ def texts(stream: str, count: int) -> list[str]:
 
 
 def save_sae(model: Path, prepend_bos: bool | None, kind: str, folder: Path, **more: object) -> Path:
-    """An SAE that fits: both signs of every coordinate in a random basis, around the mean of what it reads."""
+    """An SAE that fits what it reads of this domain, at the architecture's hook unless another is given."""
     hook = str(more.pop("hook", KINDS[kind]))
-    site = parse_site(hook)
-    tokenizer = models.load_tokenizer(model, prepend_bos=prepend_bos)
-    ids, mask, valid = models.encode_batch(tokenizer, texts("sae", 20), CONTEXT)
-    x = SiteReader(models.load_model(model, blocks=site.blocks), site)(ids, mask)[valid]
-    basis = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(0))).Q
-    metadata = SAEMetadata(model_name="tiny", hook_name=hook, prepend_bos=more.pop("trained_with_bos", prepend_bos))
-    made = MAKE[kind](metadata=metadata, **more)
-    with torch.no_grad():
-        made.W_enc.copy_(torch.cat([basis, -basis], dim=1))
-        made.W_dec.copy_(made.W_enc.T)
-        made.b_dec.copy_(x.mean(dim=0))
-        if kind == "jumprelu":
-            made.threshold.fill_(0.3 * float(x.std()))
-        if kind == "gated":
-            made.b_gate.fill_(-0.3 * float(x.std()))
-    made.save_model(folder)
-    return folder
+    return published.save_sae(model, prepend_bos, kind, folder, hook, texts("sae", 20), **more)
 
 
 def brought(model: Path | str, folders: dict[str, Path], prepend_bos: bool | None, **more: object) -> Params:

@@ -266,6 +266,17 @@ def test_a_spent_limit_is_one_line_and_the_next_run_goes_on(scored, undisturbed,
     assert rows(folder) == undisturbed and len(server.requests) == 18
 
 
+@pytest.mark.parametrize(
+    ("step", "said"), [(401, "holds no key"), ("As an AI I would rather not.", "no usable answer")]
+)  # fmt: skip
+def test_an_expired_key_and_a_writer_in_prose_are_one_line(scored, serve, tmp_path, step, said):
+    folder = workspace(scored, tmp_path, serve(*[step] * 40))
+    stopped = typed(folder, "score_explanations", "r1")
+    line = stopped.stderr.splitlines()[-1]
+    assert stopped.returncode == 2 and line.startswith("error: score_explanations.writer.endpoint") and said in line
+    assert "Traceback" not in stopped.stderr and not (folder / "data/rounds/r1/scores.parquet").exists()
+
+
 def test_a_real_server_writes_what_its_model_says(tmp_path):
     """`transformers serve`, on loopback, with a home of its own; the model knows one answer, in three tokens."""
     follows = {"<assistant>": ['{"texts": ["a dog",'], '{"texts": ["a dog",': [' "the cat"'], ' "the cat"': ["]}"]}
