@@ -53,10 +53,16 @@ def train(
             "loosen build_preferences or raise generate_explanations.candidates"
         )
     before, best = trained_weights(model), best_checkpoint()
+    arguments = on_one_device(_arguments(config, round_, how, len(training), seed, scratch))
     trainer = prepared_trainer()(
+<<<<<<< HEAD
         model=model, ref_model=reference,
         args=on_one_device(_arguments(config, round_, how, len(training), seed, scratch)), train_dataset=training,
         eval_dataset=validation, processing_class=tokenizer, callbacks=[best],
+=======
+        model=model, ref_model=reference, args=arguments, train_dataset=training, eval_dataset=validation,
+        processing_class=tokenizer, callbacks=[best],
+>>>>>>> y_review
     )  # fmt: skip
     trainer.train()
     trainer.evaluate()

@@ -29,8 +29,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 POINTER = "pretrained.json"  # in a folder of the pipeline without a model's weights: where they are, how to load them
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")  # peft's, in a folder of the pipeline beside a pointer
 ROOM = 2**28  # numbers in one array, 1 GiB in float32: what reads many texts at once takes a small multiple of it
-# What chat templates are given. One that knows enable_thinking then opens the answer itself; those of Llama 3 say what day
-# it is, which would be another at every run. The others ignore both.
+# What chat templates are given. One that knows enable_thinking then opens the answer itself; those of Llama 3 say what
+# day it is, which would be another at every run. The others ignore both.
 CHAT: dict[str, Any] = {"add_generation_prompt": True, "enable_thinking": False, "date_string": "26 Jul 2024"}
 _COMMIT = re.compile("[0-9a-f]{40}")
 # How a model's authors want it sampled is left behind. transformers takes from there whatever a caller leaves open: a

@@ -104,17 +104,16 @@ def supervised_fine_tuning(
         gradient_checkpointing=config.gradient_checkpointing, gradient_accumulation_steps=config.accumulate,
         dataloader_pin_memory=False, loss_type="nll",
     )  # fmt: skip
-    trainer = SFTTrainer(
-        model=model, args=on_one_device(arguments), train_dataset=Dataset.from_list(examples), processing_class=tokenizer
-    )
+    dataset = Dataset.from_list(examples)
+    trainer = SFTTrainer(model=model, args=on_one_device(arguments), train_dataset=dataset, processing_class=tokenizer)
     trainer.train()
     check_trained(model, before, trainer.state.global_step, "train_sft")
     return trainer.state.log_history
 
 
 def on_one_device(arguments: "TrainingArguments") -> "TrainingArguments":
-    """The same, on a machine with several GPUs too: transformers would make a copy of the model for each (DataParallel),
-    and the copies would share the hooks of one set of feature tokens."""
+    """The same, on a machine with several GPUs too: transformers would copy the model to each (DataParallel), and the
+    copies would share the hooks of one set of feature tokens."""
     arguments._n_gpu = min(arguments.n_gpu, 1)  # as transformers itself does where a model lies on several
     return arguments
 

@@ -61,6 +61,8 @@ def main(run: Callable[..., Report], arguments: list[str] | None = None, *, para
     try:
         if parallel and not processes.launched() and (count := parameters.load().processes) > 1:
             sys.exit(_launch(stage, arguments, count))
+        if processes.launched():
+            processes.join()  # before a model is loaded: each process has a GPU of its own
         _run(stage, run, arguments)
     except UserError as error:
         if processes.launched():

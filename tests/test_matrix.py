@@ -138,12 +138,12 @@ SMALL = {
     "label_features": {"contexts": 2},
     "probe_features": {"first_rank": 2, "contexts": 2, "silent": 2, "steer": {"max_new_tokens": 3}},
     "train_sft": {
-        "bf16": False, "gradient_checkpointing": False, "accumulate": 1, "batch_size": 16, "epochs": 1,
+        "bf16": False, "gradient_checkpointing": False, "accumulate": 1, "batch_size": 8, "epochs": 4,
         "learning_rate": 0.01, "prompt": {"instruction": "What is {feature}?"},
     },
-    "generate_explanations": {"candidates": 3, "temperature": 1.0, "max_new_tokens": 8},
+    "generate_explanations": {"candidates": 6, "temperature": 1.0, "max_new_tokens": 8},
     "validate_preferences": {"max_words": 60},
-    "train_dpo": {"epochs": 1, "batch_size": 8, "accumulate": 1},
+    "train_dpo": {"epochs": 2, "batch_size": 2, "accumulate": 1},
     "rounds": {name: {"learning_rate": 0.01} for name in ROUNDS},
     "evaluate": {"negatives": 1},
 }  # fmt: skip

@@ -151,7 +151,8 @@ def test_how_others_sample_their_model_changes_no_answer(model, tmp_path):
     prompts = [TOKENIZER("the dog")["input_ids"]] * 6
     greedy = {"temperature": 0.0, "top_p": 1.0, "max_new_tokens": 4, "batch_size": 6}
     expected = generate(model, TOKENIZER, prompts, **greedy)
-    model.generation_config.update(do_sample=True, temperature=0.6, top_p=0.9, repetition_penalty=2.0, eos_token_id=[1, 3])
+    theirs = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "repetition_penalty": 2.0}
+    model.generation_config.update(**theirs, eos_token_id=[1, 3])
     model.save_pretrained(tmp_path)
     loaded = load_model(tmp_path)
     torch.manual_seed(0)
@@ -161,7 +162,7 @@ def test_how_others_sample_their_model_changes_no_answer(model, tmp_path):
 
 def test_a_prompt_says_the_same_on_every_day():
     tokenizer = tiny_tokenizer()
-    day = "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}{{ date_string }}"
-    tokenizer.chat_template = day + " {{ messages[0].content }}"
+    today = "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+    tokenizer.chat_template = today + "{{ date_string }} {{ messages[0].content }}"
     said = tokenizer.apply_chat_template([{"role": "user", "content": "the dog"}], tokenize=False, **CHAT)
     assert said == "26 Jul 2024 the dog"
