@@ -55,14 +55,8 @@ def train(
     before, best = trained_weights(model), best_checkpoint()
     arguments = on_one_device(_arguments(config, round_, how, len(training), seed, scratch))
     trainer = prepared_trainer()(
-<<<<<<< HEAD
-        model=model, ref_model=reference,
-        args=on_one_device(_arguments(config, round_, how, len(training), seed, scratch)), train_dataset=training,
-        eval_dataset=validation, processing_class=tokenizer, callbacks=[best],
-=======
         model=model, ref_model=reference, args=arguments, train_dataset=training, eval_dataset=validation,
         processing_class=tokenizer, callbacks=[best],
->>>>>>> y_review
     )  # fmt: skip
     trainer.train()
     trainer.evaluate()
