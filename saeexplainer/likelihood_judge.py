@@ -86,6 +86,7 @@ class LikelihoodJudge:
         special = set(self.tokenizer.all_special_ids)
         for indices in by_length(lengths, self.batch_size):
             ids = _padded([asked[at][0] + texts[at] for at in indices], self.tokenizer.pad_token_id)
+            ids = ids.to(self.model.device)
             # Without a mask: what is padded on the right no token to its left can see.
             logits = self.model(input_ids=ids, use_cache=False).logits[:, :-1]
             scores = logits.gather(2, ids[:, 1:].unsqueeze(2)).squeeze(2) - logits.logsumexp(-1)

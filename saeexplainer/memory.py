@@ -24,15 +24,17 @@ TOPK, JUMPRELU = 2, 4
 PLAIN, NUCLEUS = 12, 40
 # TRL computes log-probabilities of so many tokens and words at once (trl/kernels/chunked_logprob.py, trainer/utils.py).
 TILE_TOKENS, TILE_WORDS = 4096, 32768
+FOUR_BITS = 4  # a weight; the scales that bitsandbytes keeps beside, 1/16 as much again or less, are not counted
 
 
 @dataclass(frozen=True)
 class Setup:
     """How a model is held and trained."""
 
-    weight_bytes: int  # 4 is float32, 2 bfloat16
+    weight_bytes: int  # 4 is float32, 2 bfloat16; also of what it computes
     lora_rank: int  # of adapters on every linear layer; 0: all weights are trained
     checkpointing: bool  # keeps a block's input alone and computes the block again in the backward pass
+    quantized: bool = False  # the blocks' matrices in 4 bits; embeddings, norms and head are not
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,9 @@ def sae_parameters(width: int, d_sae: int) -> int:
 
 def held(shape: Shape, setup: Setup) -> int:
     """Bytes of one copy of the weights."""
-    return parameters(shape).total * setup.weight_bytes
+    found = parameters(shape)
+    packed = found.attention + found.mlp if setup.quantized else 0
+    return (found.total - packed) * setup.weight_bytes + packed * FOUR_BITS // 8
 
 
 def working(shape: Shape, setup: Setup, tokens: int) -> int:

@@ -55,8 +55,8 @@ TINY = {
 
 def playing(name: str, setup: Setup = FULL) -> Models:
     """One model in all parts."""
-    held = Held(shapes()[name], setup)
-    return Models(held, held, held, held)
+    held = Held(shapes()[name], setup, name)
+    return Models(held, held, held, held, [held])
 
 
 def count(model: torch.nn.Module) -> int:
@@ -342,7 +342,7 @@ def test_the_maxima_of_all_latents_are_in_the_plan() -> None:
     assert peak(1001) - peak(1000) == 8 * 6 * 4 * 768 * 4
 
 
-ASKED = asked.Choice(model=None, dtype=None, lora_rank=0, checkpointing=False, hardware="cpu-2-cores")
+ASKED = asked.Choice(model=None, dtype=None, lora_rank=None, checkpointing=False, hardware="cpu-2-cores")
 OTHERS = [
     "prepare_subject.pretrained={source: meta-llama/Llama-3.1-8B, revision: null, dtype: bfloat16, device_map: cuda, "
     "attention: null}",
@@ -381,7 +381,8 @@ def test_parts_that_no_model_here_plays_take_nothing() -> None:
     assert found["score_explanations@r1"].weights == 4 * PUBLISHED["gpt2"]
     wide = memories(settings(), replace(remote, explainer=large.explainer), split, trained_here=False)
     assert wide["score_explanations@r1"] == found["score_explanations@r1"]
-    assert wide["evaluate@r1"].weights == wide["generate_explanations@r1"].weights == 2 * PUBLISHED["llama-3.1-8b"]
+    assert wide["generate_explanations@r1"].weights == 2 * PUBLISHED["llama-3.1-8b"]
+    assert wide["evaluate@r1"].weights == 2 * PUBLISHED["llama-3.1-8b"] + found["score_explanations@r1"].weights
     assert wide["train_sft"].optimizer == 12 * adapter_parameters(shapes()["llama-3.1-8b"], 32)
 
 
