@@ -19,6 +19,7 @@ GIB = 2**30
 # Tables of [tokens, latents] that sae-lens' `encode` has at once: before and after the activation function; a JumpReLU
 # SAE's mask and the product with it, too.
 TOPK, JUMPRELU = 2, 4
+ROOM = 2**28  # numbers in one of these tables at most, where texts are read: `saeexplainer.models` has the same
 # Bytes a logit while sampling: as it is, scaled, and as a probability; with a nucleus also sorted, with 8-byte places,
 # summed up and masked.
 PLAIN, NUCLEUS = 12, 40
@@ -76,11 +77,15 @@ def working(shape: Shape, setup: Setup, tokens: int) -> int:
 
 
 def reading(
-    shape: Shape, setup: Setup, tokens: int, loaded: Sequence[int], table: int = 0, tables: int = TOPK
-) -> Memory:
+    shape: Shape, setup: Setup, tokens: int, loaded: Sequence[int], table: int = 0, tables: int = TOPK,
+    room: int | None = None,
+) -> Memory:  # fmt: skip
     """Residuals of `tokens` tokens at once through SAEs of the widths `loaded`, one after the other, in float32; the
-    forward pass ends at the hook. `table` is the number of maxima that are kept, `tables` TOPK or JUMPRELU."""
-    encoded = tokens * (shape.width * (setup.weight_bytes + FLOAT32) + tables * max(loaded, default=0) * FLOAT32)
+    forward pass ends at the hook. `table` is the number of maxima that are kept, `tables` TOPK or JUMPRELU; `room` is what
+    such a table holds at most, where tokens are encoded in several turns."""
+    codes = tokens * max(loaded, default=0)
+    codes = codes if room is None else min(codes, room)
+    encoded = tokens * shape.width * (setup.weight_bytes + FLOAT32) + tables * codes * FLOAT32
     return Memory(
         weights=held(shape, setup),
         activations=max(working(shape, setup, tokens), encoded) + table * FLOAT32,

@@ -130,9 +130,10 @@ def _sae_memory(params: Params, subject: Held) -> Memory:
     """The SAEs of this run are trained, then all are measured on texts."""
     config, context = params.prepare_sae, params.prepare_subject.context_length
     shape, setup, tables = subject.shape, subject.setup, _tables(params)
+    widest = max(shape.vocabulary, *_widths(params))
     phases = [
-        memory.reading(shape, setup, MEASURED_AT_ONCE * context, _widths(params), tables=tables),
-        memory.scoring(shape, setup, MEASURED_AT_ONCE, context),
+        memory.reading(shape, setup, MEASURED_AT_ONCE * context, _widths(params), 0, tables, memory.ROOM),
+        memory.scoring(shape, setup, min(MEASURED_AT_ONCE, max(1, memory.ROOM // (context * widest))), context),
     ]
     own = [spec.d_sae for spec in config.saes if spec.pretrained is None]
     if own:
@@ -198,7 +199,7 @@ def _writing_memory(
     prompt = _prompt(params, writer.prompt)
     length, texts = prompt + writer.max_new_tokens, descriptions * writer.texts
     at_once = min(READ_AT_ONCE, texts) * writer.max_new_tokens
-    read = memory.reading(subject.shape, subject.setup, at_once, widths, texts * asked, _tables(params))
+    read = memory.reading(subject.shape, subject.setup, at_once, widths, texts * asked, _tables(params), memory.ROOM)
     read = _beside(read, subject, opened)
     if held is None:
         return read
@@ -213,7 +214,8 @@ def _probe_memory(params: Params, subject: Held, split: Features) -> Memory:
     features, steer = getattr(split, params.evaluate.split), config.steer
     count = features * (config.contexts + config.silent)
     tokens = min(READ_AT_ONCE, count) * workload.context(params)
-    read = memory.reading(subject.shape, subject.setup, tokens, [main], count * features, _tables(params))
+    kept, tables = count * features, _tables(params)
+    read = memory.reading(subject.shape, subject.setup, tokens, [main], kept, tables, memory.ROOM)
     length = steer.prompt_tokens + steer.max_new_tokens
     written = memory.generation(
         subject.shape, subject.setup, steer.batch_size, steer.prompt_tokens, length, [main], top_p=steer.top_p
