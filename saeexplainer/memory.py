@@ -81,8 +81,8 @@ def reading(
     room: int | None = None,
 ) -> Memory:  # fmt: skip
     """Residuals of `tokens` tokens at once through SAEs of the widths `loaded`, one after the other, in float32; the
-    forward pass ends at the hook. `table` is the number of maxima that are kept, `tables` TOPK or JUMPRELU; `room` is what
-    such a table holds at most, where tokens are encoded in several turns."""
+    forward pass ends at the hook. `table` is the number of maxima that are kept, `tables` TOPK or JUMPRELU; `room` is
+    what such a table holds at most, where tokens are encoded in several turns."""
     codes = tokens * max(loaded, default=0)
     codes = codes if room is None else min(codes, room)
     encoded = tokens * shape.width * (setup.weight_bytes + FLOAT32) + tables * codes * FLOAT32

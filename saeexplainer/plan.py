@@ -98,13 +98,12 @@ def memories(params: Params, models: Models, split: Features, trained_here: bool
     widths, about = _widths(params), workload.asked_about(split)
     candidates = params.generate_explanations.candidates * about
     near = min(sum(widths), about * (1 + params.extract_activations.neighbours))
+    writer, opened = params.score_explanations.writer, [models.subject, models.writer]
+    scoring = _writing_memory(params, writer, models.writer, models.subject, candidates, widths, near, opened)
     for name in params.rounds:
         found |= {
             f"generate_explanations@{name}": _explaining(params, explainer),
-            f"score_explanations@{name}": _writing_memory(
-                params, params.score_explanations.writer, models.writer, models.subject, candidates, widths, near,
-                [models.subject, models.writer],
-            ),  # fmt: skip
+            f"score_explanations@{name}": scoring,
             f"train_dpo@{name}": memory.preference_training(
                 explainer.shape, explainer.setup, params.train_dpo.batch_size, answer
             ),
@@ -192,8 +191,8 @@ def _prompt(params: Params, prompt: str) -> int:
 
 
 def _writing_memory(
-    params: Params, writer: Writer, held: Held | None, subject: Held, descriptions: int, widths: Sequence[int], asked: int,
-    opened: Sequence[Held | None],
+    params: Params, writer: Writer, held: Held | None, subject: Held, descriptions: int, widths: Sequence[int],
+    asked: int, opened: Sequence[Held | None],
 ) -> Memory:  # fmt: skip
     """Texts are written, then read by the subject with a table of the `asked` latents' maxima on each text."""
     prompt = _prompt(params, writer.prompt)

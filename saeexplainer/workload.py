@@ -77,8 +77,8 @@ def limits(params: Params) -> Lengths:
 
 
 def prompt_limit(prompt: str) -> int:
-    """Tokens of a prompt beside what is put into it at most: BOS, and a token is at least a byte. English has four bytes
-    a token, so a chat template's own tokens have room here too."""
+    """Tokens of a prompt beside what is put into it at most: BOS, and a token is at least a byte. English has four
+    bytes a token, so a chat template's own tokens have room here too."""
     return 1 + len(re.sub(r"{\w+}", "", prompt).encode())
 
 

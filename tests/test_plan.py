@@ -154,8 +154,8 @@ def test_memory_by_hand() -> None:
     # A residual in bfloat16 and in float32; what is encoded before and after TopK. A block needs less than that.
     assert read.activations == 10 * (4096 * 6 + 2 * 32768 * 4) + 4 * 7
     assert memory.reading(llama, LORA, 10, [1]).activations == memory.working(llama, LORA, 10)
-    bounded = memory.reading(llama, LORA, 10, [32768], room=100)
-    assert bounded.activations == 10 * 4096 * 6 + 2 * 100 * 4 and memory.ROOM == models.ROOM
+    bounded = memory.reading(llama, LORA, 10, [32768], room=200_000)
+    assert bounded.activations == 10 * 4096 * 6 + 2 * 200_000 * 4 and memory.ROOM == models.ROOM
     # Blocks' matrices in four bits, the rest in bfloat16; gpt2's biases go with its matrices.
     found, packed = parameters(llama), replace(LORA, quantized=True)
     matrices = found.attention + found.mlp
@@ -405,7 +405,7 @@ def test_every_part_is_played_by_the_model_that_the_settings_name() -> None:
 
 
 def test_a_chat_judges_questions_by_hand() -> None:
-    """The longest question fits; two models as judges, each asked about 4 contexts of 3 tokens and of no steered text."""
+    """The longest question fits; two judges, asked about 4 contexts of 3 tokens and 2 steered texts a bundle."""
     assert max(len(text.replace("{description}", "").encode()) for text in (OF_TEXT, OF_TOKEN)) <= workload.QUESTION
     params = asked.settings.build(OmegaConf.create(asked.compose.composed(["judge=chat"])), "conf")
     probes = replace(params.probe_features, contexts=3, silent=1)
