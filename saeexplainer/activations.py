@@ -146,7 +146,8 @@ def split_features(
     live: dict[str, list[int]], decoders: dict[str, Float[Tensor, "d_sae d_model"]], config: ExtractActivations,
     seed: int,
 ) -> dict[tuple[str, int], str]:  # fmt: skip
-    """The split of every live feature. Valid and test come from the first SAE; what is too like one of them is a twin.
+    """The split of every live feature. Valid and test come from the first SAE; what is too like one of them is a twin,
+    and what is beyond max_features is spare.
 
     Raises UserError if the first SAE has fewer live features than valid and test need.
     """
@@ -170,6 +171,10 @@ def split_features(
         for at, index in enumerate(training):
             name = "sft" if chance[at] < config.sft_share else "dpo"
             splits[sae, index] = "twin" if twin[at] else name
+    training = [feature for feature, name in splits.items() if name in ("sft", "dpo")]
+    if config.max_features is not None and len(training) > config.max_features:
+        order = torch.randperm(len(training), generator=generator).tolist()
+        splits |= {training[at]: "spare" for at in order[config.max_features :]}
     return splits
 
 

@@ -170,6 +170,7 @@ class ExtractActivations:
     max_density: float  # share of tokens; a feature that fires more often is not explained
     valid_features: int  # of the main SAE
     test_features: int  # of the main SAE; the rest is split between sft and dpo
+    max_features: int | None  # of sft and dpo together, drawn at random; the others are spare. null: all
     sft_share: float  # of the training features, over all SAEs
     direction_contexts: int  # top contexts over whose strongest tokens the direction mean_activation is taken
     neighbours: int  # kept for each feature: as many by decoder cosine as by co-firing

@@ -19,20 +19,23 @@ GIB = 2**30
 # Tables of [tokens, latents] that sae-lens' `encode` has at once: before and after the activation function; a JumpReLU
 # SAE's mask and the product with it, too.
 TOPK, JUMPRELU = 2, 4
+ROOM = 2**28  # numbers in one of these tables at most, where texts are read: `saeexplainer.models` has the same
 # Bytes a logit while sampling: as it is, scaled, and as a probability; with a nucleus also sorted, with 8-byte places,
 # summed up and masked.
 PLAIN, NUCLEUS = 12, 40
 # TRL computes log-probabilities of so many tokens and words at once (trl/kernels/chunked_logprob.py, trainer/utils.py).
 TILE_TOKENS, TILE_WORDS = 4096, 32768
+FOUR_BITS = 4  # a weight; the scales that bitsandbytes keeps beside, 1/16 as much again or less, are not counted
 
 
 @dataclass(frozen=True)
 class Setup:
     """How a model is held and trained."""
 
-    weight_bytes: int  # 4 is float32, 2 bfloat16
+    weight_bytes: int  # 4 is float32, 2 bfloat16; also of what it computes
     lora_rank: int  # of adapters on every linear layer; 0: all weights are trained
     checkpointing: bool  # keeps a block's input alone and computes the block again in the backward pass
+    quantized: bool = False  # the blocks' matrices in 4 bits; embeddings, norms and head are not
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,9 @@ def sae_parameters(width: int, d_sae: int) -> int:
 
 def held(shape: Shape, setup: Setup) -> int:
     """Bytes of one copy of the weights."""
-    return parameters(shape).total * setup.weight_bytes
+    found = parameters(shape)
+    packed = found.attention + found.mlp if setup.quantized else 0
+    return (found.total - packed) * setup.weight_bytes + packed * FOUR_BITS // 8
 
 
 def working(shape: Shape, setup: Setup, tokens: int) -> int:
@@ -72,11 +77,15 @@ def working(shape: Shape, setup: Setup, tokens: int) -> int:
 
 
 def reading(
-    shape: Shape, setup: Setup, tokens: int, loaded: Sequence[int], table: int = 0, tables: int = TOPK
-) -> Memory:
+    shape: Shape, setup: Setup, tokens: int, loaded: Sequence[int], table: int = 0, tables: int = TOPK,
+    room: int | None = None,
+) -> Memory:  # fmt: skip
     """Residuals of `tokens` tokens at once through SAEs of the widths `loaded`, one after the other, in float32; the
-    forward pass ends at the hook. `table` is the number of maxima that are kept, `tables` TOPK or JUMPRELU."""
-    encoded = tokens * (shape.width * (setup.weight_bytes + FLOAT32) + tables * max(loaded, default=0) * FLOAT32)
+    forward pass ends at the hook. `table` is the number of maxima that are kept, `tables` TOPK or JUMPRELU; `room` is
+    what such a table holds at most, where tokens are encoded in several turns."""
+    codes = tokens * max(loaded, default=0)
+    codes = codes if room is None else min(codes, room)
+    encoded = tokens * shape.width * (setup.weight_bytes + FLOAT32) + tables * codes * FLOAT32
     return Memory(
         weights=held(shape, setup),
         activations=max(working(shape, setup, tokens), encoded) + table * FLOAT32,

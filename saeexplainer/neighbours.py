@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 # Whose activations a feature's reward may be made of: of no feature that is held out from it.
-TRAINED = frozenset({"sft", "dpo"})
+TRAINED = frozenset({"sft", "dpo", "spare"})
 MAY_KNOW = {"sft": TRAINED, "dpo": TRAINED, "valid": TRAINED | {"valid"}}  # others: everyone
 PAIRS = 2**26  # of latents, whose co-firing is counted: 0.8 GB
 AT_ONCE = 1024  # features that are compared with all others

@@ -7,13 +7,13 @@ more.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from saeexplainer import costs, memory, workload
-from saeexplainer.config import JudgeKind, Params, Prices, Writer
+from saeexplainer.config import Judge, JudgeKind, Params, Prices, Writer
 from saeexplainer.memory import GIB, Memory, Setup
 from saeexplainer.notation import aligned
-from saeexplainer.shapes import Shape
+from saeexplainer.shapes import FLOAT32, Shape
 from saeexplainer.workload import Features, Lengths, Load
 
 READ_AT_ONCE = 512  # texts, in `saeexplainer.writer`
@@ -26,22 +26,25 @@ class Held:
 
     shape: Shape
     setup: Setup
+    loaded: str  # what tells it from others of its size: parts that agree in all three share its weights
 
 
 @dataclass(frozen=True)
 class Models:
     """Who plays which part; one model may play several. A part that no model here plays, because an endpoint does, is
-    None. Models of a stage follow each other: the largest counts."""
+    None. Models that a stage has opened lie beside the one at work."""
 
     subject: Held  # what the SAEs read; in prepare_subject all of its weights are trained
     explainer: Held  # trained as its setup says
     writer: Held | None  # of the texts of the rounds
-    measuring: Held | None  # writer of the texts of the evaluations, and the likelihood judge
+    measuring: Held | None  # writer of the texts of the evaluations
+    judges: list[Held | None]  # as the settings list them; the likelihood judge is the subject
 
     @property
     def all(self) -> list[Held]:
         """Those that are here, in that order."""
-        return [held for held in (self.subject, self.explainer, self.writer, self.measuring) if held is not None]
+        parts = (self.subject, self.explainer, self.writer, self.measuring, *self.judges)
+        return [held for held in parts if held is not None]
 
 
 @dataclass(frozen=True)
@@ -95,12 +98,12 @@ def memories(params: Params, models: Models, split: Features, trained_here: bool
     widths, about = _widths(params), workload.asked_about(split)
     candidates = params.generate_explanations.candidates * about
     near = min(sum(widths), about * (1 + params.extract_activations.neighbours))
+    writer, opened = params.score_explanations.writer, [models.subject, models.writer]
+    scoring = _writing_memory(params, writer, models.writer, models.subject, candidates, widths, near, opened)
     for name in params.rounds:
         found |= {
             f"generate_explanations@{name}": _explaining(params, explainer),
-            f"score_explanations@{name}": _writing_memory(
-                params, params.score_explanations.writer, models.writer, models.subject, candidates, widths, near
-            ),
+            f"score_explanations@{name}": scoring,
             f"train_dpo@{name}": memory.preference_training(
                 explainer.shape, explainer.setup, params.train_dpo.batch_size, answer
             ),
@@ -126,9 +129,10 @@ def _sae_memory(params: Params, subject: Held) -> Memory:
     """The SAEs of this run are trained, then all are measured on texts."""
     config, context = params.prepare_sae, params.prepare_subject.context_length
     shape, setup, tables = subject.shape, subject.setup, _tables(params)
+    widest = max(shape.vocabulary, *_widths(params))
     phases = [
-        memory.reading(shape, setup, MEASURED_AT_ONCE * context, _widths(params), tables=tables),
-        memory.scoring(shape, setup, MEASURED_AT_ONCE, context),
+        memory.reading(shape, setup, MEASURED_AT_ONCE * context, _widths(params), 0, tables, memory.ROOM),
+        memory.scoring(shape, setup, min(MEASURED_AT_ONCE, max(1, memory.ROOM // (context * widest))), context),
     ]
     own = [spec.d_sae for spec in config.saes if spec.pretrained is None]
     if own:
@@ -154,18 +158,31 @@ def _explaining(params: Params, explainer: Held) -> Memory:
 
 
 def _evaluating(params: Params, models: Models, count: int) -> Memory:
-    """The explainer answers, texts are written and read, and the likelihood judge reads contexts and texts."""
-    writer, judges = params.evaluate.writer, [judge.kind for judge in params.evaluate.judges]
-    main = _widths(params)[:1]
+    """The explainer answers and goes; texts are written and read, and the judges read contexts and texts. Subject,
+    writer and judges stay."""
+    main, opened = _widths(params)[:1], [models.subject, models.measuring, *models.judges]
+    judged = zip(params.evaluate.judges, models.judges, strict=True)
     phases = [
-        _explaining(params, models.explainer),
-        _writing_memory(params, writer, models.measuring, models.subject, count, main, main[0]),
+        _beside(_explaining(params, models.explainer), None, opened),
+        _writing_memory(params, params.evaluate.writer, models.measuring, models.subject, count, main, main[0], opened),
+        *(_beside(_judging(params, judge, held), held, opened) for judge, held in judged if held is not None),
     ]
-    if models.measuring and JudgeKind.likelihood in judges:
-        judge = params.evaluate.judges[judges.index(JudgeKind.likelihood)]
-        tokens = _prompt(params, judge.prompt or "") + workload.context(params)
-        phases.append(memory.scoring(models.measuring.shape, models.measuring.setup, judge.batch_size, tokens))
     return memory.largest(phases)
+
+
+def _judging(params: Params, judge: Judge, held: Held) -> Memory:
+    """One batch of a judge: all log-probabilities of its texts, or the first token of its answers."""
+    if judge.kind is JudgeKind.likelihood:
+        tokens = _prompt(params, judge.prompt or "") + workload.context(params)
+        return memory.scoring(held.shape, held.setup, judge.batch_size, tokens)
+    asked = workload.QUESTION + params.generate_explanations.max_new_tokens + workload.context(params)
+    return memory.generation(held.shape, held.setup, judge.batch_size, asked, asked + 1)
+
+
+def _beside(phase: Memory, working: Held | None, opened: Sequence[Held | None]) -> Memory:
+    """A phase with the weights of the other models that are there; `working` is one of `opened`, or None."""
+    others = {held for held in opened if held not in (working, None)}
+    return replace(phase, weights=phase.weights + sum(memory.held(held.shape, held.setup) for held in others))
 
 
 def _prompt(params: Params, prompt: str) -> int:
@@ -174,18 +191,20 @@ def _prompt(params: Params, prompt: str) -> int:
 
 
 def _writing_memory(
-    params: Params, writer: Writer, held: Held | None, subject: Held, descriptions: int, widths: Sequence[int], asked: int
+    params: Params, writer: Writer, held: Held | None, subject: Held, descriptions: int, widths: Sequence[int],
+    asked: int, opened: Sequence[Held | None],
 ) -> Memory:  # fmt: skip
     """Texts are written, then read by the subject with a table of the `asked` latents' maxima on each text."""
     prompt = _prompt(params, writer.prompt)
     length, texts = prompt + writer.max_new_tokens, descriptions * writer.texts
     at_once = min(READ_AT_ONCE, texts) * writer.max_new_tokens
-    read = memory.reading(subject.shape, subject.setup, at_once, widths, texts * asked, _tables(params))
+    read = memory.reading(subject.shape, subject.setup, at_once, widths, texts * asked, _tables(params), memory.ROOM)
+    read = _beside(read, subject, opened)
     if held is None:
         return read
-    beside = widths if held == subject else []
-    written = memory.generation(held.shape, held.setup, writer.batch_size, prompt, length, beside, top_p=writer.top_p)
-    return memory.largest([written, read])
+    setup, loaded = held.setup, [memory.sae_parameters(subject.shape.width, width) * FLOAT32 for width in widths]
+    written = memory.generation(held.shape, setup, writer.batch_size, prompt, length, top_p=writer.top_p)
+    return memory.largest([_beside(replace(written, sae=sum(loaded)), held, opened), read])
 
 
 def _probe_memory(params: Params, subject: Held, split: Features) -> Memory:
@@ -194,7 +213,8 @@ def _probe_memory(params: Params, subject: Held, split: Features) -> Memory:
     features, steer = getattr(split, params.evaluate.split), config.steer
     count = features * (config.contexts + config.silent)
     tokens = min(READ_AT_ONCE, count) * workload.context(params)
-    read = memory.reading(subject.shape, subject.setup, tokens, [main], count * features, _tables(params))
+    kept, tables = count * features, _tables(params)
+    read = memory.reading(subject.shape, subject.setup, tokens, [main], kept, tables, memory.ROOM)
     length = steer.prompt_tokens + steer.max_new_tokens
     written = memory.generation(
         subject.shape, subject.setup, steer.batch_size, steer.prompt_tokens, length, [main], top_p=steer.top_p

@@ -9,6 +9,10 @@ of an SAE), features (rows of a feature table), texts (texts of one explanation)
 
 from dataclasses import dataclass
 
+# Splits of live features that are neither trained on nor evaluated: what is too close to a valid or test feature, and
+# what extract_activations.max_features left over. They are rivals and neighbours all the same.
+NOT_EXPLAINED = ("twin", "spare")
+
 
 @dataclass(frozen=True)
 class FeatureRow:
@@ -17,7 +21,7 @@ class FeatureRow:
     feature_id: str  # subject/sae/index
     sae: str  # folder name under data/saes
     index: int  # latent
-    split: str  # sft, dpo, valid or test; "twin" where it is too close to a valid or test feature to train on
+    split: str  # sft, dpo, valid or test; or one of NOT_EXPLAINED
     maximum: float  # largest activation over the corpus, special tokens left out
     density: float  # share of tokens on which it fires
 

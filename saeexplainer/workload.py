@@ -5,12 +5,14 @@ description is distinct and every feature gets as many pairs as it may have, so 
 and the share of features that training gets come from `Lengths`: measured where the domain was run, limits where not.
 """
 
+import re
 from dataclasses import dataclass, fields
 
-from saeexplainer.config import EvaluationKind, JudgeKind, Params, Writer, WriterKind
+from saeexplainer.config import EvaluationKind, Judge, JudgeKind, Params, PromptKind, Writer, WriterKind
 
 Tokens = int | float  # a mean where texts differ
 PROMPT_WORDS = 3  # of the explainer's prompt beside the feature's tokens: BOS, two words
+QUESTION = 110  # bytes of a question of `saeexplainer.chat_judge` at most, beside what it is about, marks included
 
 
 @dataclass(frozen=True)
@@ -75,14 +77,9 @@ def limits(params: Params) -> Lengths:
 
 
 def prompt_limit(prompt: str) -> int:
-    """Tokens of a prompt beside the description at most: BOS, and a token is at least a byte."""
-    return 1 + len(prompt.replace("{description}", "").encode())
-
-
-def writes_itself(params: Params) -> bool:
-    """Whether the subject is the only writer, so that no other model has to be there."""
-    writers = (params.score_explanations.writer, params.evaluate.writer)
-    return all(writer.kind is WriterKind.subject for writer in writers)
+    """Tokens of a prompt beside what is put into it at most: BOS, and a token is at least a byte. English has four
+    bytes a token, so a chat template's own tokens have room here too."""
+    return 1 + len(re.sub(r"{\w+}", "", prompt).encode())
 
 
 def features(params: Params, share: float) -> Features:
@@ -90,6 +87,7 @@ def features(params: Params, share: float) -> Features:
     extract = params.extract_activations
     latents = sum(spec.d_sae for spec in params.prepare_sae.saes)
     training = round(share * max(0, latents - extract.valid_features - extract.test_features))
+    training = training if extract.max_features is None else min(training, extract.max_features)
     sft = round(extract.sft_share * training)
     return Features(sft, training - sft, extract.valid_features, extract.test_features)
 
@@ -165,8 +163,12 @@ def context(params: Params) -> int:
 
 
 def explain_prompt(params: Params) -> int:
-    """Tokens of a question to the explainer; a direction that names two vectors has two feature tokens."""
-    return PROMPT_WORDS + len(params.train_sft.direction.split("_and_"))
+    """Tokens of a question to the explainer, an instruction at most; a direction that names two vectors has two feature
+    tokens."""
+    prompt, vectors = params.train_sft.prompt, len(params.train_sft.direction.split("_and_"))
+    if prompt.kind is PromptKind.chat:
+        return prompt_limit(prompt.instruction or "") + vectors + prompt.shown_contexts * context(params)
+    return PROMPT_WORDS + vectors
 
 
 def _supervised(params: Params, lengths: Lengths, split: Features) -> Load:
@@ -218,12 +220,23 @@ def _explained(params: Params, kind: EvaluationKind, lengths: Lengths, count: in
 
 
 def _judged(params: Params, lengths: Lengths, count: int) -> Load:
-    """What the likelihood judge reads: contexts and steered texts, by themselves and after the explanation. Judges of
-    another kind are not counted."""
-    if JudgeKind.likelihood not in [judge.kind for judge in params.evaluate.judges]:
-        return Load()
+    """What judges read here; those behind an endpoint are not counted. All are asked about contexts, the first about
+    their tokens and steered texts too."""
+    first, *others = params.evaluate.judges
+    asked = _asked(params, lengths, first, True) + sum(_asked(params, lengths, other, False) for other in others)
+    return Load(read_tokens=count * asked)
+
+
+def _asked(params: Params, lengths: Lengths, judge: Judge, first: bool) -> Tokens:
+    """Tokens that a judge reads about one feature. The likelihood judge reads texts by themselves and after the
+    explanation, and has all tokens of a text at once; a chat model is asked about each token by itself."""
     probes, steer = params.probe_features, params.probe_features.steer
-    own = (probes.contexts + probes.silent) * context(params)
-    texts, bundle = probes.contexts + probes.silent + 3 * _steered(params), _steered(params) * steer.max_new_tokens
-    told = texts * (lengths.prompt + lengths.description - 1) + own + 3 * bundle
-    return Load(read_tokens=count * (told + own + bundle))
+    texts, length, steered = probes.contexts + probes.silent, context(params), first * _steered(params)
+    if judge.kind is JudgeKind.likelihood:
+        own, bundle = texts * length, steered * steer.max_new_tokens
+        told = (texts + 3 * steered) * (lengths.prompt + lengths.description - 1) + own + 3 * bundle
+        return told + own + bundle
+    if judge.kind is JudgeKind.chat:
+        asked = QUESTION + lengths.description - 1
+        return texts * (1 + first * length) * (asked + length) + 3 * steered * (asked + steer.max_new_tokens)
+    return 0

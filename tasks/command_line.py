@@ -15,6 +15,7 @@ import typer
 from typer.exceptions import TyperException
 
 from saeexplainer.errors import UserError
+from saeexplainer.records import NOT_EXPLAINED
 
 REPORT = Path("reports/report.html")
 CHAMPION = "champion"
@@ -100,7 +101,7 @@ def features(
     names = [spec.name for spec in params.load().prepare_sae.saes]
     _choose("--sort", sort, feature_list.SORTS)
     _choose("--sae", sae or names[0], names)
-    _choose("--split", split or "test", ("sft", "dpo", "valid", "test", "twin"))
+    _choose("--split", split or "test", ("sft", "dpo", "valid", "test", *NOT_EXPLAINED))
     found = feature_list.listed(sae or names[0], split, search, sort)
     shown = found[:limit] if limit else found
     if as_json:
@@ -272,7 +273,9 @@ def plan_experiment(
     dtype: Annotated[
         str | None, typer.Option(metavar="TYPE", help="Of the weights, such as bfloat16; else as the settings say.")
     ] = None,
-    lora_rank: Annotated[int, typer.Option(min=0, metavar="N", help="Of the adapters; 0 trains all weights.")] = 0,
+    lora_rank: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Of adapters, 0: all weights; else as the settings say.")
+    ] = None,
     checkpointing: Annotated[bool, typer.Option("--checkpointing", help="Training keeps block inputs alone.")] = False,
     as_json: AsJson = False,
 ) -> None:

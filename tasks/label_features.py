@@ -3,7 +3,7 @@
     python -m tasks.label_features
 
 The labeller is the domain, or whoever filled the table that label_features.source names (docs/EXCHANGE.md). Writes
-data/labels.parquet, a row for every live feature that is not a twin: the labels that SFT learns from, and
+data/labels.parquet, a row for every live feature that is neither a twin nor spare: the labels that SFT learns from, and
 the baseline that every round is compared with.
 """
 
@@ -16,7 +16,7 @@ from saeexplainer import labels
 from saeexplainer.config import Params
 from saeexplainer.domains import open_domain
 from saeexplainer.errors import UserError
-from saeexplainer.records import ContextRow, ExplanationRow, FeatureRow
+from saeexplainer.records import NOT_EXPLAINED, ContextRow, ExplanationRow, FeatureRow
 from saeexplainer.seeds import stage_seed
 from saeexplainer.storage import read_rows, write_rows
 from tasks.stage import Report, main
@@ -28,7 +28,7 @@ LABELS = Path("data/labels.parquet")
 
 def run(params: Params) -> Report:
     """Label every feature of every split."""
-    rows = [row for row in read_rows(ACTIVATIONS / "features.parquet", FeatureRow) if row.split != "twin"]
+    rows = [row for row in read_rows(ACTIVATIONS / "features.parquet", FeatureRow) if row.split not in NOT_EXPLAINED]
     draw = random.Random(stage_seed(params.seed, "label_features"))
     config, source = params.label_features, Path(params.label_features.source)
     given = by_the_domain(rows, params, draw) if source == CONTEXTS else by_table(rows, source)

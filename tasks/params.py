@@ -92,7 +92,11 @@ def build(config: DictConfig, source: str) -> Params:
 
 def typed(config: DictConfig, source: str) -> DictConfig:
     """`config` in the shape, types and order of `Params`. Raises UserError on unknown, missing and mistyped keys."""
-    for complaint in _misfits(OmegaConf.to_container(config), Params):
+    try:
+        given = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{source}: {_explained(error)}") from None
+    for complaint in _misfits(given, Params):
         raise UserError(f"{source}: {complaint}")
     try:
         merged = OmegaConf.merge(OmegaConf.structured(_schema(Params)), config)

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from saeexplainer import plan as planning
 from saeexplainer import workload
-from saeexplainer.config import DomainName, Params
+from saeexplainer.config import DomainName, Judge, Params, Pretrained, Writer
 from saeexplainer.errors import UserError
 from saeexplainer.memory import Setup
 from saeexplainer.plan import Held, Measured, Models, Plan, Rate
@@ -32,9 +32,9 @@ class Choice:
     """What stands in place of the settings."""
 
     model: str | None  # a name or hub id of conf/shapes.yaml, or a folder with a config.json; None: prepare_subject's
-    dtype: str | None  # of BYTES; None: prepare_subject's
-    lora_rank: int  # of the explainer's adapters; 0: all weights are trained
-    checkpointing: bool  # training keeps block inputs alone
+    dtype: str | None  # of BYTES, all models'; None: their own
+    lora_rank: int | None  # of the explainer's adapters; 0: all weights are trained; None: train_sft's
+    checkpointing: bool  # training keeps block inputs alone, whatever train_sft says
     hardware: str  # a machine of conf/throughput.yaml
 
 
@@ -52,8 +52,8 @@ def answer(overrides: list[str], choice: Choice) -> Answer:
     """The plan under these overrides. Raises UserError."""
     params = settings.build(OmegaConf.create(compose.composed(overrides)), "conf")
     shapes, pretrained = known_shapes(), params.prepare_subject.pretrained
-    dtype = choice.dtype or (pretrained.dtype if pretrained else "float32")
-    models = _models(params, choice, dtype)
+    dtype = _dtype(choice, pretrained)
+    models = _models(params, choice)
     lengths, runs = measured()
     fitting = planning.fitting(runs, params, shapes, models, choice.hardware)
     here = lengths.get(params.prepare_subject.domain)
@@ -62,11 +62,49 @@ def answer(overrides: list[str], choice: Choice) -> Answer:
     return Answer(found, parameters(models.subject.shape).total, dtype, _notes(params, here, fitting, runs))
 
 
-def _models(params: Params, choice: Choice, dtype: str) -> Models:
-    """The subject is explainer and writer too."""
-    subject = Held(_subject(params, choice.model), Setup(BYTES[dtype], 0, choice.checkpointing))
-    explainer = replace(subject, setup=replace(subject.setup, lora_rank=choice.lora_rank))
-    return Models(subject, explainer, writer=subject, measuring=subject)
+def _models(params: Params, choice: Choice) -> Models:
+    """Who plays which part, as the settings say."""
+    pretrained = params.prepare_subject.pretrained
+    setup = Setup(BYTES[_dtype(choice, pretrained)], 0, checkpointing=False)
+    subject = Held(_subject(params, choice.model), setup, "prepare_subject")
+
+    def played(key: str, part: Writer | Judge) -> Held | None:
+        if part.endpoint is not None:
+            return None
+        return subject if part.model is None else _held(part.model, f"{key}.model", choice)
+
+    return Models(
+        subject,
+        _explainer(params, choice, subject),
+        writer=played("score_explanations.writer", params.score_explanations.writer),
+        measuring=played("evaluate.writer", params.evaluate.writer),
+        judges=[played(f"evaluate.judges[{at}]", judge) for at, judge in enumerate(params.evaluate.judges)],
+    )
+
+
+def _explainer(params: Params, choice: Choice, subject: Held) -> Held:
+    """The model that train_sft makes the explainer of, with its adapters."""
+    config = params.train_sft
+    found = subject if config.pretrained is None else _held(config.pretrained, "train_sft.pretrained", choice)
+    rank = config.adapter.rank if config.adapter else 0
+    setup = replace(
+        found.setup,
+        lora_rank=rank if choice.lora_rank is None else choice.lora_rank,
+        checkpointing=choice.checkpointing or config.gradient_checkpointing,
+        quantized=config.adapter is not None and config.adapter.quantize,
+    )
+    return Held(found.shape, setup, "train_sft")
+
+
+def _held(pretrained: Pretrained, key: str, choice: Choice) -> Held:
+    """A model of others that is only asked; `key` names the setting."""
+    setup = Setup(BYTES[_dtype(choice, pretrained)], 0, checkpointing=False)
+    loaded = f"{pretrained.source}@{pretrained.revision}"
+    return Held(_named(pretrained.source, f"{key}.source"), setup, loaded)
+
+
+def _dtype(choice: Choice, pretrained: Pretrained | None) -> str:
+    return choice.dtype or (pretrained.dtype if pretrained else "float32")
 
 
 def _subject(params: Params, model: str | None) -> Shape:
@@ -81,8 +119,9 @@ def _notes(params: Params, lengths: Lengths | None, fitting: Measured | None, ru
     domain = params.prepare_subject.domain
     told = f"lengths of texts as measured on {domain}" if lengths else f"{domain} not measured: texts at their limits"
     notes = [f"{told}; every description distinct, pairs and features at most: counts err upwards"]
-    if not workload.writes_itself(params):
-        notes.append("texts are written by another model: its memory and seconds are not counted")
+    asked = [params.score_explanations.writer, params.evaluate.writer, *params.evaluate.judges]
+    if any(one.endpoint for one in asked):
+        notes.append("a server answers: its memory and seconds are not counted, nor what its judges read")
     if fitting:
         return [*notes, f"hours: {fitting.source}"]
     known = "; ".join(f"{run.model} on {run.hardware}" for run in runs)

@@ -168,6 +168,19 @@ def test_twins_of_held_out_features_are_left_out():
     }
 
 
+@pytest.mark.parametrize("most", [1, 10, 24])
+def test_a_limit_leaves_a_sample_and_draws_nothing_where_it_is_not_reached(most):
+    """18 and 19 live features, of which 7 are held out: 30 to train on."""
+    every = split_features(LIVE, random_decoders(), CONFIG, seed=0)
+    limited = replace(CONFIG, max_features=most)
+    found = split_features(LIVE, random_decoders(), limited, seed=0)
+    trained = [key for key, split in found.items() if split in ("sft", "dpo")]
+    assert len(trained) == most and all(found[key] == every[key] for key in trained)
+    assert {split for key, split in found.items() if split != every[key]} == {"spare"} and set(found) == set(every)
+    assert found == split_features(LIVE, random_decoders(), limited, seed=0)
+    assert every == split_features(LIVE, random_decoders(), replace(CONFIG, max_features=30), seed=0)
+
+
 @pytest.mark.parametrize("live", [7, 3])
 def test_too_few_live_features_say_what_to_lower(live):
     with pytest.raises(UserError, match=f"need 7 features, but the SAE main has {live} live ones") as caught:

@@ -71,15 +71,15 @@ def test_responses_are_in_units_of_each_latents_own_maximum():
 
 
 def test_nothing_held_out_is_a_neighbour_of_what_is_trained_or_chosen_on():
-    splits = ["sft", "dpo", "valid", "test", "twin", "dpo"]
+    splits = ["sft", "dpo", "valid", "test", "twin", "spare"]
     rows = [replace(feature(index), split=split) for index, split in enumerate(splits)]
     firing = CoFiring(6)
     firing.update(torch.ones(4, 6))
     found = nearest(rows, torch.eye(6), firing, 5)
     near = {row.feature_id: {splits[other.neighbour] for other in found if other.feature_id == row.feature_id} for row in rows}
-    assert near["subject/main/0"] == {"dpo"} and near["subject/main/1"] == {"sft", "dpo"}
-    assert near["subject/main/2"] == {"sft", "dpo"}  # the only valid one
-    assert near["subject/main/3"] == {"sft", "dpo", "valid", "twin"}
+    assert near["subject/main/0"] == {"dpo", "spare"} and near["subject/main/1"] == {"sft", "spare"}
+    assert near["subject/main/2"] == {"sft", "dpo", "spare"}  # the only valid one
+    assert near["subject/main/3"] == {"sft", "dpo", "valid", "twin", "spare"}
 
 
 def test_many_features_are_compared_in_parts_and_counting_ends_where_there_is_no_room(monkeypatch):

@@ -15,9 +15,11 @@ from hypothesis import settings as effort
 from hypothesis import strategies as st
 from tiny import ROOT, tiny_tokenizer
 from tiny import settings as read_settings
+from omegaconf import OmegaConf
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from saeexplainer import costs, memory, workload
+from saeexplainer import costs, memory, models, workload
+from saeexplainer.chat_judge import OF_TEXT, OF_TOKEN
 from saeexplainer.config import Architecture, Direction, EvaluationKind
 from saeexplainer.errors import UserError
 from saeexplainer.explainer import PARTS
@@ -55,8 +57,8 @@ TINY = {
 
 def playing(name: str, setup: Setup = FULL) -> Models:
     """One model in all parts."""
-    held = Held(shapes()[name], setup)
-    return Models(held, held, held, held)
+    held = Held(shapes()[name], setup, name)
+    return Models(held, held, held, held, [held])
 
 
 def count(model: torch.nn.Module) -> int:
@@ -152,6 +154,12 @@ def test_memory_by_hand() -> None:
     # A residual in bfloat16 and in float32; what is encoded before and after TopK. A block needs less than that.
     assert read.activations == 10 * (4096 * 6 + 2 * 32768 * 4) + 4 * 7
     assert memory.reading(llama, LORA, 10, [1]).activations == memory.working(llama, LORA, 10)
+    bounded = memory.reading(llama, LORA, 10, [32768], room=200_000)
+    assert bounded.activations == 10 * 4096 * 6 + 2 * 200_000 * 4 and memory.ROOM == models.ROOM
+    # Blocks' matrices in four bits, the rest in bfloat16; gpt2's biases go with its matrices.
+    found, packed = parameters(llama), replace(LORA, quantized=True)
+    matrices = found.attention + found.mlp
+    assert memory.held(llama, packed) == 2 * (found.total - matrices) + matrices // 2
     # Block inputs; then a block again with what adapters keep of it, and an adapter's output.
     block = kept_bytes(llama, 10, 2) + 4 * (6 * 4096 + 14336 + 7 * 32) + 4 * 14336
     assert step.activations == 20 * (32 * 4096 * 2 + block)
@@ -343,7 +351,7 @@ def test_the_maxima_of_the_asked_latents_are_in_the_plan() -> None:
     assert peak(1001) - peak(1000) == 8 * 6 * 4 * 768 * 4
 
 
-ASKED = asked.Choice(model=None, dtype=None, lora_rank=0, checkpointing=False, hardware="cpu-2-cores")
+ASKED = asked.Choice(model=None, dtype=None, lora_rank=None, checkpointing=False, hardware="cpu-2-cores")
 OTHERS = [
     "prepare_subject.pretrained={source: meta-llama/Llama-3.1-8B, revision: null, dtype: bfloat16, device_map: cuda, "
     "attention: null}",
@@ -369,6 +377,55 @@ def test_what_stands_on_the_command_line_goes_before_the_settings() -> None:
     assert trained.optimizer == 12 * adapter_parameters(shapes()["gemma-2-9b"], 32)
 
 
+REAL = ["gpt2_small", "gemma2_2b", "llama31_8b_l15", "qwen3"]
+
+
+@pytest.mark.parametrize("experiment", REAL)
+def test_an_experiment_of_a_real_model_says_what_the_plan_says(experiment: str) -> None:
+    """Nothing is downloaded: sizes are in conf/shapes.yaml, and the header has the figures of the plan."""
+    total = asked.answer([f"experiment={experiment}"], ASKED).plan.total
+    said = (ROOT / "conf" / "experiment" / f"{experiment}.yaml").read_text(encoding="utf-8")
+    peak, tokens = total.memory.total / memory.GIB, total.load.tokens / 10**6
+    assert f"{peak:.1f} GiB at the peak, {total.load.calls:,} calls, {tokens:.0f} million tokens" in said
+    assert total.hours is None and "hours unknown" in said
+
+
+def test_every_part_is_played_by_the_model_that_the_settings_name() -> None:
+    """GPT-2 is read; Qwen3-0.6B explains with adapters of rank 32, and is opened once to write and to judge."""
+    found = asked.answer(["experiment=gpt2_small"], ASKED).plan.stages
+    gpt2, qwen = 4 * PUBLISHED["gpt2"], 2 * PUBLISHED["qwen3-0.6b"]
+    assert found["train_dpo@r1"].memory.optimizer == 12 * adapter_parameters(shapes()["qwen3-0.6b"], 32)
+    assert found["train_dpo@r1"].memory.weights == qwen + 16 * adapter_parameters(shapes()["qwen3-0.6b"], 32)
+    assert found["extract_activations"].memory.weights == gpt2
+    assert found["generate_explanations@r1"].memory.weights == qwen
+    assert found["score_explanations@r1"].memory.weights == found["evaluate@r1"].memory.weights == gpt2 + qwen
+    rank = asked.answer(["experiment=gpt2_small"], replace(ASKED, lora_rank=8)).plan.stages["train_sft"].memory
+    assert rank.optimizer == 12 * adapter_parameters(shapes()["qwen3-0.6b"], 8)
+    packed = asked.answer(["experiment=gpt2_small", "train_sft.adapter.quantize=true"], ASKED).plan.stages["train_sft"]
+    assert packed.memory.weights < found["train_sft"].memory.weights - 2**28
+
+
+def test_a_chat_judges_questions_by_hand() -> None:
+    """The longest question fits; two judges, asked about 4 contexts of 3 tokens and 2 steered texts a bundle."""
+    assert max(len(text.replace("{description}", "").encode()) for text in (OF_TEXT, OF_TOKEN)) <= workload.QUESTION
+    params = asked.settings.build(OmegaConf.create(asked.compose.composed(["judge=chat"])), "conf")
+    probes = replace(params.probe_features, contexts=3, silent=1)
+    probes = replace(probes, steer=replace(probes.steer, divergences=[0.5], prompts=1, max_new_tokens=5))
+    extract = replace(params.extract_activations, context_tokens=1)
+    params = replace(params, probe_features=probes, extract_activations=extract)
+    lengths = replace(workload.limits(params), description=11, prompt=2)
+    # The chat model: 4 texts, 12 tokens, and 3 bundles of 2 texts; then likelihood: 4 texts after 12 tokens, and alone.
+    chat = (4 + 12) * (workload.QUESTION + 10 + 3) + 6 * (workload.QUESTION + 10 + 5)
+    assert workload._judged(params, lengths, 7).read_tokens == 7 * (chat + 4 * 12 + 12 + 12)
+
+
+def test_no_more_features_are_planned_than_are_trained_on() -> None:
+    limited = replace(settings(), extract_activations=replace(settings().extract_activations, max_features=50))
+    found = workload.features(limited, 1.0)
+    assert found.sft + found.dpo == 50 and found.test == settings().extract_activations.test_features
+    assert workload.features(limited, 0.001).sft < 50
+
+
 def test_ids_of_the_hub_name_one_size_each() -> None:
     listed = [source for config in asked._read(asked.SHAPES).values() for source in config["hub"]]
     assert len(set(listed)) == len(listed) == len(asked.hub_names())
@@ -382,7 +439,8 @@ def test_parts_that_no_model_here_plays_take_nothing() -> None:
     assert found["score_explanations@r1"].weights == 4 * PUBLISHED["gpt2"]
     wide = memories(settings(), replace(remote, explainer=large.explainer), split, trained_here=False)
     assert wide["score_explanations@r1"] == found["score_explanations@r1"]
-    assert wide["evaluate@r1"].weights == wide["generate_explanations@r1"].weights == 2 * PUBLISHED["llama-3.1-8b"]
+    assert wide["generate_explanations@r1"].weights == 2 * PUBLISHED["llama-3.1-8b"]
+    assert wide["evaluate@r1"].weights == 2 * PUBLISHED["llama-3.1-8b"] + found["score_explanations@r1"].weights
     assert wide["train_sft"].optimizer == 12 * adapter_parameters(shapes()["llama-3.1-8b"], 32)
 
 
