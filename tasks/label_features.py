@@ -75,7 +75,9 @@ def by_the_labeller(rows: Sequence[FeatureRow], config: Labeller, count: int, se
     lines = listed(read_rows(CONTEXTS, ContextRow), count)
     found = labeller.ask([lines.get(row.feature_id, "") for row in rows], config)
     if not labels_sft(rows, found.texts):
-        raise UserError(f"{labeller.WHERE}: has no label for any feature of the sft split; change its prompt or its model")
+        raise UserError(
+            f"{labeller.WHERE}: has no label for any feature of the sft split; change its prompt or its model"
+        )
     return found
 
 

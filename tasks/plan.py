@@ -83,6 +83,8 @@ def _notes(params: Params, lengths: Lengths | None, fitting: Measured | None, ru
     notes = [f"{told}; every description distinct, pairs and features at most: counts err upwards"]
     if not workload.writes_itself(params):
         notes.append("texts are written by another model: its memory and seconds are not counted")
+    if params.label_features.labeller is not None:
+        notes.append("labels come from a language model: its memory, calls and seconds are not counted")
     if fitting:
         return [*notes, f"hours: {fitting.source}"]
     known = "; ".join(f"{run.model} on {run.hardware}" for run in runs)
