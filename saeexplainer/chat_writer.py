@@ -2,13 +2,10 @@
 
 from collections.abc import Iterable, Sequence
 
-from saeexplainer.chat_model import chat_prompt, open_chat
+from saeexplainer.chat_model import chat_prompt, open_chat, plain
 from saeexplainer.config import Writer
 from saeexplainer.models import check_context
 from saeexplainer.writers import distinct, sampled
-
-THOUGHT = "</think>"  # what a model that thinks aloud says before its answer
-QUOTES = ('""', "\u201c\u201d", "''")
 
 
 class ChatWriter:
@@ -38,12 +35,3 @@ class ChatWriter:
     def notes(self) -> list[str]:
         """Nothing: it always writes."""
         return []
-
-
-def plain(answer: str) -> str:
-    """An answer without what was thought before it and without quotation marks around it."""
-    text = answer.rpartition(THOUGHT)[2].strip()
-    for first, last in QUOTES:
-        if len(text) > 1 and text.startswith(first) and text.endswith(last):
-            return text[1:-1].strip()
-    return text

@@ -200,12 +200,61 @@ class ProbeFeatures:
     steer: Steer
 
 
+class Structured(StrEnum):
+    """How a server is held to JSON (`response_format`)."""
+
+    json_schema = "json_schema"  # it must fit the schema that is sent
+    json_object = "json_object"  # any JSON object
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A model behind an OpenAI-compatible server, patience with it, and what it may cost (docs/ENDPOINTS.md)."""
+
+    base_url: str  # /chat/completions is added
+    model: str  # the name it serves the model by
+    key_variable: str | None  # name of the environment variable that holds the key, never the key; null: none is sent
+    request: dict[str, float]  # further fields of each call, such as temperature, max_tokens or seed
+    structured: Structured | None  # null: only the prompt asks for JSON, for servers that refuse response_format
+    timeout_seconds: float  # of one attempt
+    attempts: int  # at a call, on status 408, 429 and 5xx, timeouts and broken connections
+    backoff_seconds: float  # pause before the second attempt; it doubles, and is longer if the server says so
+    concurrency: int  # calls at once
+    cache: str  # folder of all answers; a call whose answer is there is not made again
+    max_failed_share: float  # of calls without a usable answer; beyond it the stage stops
+    max_cost: float | None  # USD that one run of a stage may spend here, then it stops; null: no limit
+    million_prompt_tokens: float  # USD a million tokens that are sent
+    million_completion_tokens: float  # USD a million tokens that are written
+
+
+class LabellerKind(StrEnum):
+    """Which language model labels features (docs/EXCHANGE.md, Labels)."""
+
+    chat = "chat"  # a local chat model
+    endpoint = "endpoint"  # a served chat model
+
+
+@dataclass(frozen=True)
+class Labeller:
+    """A language model that says in a sentence what a feature's top contexts have in common."""
+
+    kind: LabellerKind
+    model: Pretrained | None  # null but for kind chat
+    endpoint: Endpoint | None  # null but for kind endpoint
+    prompt: str  # holds {contexts}: a line each, the strongest token between << and >>
+    max_new_tokens: int  # a label; longer ones are cut. Of an endpoint it means nothing: its request has max_tokens
+    temperature: float  # of sampling; 0 is greedy
+    batch_size: int  # labels generated at once; of an endpoint it means nothing
+
+
 @dataclass(frozen=True)
 class LabelFeatures:
-    """The open-loop labels: by the domain, which names what a few top contexts have in common, or brought along."""
+    """The open-loop labels: what a few top contexts have in common in the words of the domain or of a language model,
+    or labels that were brought along."""
 
-    source: str  # the table of contexts, which the domain reads, or a table of explanations that are the labels
-    contexts: int  # how many top contexts the domain sees of each feature
+    source: str  # the table of contexts, which domain and labeller read, or a table of explanations: the labels
+    labeller: Labeller | None  # null: the domain labels
+    contexts: int  # how many top contexts domain or labeller see of each feature
     choice: LabelChoice
     wrong_share: float  # share of features that get the label of another one, to show what labels are worth
     modifier_share: float  # share of labels that name a second concept, where the contexts share one
@@ -245,33 +294,6 @@ class GenerateExplanations:
     top_p: float  # nucleus: share of probability that is sampled from; 1.0 is all
     max_new_tokens: int  # an explanation; longer ones are cut
     batch_size: int  # sequences generated at once
-
-
-class Structured(StrEnum):
-    """How a server is held to JSON (`response_format`)."""
-
-    json_schema = "json_schema"  # it must fit the schema that is sent
-    json_object = "json_object"  # any JSON object
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """A model behind an OpenAI-compatible server, patience with it, and what it may cost (docs/ENDPOINTS.md)."""
-
-    base_url: str  # /chat/completions is added
-    model: str  # the name it serves the model by
-    key_variable: str | None  # name of the environment variable that holds the key, never the key; null: none is sent
-    request: dict[str, float]  # further fields of each call, such as temperature, max_tokens or seed
-    structured: Structured | None  # null: only the prompt asks for JSON, for servers that refuse response_format
-    timeout_seconds: float  # of one attempt
-    attempts: int  # at a call, on status 408, 429 and 5xx, timeouts and broken connections
-    backoff_seconds: float  # pause before the second attempt; it doubles, and is longer if the server says so
-    concurrency: int  # calls at once
-    cache: str  # folder of all answers; a call whose answer is there is not made again
-    max_failed_share: float  # of calls without a usable answer; beyond it the stage stops
-    max_cost: float | None  # USD that one run of a stage may spend here, then it stops; null: no limit
-    million_prompt_tokens: float  # USD a million tokens that are sent
-    million_completion_tokens: float  # USD a million tokens that are written
 
 
 class WriterKind(StrEnum):

@@ -278,25 +278,32 @@ class Client:
         return " ".join(shown.split())[:DETAIL]
 
 
-def last_json(reply: str, name: str) -> list[Any] | None:
-    """The list under `name` in the last JSON object of a reply that has one; prose and code fences are left out."""
+def last_json(reply: str, name: str, kind: type[Value]) -> Value | None:
+    """What of that kind stands under `name` in the last JSON object of a reply that has it; prose and code fences are
+    left out."""
     decoder, found, at = json.JSONDecoder(), None, 0
     while (at := reply.find("{", at)) >= 0:
         try:
             value, end = decoder.raw_decode(reply, at)
+            # An escaped lone surrogate is valid JSON too, see `_content`.
+            value = json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
         except (ValueError, RecursionError):
             value, end = {}, at
-        if isinstance(value.get(name), list):
+        if isinstance(value.get(name), kind):
             found, at = value[name], end
         else:
-            at += 1  # the list may lie deeper
+            at += 1  # it may lie deeper
     return found
+
+
+def object_schema(name: str, value: dict[str, Any]) -> dict[str, Any]:
+    """JSON schema of {name: value}."""
+    return {"type": "object", "properties": {name: value}, "required": [name], "additionalProperties": False}
 
 
 def list_schema(name: str, of: str) -> dict[str, Any]:
     """JSON schema of {name: [of, ...]}; how many is checked here, because not all servers know how to."""
-    listed = {"type": "array", "items": {"type": of}}
-    return {"type": "object", "properties": {name: listed}, "required": [name], "additionalProperties": False}
+    return object_schema(name, {"type": "array", "items": {"type": of}})
 
 
 def _first_text(choices: list[Any]) -> str:

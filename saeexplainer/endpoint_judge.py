@@ -94,7 +94,7 @@ class EndpointJudge:
 
 def parsed(reply: str, count: int) -> list[float] | None:
     """The `count` ratings in a reply; None if they are not there."""
-    ratings = last_json(reply, "ratings")
+    ratings = last_json(reply, "ratings", list)
     if ratings is None or len(ratings) != count or not all(map(_is_rating, ratings)):
         return None
     return [float(rating) for rating in ratings]

@@ -76,7 +76,7 @@ class EndpointWriter:
 
 def parsed(reply: str, count: int) -> list[str] | None:
     """The first `count` texts in a reply, stripped; None if there are fewer, or if one says nothing."""
-    texts = last_json(reply, "texts")
+    texts = last_json(reply, "texts", list)
     if texts is None or len(texts) < count:
         return None
     some = [text.strip() if isinstance(text, str) else "" for text in texts[:count]]

@@ -6,8 +6,6 @@ part of an explainer's folder (`explainer_folder`), they come from data/activati
 """
 
 import math
-import re
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,11 +16,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from saeexplainer.config import Direction, ExplainerPrompt, GenerateExplanations, PromptKind, TrainSft
+from saeexplainer.contexts import listed, without_special
 from saeexplainer.domain import ABOUT, EXPLAIN, FEATURE
 from saeexplainer.errors import UserError
 from saeexplainer.explainer_folder import open_parts
 from saeexplainer.feature_tokens import FeatureTokens, first_feature_id
-from saeexplainer.models import CHAT, by_length, check_context, fitting, generate, special_ids
+from saeexplainer.models import CHAT, by_length, check_context, fitting, generate
 from saeexplainer.records import ContextRow, FeatureRow
 from saeexplainer.storage import read_rows
 
@@ -62,9 +61,7 @@ class Prompts:
         self.first_id = first_id
         self.tokens_per_feature = len(PARTS[config.direction])
         self._tokenizer = tokenizer
-        # Text that names a special token must not end the turn it stands in.
-        names = "|".join(re.escape(tokenizer.convert_ids_to_tokens(number)) for number in special_ids(tokenizer))
-        self._contexts = [re.sub(names, "", shown) for shown in contexts]
+        self._contexts = [without_special(shown, tokenizer) for shown in contexts]
         in_chat = config.prompt.kind is PromptKind.chat
         # A leading space, as the description has after `<about>` in the lessons; a chat's answer begins a line.
         self._lead = "" if in_chat else " "
@@ -129,23 +126,8 @@ def shown_contexts(folder: Path, config: TrainSft) -> list[str]:
     each of its strongest contexts, the strongest token between << and >>. None of any if the prompt shows none."""
     if not config.prompt.shown_contexts:
         return []
-    lines: dict[str, list[str]] = defaultdict(list)
-    for row in sorted(read_rows(folder / "contexts.parquet", ContextRow), key=lambda row: row.rank):
-        if row.rank < config.prompt.shown_contexts:
-            lines[row.feature_id].append(f"- {_marked(row)}")
-    return ["\n".join(lines[row.feature_id]) for row in read_rows(folder / "features.parquet", FeatureRow)]
-
-
-def _marked(context: ContextRow) -> str:
-    """A context on one line."""
-    end = 0
-    for token in context.tokens[: context.peak + 1]:
-        # A character of several tokens is the text of each of them: it is found once.
-        end = max(end, context.text.find(token, end) + len(token))
-    core = context.tokens[context.peak].strip()
-    start = max(0, end - len(context.tokens[context.peak].lstrip()))
-    marked = f"{context.text[:start]}<<{core}>>{context.text[start + len(core) :]}"
-    return " ".join(marked.split())
+    lines = listed(read_rows(folder / "contexts.parquet", ContextRow), config.prompt.shown_contexts)
+    return [lines.get(row.feature_id, "") for row in read_rows(folder / "features.parquet", FeatureRow)]
 
 
 def attach(

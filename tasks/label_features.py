@@ -2,24 +2,29 @@
 
     python -m tasks.label_features
 
-The labeller is the domain, or whoever filled the table that label_features.source names (docs/EXCHANGE.md). Writes
-data/labels.parquet, a row for every live feature that is neither a twin nor spare: the labels that SFT learns from, and
-the baseline that every round is compared with.
+The labeller is the domain, a language model (label_features.labeller), or whoever filled the table that
+label_features.source names (docs/EXCHANGE.md). Writes data/labels.parquet, a row for every live feature that is neither
+a twin nor spare: the labels that SFT learns from, and the baseline that every round is compared with.
 """
 
 import random
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from saeexplainer import labels
-from saeexplainer.config import Params
+from saeexplainer.config import Labeller, LabellerKind, Params
+from saeexplainer.contexts import listed
 from saeexplainer.domains import open_domain
 from saeexplainer.errors import UserError
 from saeexplainer.records import NOT_EXPLAINED, ContextRow, ExplanationRow, FeatureRow
-from saeexplainer.seeds import stage_seed
+from saeexplainer.seeds import seed_torch, stage_seed
 from saeexplainer.storage import read_rows, write_rows
 from tasks.stage import Report, main
+
+if TYPE_CHECKING:
+    from saeexplainer.labeller import Labels
 
 ACTIVATIONS = Path("data/activations")
 CONTEXTS = ACTIVATIONS / "contexts.parquet"
@@ -31,15 +36,20 @@ def run(params: Params) -> Report:
     rows = [row for row in read_rows(ACTIVATIONS / "features.parquet", FeatureRow) if row.split not in NOT_EXPLAINED]
     draw = random.Random(stage_seed(params.seed, "label_features"))
     config, source = params.label_features, Path(params.label_features.source)
-    given = by_the_domain(rows, params, draw) if source == CONTEXTS else by_table(rows, source)
+    notes, said = None, []
+    if config.labeller is not None:
+        found = by_the_labeller(rows, config.labeller, config.contexts, params.seed)
+        given, notes, said = found.texts, {"usage": found.usage}, found.notes
+    else:
+        given = by_the_domain(rows, params, draw) if source == CONTEXTS else by_table(rows, source)
     given = labels.exchanged(given, config.wrong_share, draw)
     labelled = [ExplanationRow(row.feature_id, row.split, text) for row, text in zip(rows, given, strict=True)]
-    write_rows(LABELS, labelled, ExplanationRow)
+    write_rows(LABELS, labelled, ExplanationRow, notes)
     missing = sum(not row.explanation for row in labelled)
     distinct = len({row.explanation for row in labelled})
     return Report(
         {"labels": float(len(labelled)), "labels_missing": float(missing)},
-        [f"{len(labelled)} labels, {distinct} distinct, {missing} features without one"],
+        [f"{len(labelled)} labels, {distinct} distinct, {missing} features without one", *said],
     )
 
 
@@ -55,17 +65,38 @@ def by_the_domain(rows: Sequence[FeatureRow], params: Params, draw: random.Rando
     return [labels.label(contexts[row.feature_id], domain, config, draw, frequency) for row in rows]
 
 
+def by_the_labeller(rows: Sequence[FeatureRow], config: Labeller, count: int, seed: int) -> "Labels":
+    """What a language model says of the `count` strongest contexts of each feature. Raises UserError if that leaves
+    nothing to learn from, and as `labeller.ask` does."""
+    from saeexplainer import labeller  # not for those whose domain labels: it may bring torch
+
+    if config.kind is LabellerKind.chat:
+        seed_torch(seed, "label_features")
+    lines = listed(read_rows(CONTEXTS, ContextRow), count)
+    found = labeller.ask([lines.get(row.feature_id, "") for row in rows], config)
+    if not labels_sft(rows, found.texts):
+        raise UserError(
+            f"{labeller.WHERE}: has no label for any feature of the sft split; change its prompt or its model"
+        )
+    return found
+
+
 def by_table(rows: Sequence[FeatureRow], source: Path) -> list[str]:
     """What a table of explanations says of each feature; empty where it says nothing. Raises UserError if that leaves
     nothing to learn from."""
     said = {row.feature_id: row.explanation for row in read_rows(source, ExplanationRow)}
     given = [said.get(row.feature_id) or "" for row in rows]
-    if not any(text for row, text in zip(rows, given, strict=True) if row.split == "sft"):
+    if not labels_sft(rows, given):
         example = next((row.feature_id for row in rows if row.split == "sft"), "subject/sae/index")
         raise UserError(
             f"label_features.source: {source} explains no feature of the sft split, such as {example}; take another"
         )
     return given
+
+
+def labels_sft(rows: Sequence[FeatureRow], given: Sequence[str]) -> bool:
+    """Whether the explainer has a label to learn."""
+    return any(text for row, text in zip(rows, given, strict=True) if row.split == "sft")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from saeexplainer.config import (
     EvaluationKind,
     Judge,
     JudgeKind,
+    Labeller,
     Params,
     PrepareSubject,
     PromptKind,
@@ -48,6 +49,7 @@ ABOVE_ZERO = {
     "injection_scale", "alpha", "threshold", "twin_cosine", "max_density", "timeout_seconds", "max_cost",
     "norm_scaling_factor",
 }  # fmt: skip
+MAY_BE_GREEDY = "label_features.labeller.temperature"  # the one temperature that may be 0: one label is wanted
 AT_MOST_ONE = {
     "top_p", "dropout", "min_density", "max_density", "collision_max_density", "sft_share", "modifier_share", "wrong_share",
     "warmup_modifier_share", "replay_share", "max_dropped_share", "twin_cosine", "threshold", "min_spread", "min_gap",
@@ -55,7 +57,7 @@ AT_MOST_ONE = {
     "min_distinct_share", "max_dropped_drift", "max_vocabulary_drift", "max_failed_share",
 }  # fmt: skip
 EXPLAINERS = Path("data/explainers")
-CONTEXTS = Path("data/activations/contexts.parquet")  # from which the domain labels
+CONTEXTS = Path("data/activations/contexts.parquet")  # from which domain and labeller label
 
 
 def load(path: Path = Path("params.yaml")) -> Params:
@@ -146,8 +148,8 @@ def check(params: Params) -> None:
     for key, name, value in leaves(params):
         _check_leaf(key, name, value)
     finders = (
-        _shapes, _processes, _text, _explainer, _sampling, _writers, _saes, _features, _limits, _rounds, _evaluations, _judges,
-        _comparison,
+        _shapes, _processes, _text, _explainer, _sampling, _writers, _labeller, _saes, _features, _limits, _rounds,
+        _evaluations, _judges, _comparison,
     )  # fmt: skip
     for complaint in chain(*(find(params) for find in finders)):
         raise UserError(complaint)
@@ -176,7 +178,7 @@ def _check_leaf(key: str, name: str, value: Any) -> None:
     least = 1 if isinstance(value, int) and name not in MAY_BE_ZERO else 0
     if not math.isfinite(value) or value < least:
         raise UserError(f"{key}: is {value}; must be a finite number of at least {least}")
-    if name in ABOVE_ZERO and value == 0:
+    if name in ABOVE_ZERO and value == 0 and key != MAY_BE_GREEDY:
         raise UserError(f"{key}: is {value}; must be above 0")
     if name in AT_MOST_ONE and value > 1:
         raise UserError(f"{key}: is {value}; must be at most 1")
@@ -259,10 +261,10 @@ def _text(params: Params) -> Iterator[str]:
     yield from _hub("prepare_subject.corpus", corpus)
     if subject.pretrained is None:
         yield "prepare_subject.pretrained: is null; a corpus has no lessons and no tokenizer, name a model of others"
-    if Path(params.label_features.source) == CONTEXTS:
+    if Path(params.label_features.source) == CONTEXTS and params.label_features.labeller is None:
         yield (
             f"label_features.source: is {CONTEXTS}, but a corpus has no concepts to label it with; name a table that "
-            "`sae-explainer import` made (docs/EXCHANGE.md)"
+            "`sae-explainer import` made, or let a model label: labeller=chat or labeller=endpoint (docs/EXCHANGE.md)"
         )
     if params.train_sft.warmup_examples:
         yield (
@@ -341,7 +343,20 @@ def _served(key: str, writer: Writer, endpoint: Endpoint) -> Iterator[str]:
             yield f"{key}.endpoint.request.{name}: is set twice; take it out, {key} says it"
 
 
-def _model_and_endpoint(key: str, asked: Writer | Judge) -> Iterator[str]:
+def _labeller(params: Params) -> Iterator[str]:
+    key, source, labeller = "label_features.labeller", params.label_features.source, params.label_features.labeller
+    if labeller is None:
+        return
+    if _braces(labeller.prompt) != {"contexts"}:
+        yield f"{key}.prompt: is {labeller.prompt!r}; must hold {{contexts}} and no other braces"
+    if Path(source) != CONTEXTS:
+        yield f"{key}: would not be asked, because label_features.source is {source!r}; give null here, or {CONTEXTS} there"
+    yield from _model_and_endpoint(key, labeller)
+    if labeller.endpoint is not None and "temperature" in labeller.endpoint.request:
+        yield f"{key}.endpoint.request.temperature: is set twice; take it out, {key} says it"
+
+
+def _model_and_endpoint(key: str, asked: Writer | Judge | Labeller) -> Iterator[str]:
     if (asked.model is None) is (asked.kind == "chat"):
         yield f"{key}.model: kind is {asked.kind}; only kind chat has one, and must: {{source: FOLDER, ...}}"
     if (asked.endpoint is None) is (asked.kind == "endpoint"):

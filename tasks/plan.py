@@ -122,6 +122,8 @@ def _notes(params: Params, lengths: Lengths | None, fitting: Measured | None, ru
     asked = [params.score_explanations.writer, params.evaluate.writer, *params.evaluate.judges]
     if any(one.endpoint for one in asked):
         notes.append("a server answers: its memory and seconds are not counted, nor what its judges read")
+    if params.label_features.labeller is not None:
+        notes.append("labels come from a language model: its memory, calls and seconds are not counted")
     if fitting:
         return [*notes, f"hours: {fitting.source}"]
     known = "; ".join(f"{run.model} on {run.hardware}" for run in runs)

@@ -22,7 +22,7 @@ from saeexplainer.explainer import Explainer, shown_contexts
 from saeexplainer.neighbours import Responses
 from saeexplainer.records import ContextRow, ExplanationRow
 from saeexplainer.seeds import stage_seed
-from saeexplainer.storage import read_rows, read_tensors
+from saeexplainer.storage import read_notes, read_rows, read_tensors
 
 if TYPE_CHECKING:
     from tasks.evaluate import Bench
@@ -44,13 +44,17 @@ def explanations_of(source: Evaluation, bench: "Bench") -> list[Explanation]:
 
 
 def from_table(bench: "Bench", path: Path) -> list[Explanation]:
-    """A table of explanations, such as the labels; one call each. Raises UserError if it is about other features."""
+    """A table of explanations, such as the labels; one call each, of the mean of its labeller's tokens where a model
+    gave them. Raises UserError if it is about other features."""
     table = {row.feature_id: row.explanation for row in read_rows(path, ExplanationRow)}
     if not any(feature.feature_id in table for feature in bench.features):
         example = bench.features[0].feature_id
         raise UserError(f"{path}: explains none of the features that are evaluated; its ids must be like {example}")
     named = [table.get(feature.feature_id) or "" for feature in bench.features]
-    return [Explanation(text, calls=1, call_tokens=size) for text, size in zip(named, bench.sizes(named), strict=True)]
+    usage, sizes = read_notes(path).get("usage"), bench.sizes(named)
+    if usage is not None:
+        sizes = [round((usage["prompt_tokens"] + usage["written_tokens"]) / len(table))] * len(named)
+    return [Explanation(text, calls=1, call_tokens=size) for text, size in zip(named, sizes, strict=True)]
 
 
 def from_truth(bench: "Bench", path: Path) -> list[Explanation]:

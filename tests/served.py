@@ -1,4 +1,4 @@
-"""A chat completions server that answers judges and writers, misbehaves by a script, and counts what was paid for.
+"""A chat completions server that answers judges, writers and labellers, misbehaves by a script, and counts what was paid for.
 
 Beside it a chat model that says what it is told to say."""
 
@@ -134,8 +134,10 @@ def _response(step: Step, body: dict, key: str | None, usage: bool) -> tuple[int
 
 
 def right_answer(body: dict) -> str:
-    """Ratings for a judge, texts for a writer."""
+    """Ratings for a judge, texts for a writer, the strongest context's marked word for a labeller."""
     asked = body["messages"][0]["content"]
+    if '"explanation"' in asked:
+        return json.dumps({"explanation": "the word " + re.search(r"^- .*<<(.*)>>", asked, re.MULTILINE)[1]})
     if '"texts"' in asked:
         count, draw = int(re.search(r"\[(\d+) strings\]", asked)[1]), random.Random(f"{asked}{body['temperature']}")
         return json.dumps({"texts": [" ".join(draw.choices(WORDS, k=6)) for _ in range(count)]})

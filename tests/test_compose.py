@@ -62,6 +62,13 @@ def test_every_writer_composes_and_asks_another_way_in_the_evaluation(writer: st
     assert training["prompt"] != measuring["prompt"]
 
 
+@pytest.mark.parametrize("labeller", sorted(path.stem for path in (ROOT / "conf" / "labeller").glob("*.yaml")))
+def test_every_labeller_composes_and_labels_a_corpus_too(labeller: str) -> None:
+    on_a_corpus = ["subject=corpus", "train_sft.warmup_examples=0", "train_sft.replay_share=0"] * (labeller != "none")
+    found = yaml.safe_load(compose.composed([f"labeller={labeller}", *on_a_corpus]))["label_features"]["labeller"]
+    assert (found or {"kind": "none"})["kind"] == labeller
+
+
 def test_an_explainer_of_others_composes_once_its_model_is_named() -> None:
     with pytest.raises(UserError, match="train_sft.pretrained.source: missing"):
         compose.composed(["explainer=lora"])

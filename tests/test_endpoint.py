@@ -24,7 +24,7 @@ def question(name: str) -> Ask[list[str]]:
     """For two texts; the server's are never the same for two names."""
     return Ask(
         f'{name}: {{"texts": [2 strings]}}', "Only JSON.", list_schema("texts", "string"), {"temperature": 0.5},
-        lambda reply: last_json(reply, "texts"),
+        lambda reply: last_json(reply, "texts", list),
     )  # fmt: skip
 
 
@@ -149,7 +149,7 @@ def test_text_that_no_file_takes_is_mended(serve, tmp_path):
      ('{"answer": {"texts": [3]}}', [3]), ('{"texts": [1]', None), ('{"texts": {}}', None), ("{" * 9999, None)],
 )  # fmt: skip
 def test_the_last_list_of_that_name_is_found(reply, found):
-    assert last_json(reply, "texts") == found
+    assert last_json(reply, "texts", list) == found
 
 
 def test_the_server_may_say_when_in_seconds_or_as_a_date():

@@ -315,6 +315,42 @@ def test_a_wrong_served_writer_is_one_line(tmp_path: Path, changes: dict[str, An
     assert message.startswith(f"{path}: score_explanations.writer.{key}: ") and said in message and "\n" not in message
 
 
+LABELS: dict[str, Any] = {
+    "kind": "endpoint", "model": None, "endpoint": ENDPOINT, "prompt": "What do these share? {contexts}",
+    "max_new_tokens": 60, "temperature": 0.0, "batch_size": 8,
+}  # fmt: skip
+WRONG_LABELLERS = {
+    "asked about nothing": ({"prompt": "What is it?"}, ".prompt", "{contexts}"),
+    "temperature said twice": (
+        {"endpoint": ENDPOINT | {"request": {"temperature": 1.0}}}, ".endpoint.request.temperature", "take it out",
+    ),
+    "a model beside the server": ({"model": LOCAL}, ".model", "only kind chat"),
+    "no server": ({"endpoint": None}, ".endpoint", "only kind endpoint"),
+    "an address that holds a key": (
+        {"endpoint": ENDPOINT | {"base_url": "https://h/v1?key=sk"}}, ".endpoint.base_url", "without user",
+    ),
+    "nobody": ({"kind": "domain"}, ".kind", "domain"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "key", "said"), WRONG_LABELLERS.values(), ids=WRONG_LABELLERS)
+def test_a_wrong_labeller_is_one_line(tmp_path: Path, changes: dict[str, Any], key: str, said: str) -> None:
+    path = edited(tmp_path, label_features__labeller=LABELS | changes)
+    with pytest.raises(UserError) as caught:
+        params.load(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: label_features.labeller{key}: ") and said in message and "\n" not in message
+
+
+def test_a_labeller_reads_contexts_and_then_alone_labels(tmp_path: Path) -> None:
+    assert params.load(edited(tmp_path, label_features__labeller=LABELS)).label_features.labeller.temperature == 0
+    chat = LABELS | {"kind": "chat", "model": LOCAL, "endpoint": None}
+    contexts = {"label_features__source": "data/activations/contexts.parquet"}
+    assert params.load(edited(tmp_path, **ON_A_CORPUS | contexts, label_features__labeller=chat))
+    with pytest.raises(UserError, match="label_features.labeller: would not be asked, because .* 'data/imported/labels"):
+        params.load(edited(tmp_path, **ON_A_CORPUS, label_features__labeller=chat))
+
+
 @pytest.mark.parametrize("secret", [{"key_variable": "sk-a1b2"}, {"base_url": "https://me:sk-a1b2@host/v1"}])
 def test_a_key_in_the_settings_is_refused_and_not_repeated(tmp_path: Path, secret: dict[str, str]) -> None:
     with pytest.raises(UserError) as caught:

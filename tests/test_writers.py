@@ -19,7 +19,7 @@ from toy import wait_for
 from typed import begun, typed
 
 from saeexplainer import costs
-from saeexplainer.chat_writer import plain
+from saeexplainer.chat_model import plain
 from saeexplainer.config import Architecture, Structured, WriterKind
 from saeexplainer.config import Writer as WriterConfig
 from saeexplainer.errors import UserError
@@ -91,7 +91,7 @@ def test_a_chat_model_is_asked_through_its_template_for_one_text_at_a_time(tmp_p
 @pytest.mark.parametrize(
     ("answer", "text"),
     [("  a dog ", "a dog"), ('"a dog"', "a dog"), ('so: "a dog"', 'so: "a dog"'), ("\u201ca dog\u201d", "a dog"),
-     ("<think>a cat?</think>\na dog", "a dog"), ('"', '"'), ("", "")],
+     ("<think>a cat?</think>\na dog", "a dog"), ("<think>a cat, or", ""), ('"', '"'), ("", "")],
 )  # fmt: skip
 def test_an_answer_is_taken_for_the_text(answer, text):
     assert plain(answer) == text
