@@ -139,12 +139,12 @@ SMALL = {
     "probe_features": {"first_rank": 2, "contexts": 2, "silent": 2, "steer": {"max_new_tokens": 3}},
     "train_sft": {
         "bf16": False, "gradient_checkpointing": False, "accumulate": 1, "batch_size": 8, "epochs": 4,
-        "learning_rate": 0.01, "prompt": {"instruction": "What is {feature}?"},
+        "learning_rate": 0.005, "prompt": {"instruction": "What is {feature}?"},
     },
-    "generate_explanations": {"candidates": 6, "temperature": 1.0, "max_new_tokens": 8},
+    "generate_explanations": {"candidates": 6, "temperature": 0.7, "top_p": 0.8, "max_new_tokens": 8},
     "validate_preferences": {"max_words": 60},
     "train_dpo": {"epochs": 2, "batch_size": 2, "accumulate": 1},
-    "rounds": {name: {"learning_rate": 0.01} for name in ROUNDS},
+    "rounds": {name: {"learning_rate": 0.001} for name in ROUNDS},
     "evaluate": {"negatives": 1},
 }  # fmt: skip
 
@@ -202,11 +202,11 @@ def publish(run: Run, shelf: Path) -> None:
 
 
 def write_labels() -> None:
-    """A table of labels: the word on which a feature's strongest context peaks."""
+    """A table of labels: the token on which a feature's strongest context peaks."""
     split = {row.feature_id: row.split for row in read_rows(Path("data/activations/features.parquet"), FeatureRow)}
     contexts = read_rows(Path("data/activations/contexts.parquet"), ContextRow)
     rows = [
-        ExplanationRow(one.feature_id, split[one.feature_id], f"the word {one.tokens[one.peak].strip() or 'the'}")
+        ExplanationRow(one.feature_id, split[one.feature_id], f"the {one.tokens[one.peak].strip() or 'dog'}")
         for one in contexts
         if one.rank == 0
     ]
