@@ -21,7 +21,7 @@ from saeexplainer.domain import Document, Domain, ReadingLimit
 from saeexplainer.domains import open_domain
 from saeexplainer.neighbours import CoFiring
 from saeexplainer.reading import open_reader
-from saeexplainer.records import ContextRow, FeatureRow, NeighbourRow
+from saeexplainer.records import NOT_EXPLAINED, ContextRow, FeatureRow, NeighbourRow
 from saeexplainer.seeds import seed_torch
 from saeexplainer.storage import replacing, write_rows, write_tensors
 from tasks.prepare_sae import SAES
@@ -84,7 +84,7 @@ def run(params: Params) -> Report:
         if work.domain.truth_known:
             truth.save(folder / "truth.safetensors", truth_table(work, rows))
     counts = Counter(row.split for row in rows)
-    listed = ", ".join(f"{name} {counts[name]}" for name in ("sft", "dpo", "valid", "test", "twin"))
+    listed = ", ".join(f"{name} {counts[name]}" for name in ("sft", "dpo", "valid", "test", *NOT_EXPLAINED))
     return Report({f"features_{name}": float(count) for name, count in counts.items()}, [f"live features: {listed}"])
 
 
