@@ -176,10 +176,10 @@ def test_the_best_checkpoint_is_by_accuracy_then_margin():
 
 def test_a_round_of_one_step_is_one_line(tmp_path):
     """Its learning rate is 0, so it would leave the start as it was."""
-    few, model = dataset(PAIRS[:2]), explainer(Architecture.llama)
+    few, model, start = dataset(PAIRS[:2]), explainer(Architecture.llama), explainer(Architecture.llama)
     once = replace(CONFIG, epochs=1.0, batch_size=2, accumulate=1)
     with pytest.raises(UserError, match="^train_dpo: one step in all, and the first one's learning rate is 0; lower"):
-        dpo.train(model, model, tiny_tokenizer(), few, few, once, ROUND, SFT, seed=0, scratch=tmp_path)
+        dpo.train(model, start, tiny_tokenizer(), few, few, once, ROUND, SFT, seed=0, scratch=tmp_path)
 
 
 @pytest.mark.parametrize(("training", "validation"), [(0, 4), (4, 0)])

@@ -133,7 +133,7 @@ SMALL = {
     "prepare_subject": {"context_length": 40, "held_out_documents": 4},
     "extract_activations": {
         "documents": 40, "batch_size": 16, "top_contexts": 4, "min_density": 0.0, "max_density": 1.0,
-        "valid_features": 3, "test_features": 4, "direction_contexts": 2, "sft_share": 0.7,
+        "valid_features": 8, "test_features": 4, "direction_contexts": 2, "sft_share": 0.5,
     },
     "label_features": {"contexts": 2},
     "probe_features": {"first_rank": 2, "contexts": 2, "silent": 2, "steer": {"max_new_tokens": 3}},
@@ -141,9 +141,9 @@ SMALL = {
         "bf16": False, "gradient_checkpointing": False, "accumulate": 1, "batch_size": 16, "epochs": 4,
         "learning_rate": 0.005, "prompt": {"instruction": "What is {feature}?"},
     },
-    "generate_explanations": {"candidates": 3, "temperature": 0.7, "top_p": 0.8, "max_new_tokens": 8},
+    "generate_explanations": {"candidates": 4, "temperature": 0.9, "top_p": 0.9, "max_new_tokens": 8},
     "validate_preferences": {"max_words": 60},
-    "train_dpo": {"epochs": 1, "batch_size": 8, "accumulate": 1},
+    "train_dpo": {"epochs": 2, "batch_size": 4, "accumulate": 1},
     "rounds": {name: {"learning_rate": 0.001} for name in ROUNDS},
     "evaluate": {"negatives": 1},
 }  # fmt: skip
