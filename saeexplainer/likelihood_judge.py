@@ -62,7 +62,8 @@ class LikelihoodJudge:
         """For each (description, text) the lift of every token of the text, special tokens left out; [] if either is
         empty."""
         plain = sorted({text for _, text in asked if text} - self._plain.keys())
-        bos = [self.tokenizer.bos_token_id]
+        # A tokenizer without BOS, such as Qwen's, begins documents after EOS.
+        bos = [self.tokenizer.eos_token_id if self.tokenizer.bos_token_id is None else self.tokenizer.bos_token_id]
         self._plain |= dict(zip(plain, self._log_probabilities([(bos, text) for text in plain])))
         new = sorted({pair for pair in asked if all(pair)} - self._lifts.keys())
         distinct = sorted({description for description, _ in new})
