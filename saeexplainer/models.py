@@ -242,14 +242,20 @@ def _keep_blocks(config: "PretrainedConfig", blocks: int, source: Path | str) ->
 
 @contextmanager
 def _quiet_loading() -> Iterator[None]:
-    """Without the table of weights that are left unread; those that are missing raise."""
+    """Without the table of weights that are left unread; those that are missing raise.
+
+    By a filter: where this logger has a level of its own, transformers tells of tensor parallelism.
+    """
     logger = logging.getLogger("transformers.modeling_utils")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.addFilter(_is_error)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        logger.removeFilter(_is_error)
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 def _set_bos(tokenizer: "PreTrainedTokenizerFast", prepend: bool, source: Path | str) -> None:

@@ -1,5 +1,6 @@
 """Loading, reading one residual stream, masking, sampling: on both architectures, against transformers itself."""
 
+import logging.handlers
 from pathlib import Path
 
 import pytest
@@ -166,3 +167,17 @@ def test_a_prompt_says_the_same_on_every_day():
     tokenizer.chat_template = today + "{{ date_string }} {{ messages[0].content }}"
     said = tokenizer.apply_chat_template([{"role": "user", "content": "the dog"}], tokenize=False, **CHAT)
     assert said == "26 Jul 2024 the dog"
+
+
+def test_loading_says_nothing(model, tmp_path):
+    """transformers would list what is left unread, and what is not sharded."""
+    said = logging.handlers.BufferingHandler(100)
+    model.save_pretrained(tmp_path)
+    logger = logging.getLogger("transformers")
+    logger.addHandler(said)
+    try:
+        load_model(tmp_path)
+        load_model(tmp_path, blocks=1)
+    finally:
+        logger.removeHandler(said)
+    assert [record.getMessage() for record in said.buffer] == []
