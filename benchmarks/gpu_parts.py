@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
     from trl import DPOTrainer
 
+    from saeexplainer.sites import SiteReader
+
 SPECIAL = ["<bos>", "<eos>", "<pad>"]
 BFLOAT16 = 2  # bytes
 TEMPERATURE, TOP_P = 0.9, 0.9  # the reference's (arXiv 2606.08496)
@@ -176,18 +178,24 @@ def wait(device: "torch.device") -> None:
         torch.cuda.synchronize(device)
 
 
+def reader_of(model: "PreTrainedModel", bench: Bench) -> "SiteReader":
+    """Reads the residual stream after the hook block."""
+    from saeexplainer.sites import Place, Site, SiteReader
+
+    return SiteReader(model, Site(bench.hook_block, Place.resid_post))
+
+
 def extraction(bench: Bench, device: "torch.device") -> Work:
     """Documents of one length through the blocks up to the hook and the SAE, as extract_activations reads them."""
     import torch
 
-    from saeexplainer.models import read_residual
-
     model, sae = make_model(cut(bench), bench, device), make_sae(bench, device)
+    read = reader_of(model, bench)
     ids = random_ids(bench, bench.documents, bench.document_tokens, device)
 
     @torch.no_grad()
     def work() -> None:
-        sae.encode(read_residual(model, bench.hook_block, ids, ids.new_ones(ids.shape)))
+        sae.encode(read(ids, ids.new_ones(ids.shape)))
 
     tokens = ids.numel()
     return Work(partial(timed, work, device), tokens, tokens * flops_a_token(bench, bench.document_tokens, bench.d_sae))
@@ -198,15 +206,15 @@ def scoring(bench: Bench, device: "torch.device") -> Work:
     import torch
 
     from saeexplainer.columns import take_columns
-    from saeexplainer.models import read_residual
 
     model = make_model(cut(bench), bench, device)
+    read = reader_of(model, bench)
     columns = take_columns(make_sae(bench, device), range(0, bench.d_sae, bench.d_sae // bench.features))
     ids = random_ids(bench, bench.texts, bench.text_tokens, device)
 
     @torch.no_grad()
     def work() -> None:
-        codes = columns.encode(read_residual(model, bench.hook_block, ids, ids.new_ones(ids.shape)))
+        codes = columns.encode(read(ids, ids.new_ones(ids.shape)))
         codes.amax(dim=1).cpu()
 
     tokens = ids.numel()

@@ -38,7 +38,7 @@ def is_first() -> bool:
 class Failure:
     """How a launched run ended."""
 
-    status: int  # exit status of the process that failed first; negative: the signal that ended it
+    status: int  # exit status of the process that failed first; 1 where a signal ended it
     line: str  # what it left with `leave_error`, for the user; "" where it showed a traceback
 
 
@@ -60,7 +60,7 @@ def launch(module: list[str], count: int) -> Failure | None:
         failure = error.get_first_failure()[1]
         said = failure.error_file_data.get("message") if isinstance(failure.error_file_data, dict) else None
         line = said["message"].partition(": ")[2] if isinstance(said, dict) else ""
-        return Failure(failure.exitcode, " ".join(line.split()))
+        return Failure(max(failure.exitcode, 1), " ".join(line.split()))
     return None
 
 

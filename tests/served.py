@@ -78,10 +78,11 @@ class Handler(BaseHTTPRequestHandler):
         if step is Mood.slow_down:
             self.send_header("Retry-After", "0.01")
         self.end_headers()
-        self._send(data, step)
+        # Counted before the answer leaves: who has it may look at once.
         if status == 200 and step not in (Mood.breaks, Mood.drips, Mood.page, Mood.half, Mood.complains):
             with server.turn:
                 server.paid.append(json.dumps(body, sort_keys=True))
+        self._send(data, step)
 
     def _send(self, data: bytes, step: Step) -> None:
         if step is Mood.breaks:

@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 from rows import evaluated
+from sae_lens.saes.sae import SAEMetadata
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
 from tiny import ROOT, WIDTH, tiny_model, tiny_tokenizer
 from typed import Typed
@@ -42,7 +43,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tiny_model(Architecture.llama, seed=at).save_pretrained(folder / name)
         tiny_tokenizer().save_pretrained(folder / name)
     torch.manual_seed(0)
-    sae = TopKSAE(TopKSAEConfig(d_in=WIDTH, d_sae=64, k=4))
+    site = SAEMetadata(hook_name="blocks.1.hook_resid_post")
+    sae = TopKSAE(TopKSAEConfig(d_in=WIDTH, d_sae=64, k=4, metadata=site))
     torch.nn.init.normal_(sae.W_enc)
     sae.save_model(folder / "data/saes/main")
     ids = [f"sandbox-llama/main/{index}" for index in LATENTS]

@@ -83,5 +83,5 @@ def test_a_mistake_in_one_process_is_one_line(folder: Path) -> None:
 def test_a_defect_keeps_its_traceback(folder: Path) -> None:
     (folder / "broken").touch()
     done = ran(folder)
-    assert done.returncode == 1
+    assert done.returncode == 1, done.stderr
     assert "ValueError: a defect" in done.stderr

@@ -11,7 +11,7 @@ from rows import evaluated
 
 from saeexplainer.comparison import summarise
 from saeexplainer.errors import UserError
-from saeexplainer.records import EvaluationRow, PreferencePair, ScoreRow
+from saeexplainer.records import EvaluationRow, FeatureRow, PreferencePair, ScoreRow
 from saeexplainer.report import (
     RewardRow,
     means,
@@ -117,7 +117,11 @@ def test_stage_writes_its_files_and_outlives_a_dead_tracking_server(tmp_path, mo
     for name in settings.rounds:
         write_rows(tmp_path / f"data/rounds/{name}/scores.parquet", [scored("a", 1.0)], ScoreRow)
         write_rows(tmp_path / f"data/rounds/{name}/validated.parquet", [], PreferencePair)
-    tiny.tiny_tokenizer().save_pretrained(tmp_path / "data/subject")
+    for folder in ("data/subject", *(f"data/explainers/{one.start}" for one in settings.rounds.values())):
+        tiny.tiny_tokenizer().save_pretrained(tmp_path / folder)
+    write_rows(
+        tmp_path / "data/activations/features.parquet", [FeatureRow("a", "main", 0, "dpo", 1.0, 0.1)], FeatureRow
+    )
     report = compare_rounds.run(settings)
     assert sorted(path.name for path in (tmp_path / "reports").iterdir()) == [
         "comparison.json", "confidence.csv", "confidence.json", "costs.json", "metrics.json", "report.html",
