@@ -52,7 +52,10 @@ class Extraction:
 
     def documents(self) -> Iterator[Document]:
         """The corpus, the same at every call."""
-        return self.domain.documents(STREAM, self.config.documents)
+        from tqdm.auto import tqdm
+
+        found = self.domain.documents(STREAM, self.config.documents)
+        return iter(tqdm(found, desc="reading documents", total=self.config.documents))
 
 
 def run(params: Params) -> Report:
