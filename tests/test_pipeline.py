@@ -290,4 +290,3 @@ def test_a_served_deployment_completes_and_its_second_run_finds_everything_uncha
         assert {name: task.task_version for name, task in api.tasks(second.id).items()} == {
             name: task.task_version for name, task in tasks.items()
         }
-        assert (second.end_time - second.created).total_seconds() < 20
