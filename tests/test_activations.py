@@ -32,7 +32,7 @@ from saeexplainer.models import encode_batch
 from saeexplainer.reading import Reader
 from saeexplainer.sandbox.world import World
 from saeexplainer.sites import Place, Site
-from saeexplainer.writer import read_texts, read_tokens
+from saeexplainer.text_activations import read_texts, read_tokens
 
 CONFIG = replace(
     settings().extract_activations,
