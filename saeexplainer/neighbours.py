@@ -46,6 +46,16 @@ class CoFiring:
             if self.together.nnz < PAIRS:
                 self.together = self.together + fires[group].T @ fires[group]
 
+    def state(self) -> dict[str, Tensor]:
+        """The counts, for `restore`."""
+        counts = self.together
+        return {name: torch.from_numpy(getattr(counts, name)) for name in ("data", "indices", "indptr")}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` gave."""
+        parts = tuple(state[name].numpy() for name in ("data", "indices", "indptr"))
+        self.together = csr_matrix(parts, shape=self.together.shape)
+
     def gathered(self) -> "CoFiring":
         """The counts of all processes together."""
         found = CoFiring(self.together.shape[0])
@@ -94,7 +104,7 @@ def _largest(values: np.ndarray, among: np.ndarray, count: int) -> np.ndarray:
     """The members of `among`, which ascends, with the largest values, largest first, ties by number."""
     if 0 < count < len(among):
         given = values[among]
-        least = np.partition(given, -count)[-count]
+        least = torch.from_numpy(given).topk(count).values[-1].item()  # numpy's partition is slow where many tie
         above = np.flatnonzero(given > least)  # fewer than `count`; the first of those that tie for the rest follow
         equal = np.flatnonzero(given == least)[: count - len(above)]
         among = among[np.union1d(above, equal)]
