@@ -71,19 +71,19 @@ class Extraction:
         if done == count:
             return
         rest = tqdm(islice(documents, done, None), desc=f"reading documents, {name}", total=count, initial=done)
-        for batch in self.batches(rest, shared=True, first=done):
+        for batch in self.batches(iter(rest), shared=True, first=done):  # a bar itself looks as if it began anew
             work.update(batch)
             self.checkpoint.save(name, work, batch.first + len(batch.documents))
 
 
 def depends_on(params: Params) -> str:
     """Fingerprint of what a half-done extraction may go on with: settings, models, corpus, this code."""
-    subject = params.prepare_subject
+    others = [params.prepare_subject.pretrained, params.prepare_subject.corpus]
     settings = [
-        params.seed, subject.pretrained, subject.domain, subject.corpus, subject.architecture, subject.context_length,
-        params.prepare_sae.saes, params.extract_activations, platform.python_version(),  # pydoc reads Python's own text
+        params.seed, *others, params.prepare_subject.domain, params.prepare_subject.architecture,
+        params.prepare_subject.context_length, params.prepare_sae.saes, params.extract_activations,
+        platform.python_version(),  # pydoc reads Python's own text
     ]  # fmt: skip
-    others = [subject.pretrained, subject.corpus]
     folders = [Path(other.source) for other in others if other is not None and other.revision is None]
     code = [*sorted(Path(activations.__file__).parent.rglob("*.py")), Path(__file__)]
     return fingerprint(settings, [SUBJECT, SAES, *code], folders)
