@@ -5,7 +5,7 @@ kept document (`FeatureStatistics`), and while a batch is read three times 4 byt
 Special tokens never count.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
 from typing import TYPE_CHECKING
@@ -39,14 +39,15 @@ class TokenBatch:
 
 
 def token_batches(
-    documents: Iterable[Document], reader: "Reader", batch_size: int, *, shared: bool = False
+    documents: Iterable[Document], reader: "Reader", batch_size: int, *, shared: bool = False, first: int = 0
 ) -> Iterator[TokenBatch]:
     """Stream documents through the subject up to the SAEs' site; `shared`: this process's share of the batches alone.
 
-    Raises UserError if there is no document.
+    `first` is the number of the first document in its stream, where a batch begins. Raises UserError if the stream has
+    no document.
     """
-    stream, first = iter(documents), 0
-    for number in count():
+    stream = iter(documents)
+    for number in count(first // batch_size):
         group = list(islice(stream, batch_size))
         if not group:
             break
@@ -91,6 +92,8 @@ def concepts_at(annotation: Annotation, offsets: Sequence[Sequence[int]]) -> lis
 class FeatureStatistics:
     """Running statistics of every latent of one SAE; `top` documents are remembered for each."""
 
+    RUNNING = ("maximum", "fired", "top_values", "top_documents")  # the tensors
+
     def __init__(self, d_sae: int, top: int, device: torch.device | str = "cpu") -> None:
         """`device` is that of the codes."""
         self.tokens = 0
@@ -117,6 +120,16 @@ class FeatureStatistics:
         """The strongest candidates of each latent; of equals the earlier one, so that no order of work decides."""
         top = values.sort(dim=0, descending=True, stable=True).indices[: len(self.top_values)]
         self.top_values, self.top_documents = values.gather(0, top), documents.gather(0, top)
+
+    def state(self) -> dict[str, Tensor]:
+        """All of it, for `restore`."""
+        return {"tokens": torch.tensor(self.tokens), **{name: getattr(self, name) for name in self.RUNNING}}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` gave, on the same device as before."""
+        self.tokens = int(state["tokens"])
+        for name in self.RUNNING:
+            setattr(self, name, state[name].to(self.maximum.device))
 
     def gathered(self) -> "FeatureStatistics":
         """Those of all processes together, on the CPU."""
@@ -198,40 +211,54 @@ def feature_rows(
     return rows
 
 
-def read_contexts(
-    rows: Sequence[FeatureRow], statistics: dict[str, FeatureStatistics], saes: dict[str, "SAE"],
-    numbers: Sequence[int], domain: Domain, batches: Iterable[TokenBatch], config: ExtractActivations,
-) -> tuple[list[ContextRow], Float[Tensor, "features d_model"]]:  # fmt: skip
-    """Second look at the documents that hold a top context: windows with activations, and mean top residuals.
+class TopContexts:
+    """Second look at the documents that hold a top context: windows with activations, and mean top residuals."""
 
-    `batches` streams this process's share of the documents of those `numbers`, in that order. Returns the contexts by feature and rank, and
-    each feature's mean residual over the strongest tokens of its first `direction_contexts`, in the order of `rows`.
-    """
-    wanted: dict[int, list[tuple[int, int]]] = {}
-    for at, row in enumerate(rows):
-        for rank, number in enumerate(statistics[row.sae].top_document_numbers(row.index)):
-            wanted.setdefault(number, []).append((at, rank))
-    found: list[ContextRow] = []
-    width = next(iter(saes.values())).cfg.d_in
-    # In float64, so that the order of the documents leaves the rounded mean as it is.
-    sums, counts = torch.zeros(len(rows), width, dtype=torch.float64), torch.zeros(len(rows))
-    for batch in batches:
-        codes = {name: sae.encode(batch.residual) for name, sae in saes.items()}
+    def __init__(
+        self, rows: Sequence[FeatureRow], statistics: dict[str, FeatureStatistics], saes: dict[str, "SAE"],
+        domain: Domain, config: ExtractActivations,
+    ) -> None:  # fmt: skip
+        self.rows, self.saes, self.domain, self.config = rows, saes, domain, config
+        self.wanted: dict[int, list[tuple[int, int]]] = {}  # document's number to places in `rows` and ranks
+        for at, row in enumerate(rows):
+            for rank, number in enumerate(statistics[row.sae].top_document_numbers(row.index)):
+                self.wanted.setdefault(number, []).append((at, rank))
+        self.numbers = sorted(self.wanted)  # of the documents to read, in this order
+        self.contexts: list[ContextRow] = []
+        width = next(iter(saes.values())).cfg.d_in
+        # In float64, so that the order of the documents leaves the rounded mean as it is.
+        self.sums, self.counts = torch.zeros(len(rows), width, dtype=torch.float64), torch.zeros(len(rows))
+
+    def update(self, batch: TokenBatch) -> None:
+        """Add one batch of the documents of `numbers`."""
+        codes = {name: sae.encode(batch.residual) for name, sae in self.saes.items()}
         for local, document in enumerate(batch.documents):
-            number = numbers[batch.first + local]
             here = (batch.document == local).nonzero().flatten()
             offsets = batch.offsets[here].tolist()
-            concepts = concepts_at(domain.annotate(document), offsets)
-            for at, rank in wanted.get(number, ()):
-                values = codes[rows[at].sae][here, rows[at].index].cpu()
+            concepts = concepts_at(self.domain.annotate(document), offsets)
+            for at, rank in self.wanted[self.numbers[batch.first + local]]:
+                row = self.rows[at]
+                values = codes[row.sae][here, row.index].cpu()
                 peak = int(values.argmax())
-                if rank < config.direction_contexts:
-                    sums[at] += batch.residual[here[peak]].cpu()
-                    counts[at] += 1
-                found.append(_context(rows[at], rank, document, offsets, values, peak, concepts[peak], config))
-    found = sorted(processes.gather(found), key=lambda context: (context.feature_id, context.rank))
-    means = processes.total(sums) / processes.total(counts).clamp_min(1).unsqueeze(1)
-    return found, means.float()
+                if rank < self.config.direction_contexts:
+                    self.sums[at] += batch.residual[here[peak]].cpu()
+                    self.counts[at] += 1
+                self.contexts.append(_context(row, rank, document, offsets, values, peak, concepts[peak], self.config))
+
+    def state(self) -> dict[str, Tensor]:
+        """What the means are made of, for `restore`; `contexts` is the rest."""
+        return {"sums": self.sums, "counts": self.counts}
+
+    def restore(self, state: Mapping[str, Tensor], contexts: list[ContextRow]) -> None:
+        """Go on from what `state` gave."""
+        self.sums, self.counts, self.contexts = state["sums"], state["counts"], contexts
+
+    def gathered(self) -> tuple[list[ContextRow], Float[Tensor, "features d_model"]]:
+        """Of all processes together: the contexts by feature and rank, and each feature's mean residual over the
+        strongest tokens of its first `direction_contexts`, in the order of `rows`."""
+        found = sorted(processes.gather(self.contexts), key=lambda context: (context.feature_id, context.rank))
+        means = processes.total(self.sums) / processes.total(self.counts).clamp_min(1).unsqueeze(1)
+        return found, means.float()
 
 
 def _at_word(text: str, start: int) -> bool:

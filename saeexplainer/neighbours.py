@@ -15,7 +15,7 @@ from saeexplainer import processes
 from saeexplainer.records import FeatureRow, NeighbourRow
 
 if TYPE_CHECKING:
-    from saeexplainer.writer import TextActivations
+    from saeexplainer.text_activations import TextActivations
 
 
 # Whose activations a feature's reward may be made of: of no feature that is held out from it.
@@ -45,6 +45,16 @@ class CoFiring:
         for group in np.split(np.arange(len(pairs)), np.flatnonzero(np.diff(pairs // PAIRS)) + 1):
             if self.together.nnz < PAIRS:
                 self.together = self.together + fires[group].T @ fires[group]
+
+    def state(self) -> dict[str, Tensor]:
+        """The counts, for `restore`."""
+        counts = self.together
+        return {name: torch.from_numpy(getattr(counts, name)) for name in ("data", "indices", "indptr")}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` gave."""
+        parts = tuple(state[name].numpy() for name in ("data", "indices", "indptr"))
+        self.together = csr_matrix(parts, shape=self.together.shape)
 
     def gathered(self) -> "CoFiring":
         """The counts of all processes together."""
@@ -82,7 +92,7 @@ def nearest(
             others = np.flatnonzero(may_be.get(row.split, np.ones(len(rows), dtype=bool)))
             others = others[others != start + at]
             alike = _largest(cosine[at], others, (count + 1) // 2)
-            together = _largest(overlap[at], np.setdiff1d(others, alike), count - len(alike))
+            together = _largest(overlap[at], others[~np.isin(others, alike)], count - len(alike))
             found += [
                 NeighbourRow(row.feature_id, latents[other], float(cosine[at, other]), float(overlap[at, other]))
                 for other in [*alike, *together]
@@ -91,7 +101,13 @@ def nearest(
 
 
 def _largest(values: np.ndarray, among: np.ndarray, count: int) -> np.ndarray:
-    """The members of `among` with the largest values, largest first, ties by number."""
+    """The members of `among`, which ascends, with the largest values, largest first, ties by number."""
+    if 0 < count < len(among):
+        given = values[among]
+        least = torch.from_numpy(given).topk(count).values[-1].item()  # numpy's partition is slow where many tie
+        above = np.flatnonzero(given > least)  # fewer than `count`; the first of those that tie for the rest follow
+        equal = np.flatnonzero(given == least)[: count - len(above)]
+        among = among[np.union1d(above, equal)]
     return among[np.argsort(-values[among], kind="stable")][:count]
 
 

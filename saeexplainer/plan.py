@@ -16,7 +16,7 @@ from saeexplainer.notation import aligned
 from saeexplainer.shapes import FLOAT32, Shape
 from saeexplainer.workload import Features, Lengths, Load
 
-READ_AT_ONCE = 512  # texts, in `saeexplainer.writer`
+READ_AT_ONCE = 512  # texts, in `saeexplainer.text_activations`
 MEASURED_AT_ONCE = 64  # texts, in `saeexplainer.sae`
 
 

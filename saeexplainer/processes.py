@@ -31,7 +31,12 @@ def launched() -> bool:
 
 def is_first() -> bool:
     """Whether this process is the one that writes files and speaks."""
-    return os.environ.get("RANK", "0") == "0"
+    return number() == 0
+
+
+def number() -> int:
+    """Which of the processes this is, from 0."""
+    return int(os.environ.get("RANK", "0"))
 
 
 @dataclass(frozen=True)
@@ -76,9 +81,9 @@ def count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def is_mine(number: int) -> bool:
+def is_mine(batch: int) -> bool:
     """Whether this process does the batch of that number."""
-    return number % count() == int(os.environ.get("RANK", "0"))
+    return batch % count() == number()
 
 
 def join() -> "PartialState":

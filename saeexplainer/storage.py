@@ -20,12 +20,13 @@ NOTES = "notes"  # key of a table's notes in its metadata
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, each: bool = False) -> Iterator[Path]:
     """Yield a temporary sibling of `path` (file or folder) that takes its place only if the block succeeds.
 
-    Of several processes of a stage the first one's takes it; what the others wrote is the same.
+    Of several processes of a stage the first one's takes it; what the others wrote is the same. With `each` every
+    process has a path of its own.
     """
-    first = is_first()
+    first = each or is_first()
     temporary = path.with_name(f".{path.name}.partial" if first else f".{path.name}.{os.getpid()}.partial")
     _remove(temporary)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,10 +51,13 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def write_rows(path: Path, rows: Sequence[Any], record: type, notes: dict[str, Any] | None = None) -> None:
+def write_rows(
+    path: Path, rows: Sequence[Any], record: type, notes: dict[str, Any] | None = None, *, each: bool = False
+) -> None:  # fmt: skip
     """Write frozen dataclass rows as parquet, one column a field of `record`, deterministically.
 
-    `notes` are about the whole table and have no row: JSON in its schema's metadata, which `read_notes` reads.
+    `notes` are about the whole table and have no row: JSON in its schema's metadata, which `read_notes` reads. `each`
+    is as in `replacing`.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -61,7 +65,7 @@ def write_rows(path: Path, rows: Sequence[Any], record: type, notes: dict[str, A
     columns = {field.name: [getattr(row, field.name) for row in rows] for field in fields(record)}
     metadata = {NOTES: json.dumps(notes, sort_keys=True, default=asdict)} if notes else None
     schema = pa.schema([(field.name, _arrow_type(field.type)) for field in fields(record)], metadata)
-    with replacing(path) as temporary:
+    with replacing(path, each=each) as temporary:
         pq.write_table(pa.table(columns, schema=schema), temporary)
 
 
@@ -119,11 +123,11 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: not JSON ({error}); run `dvc repro` to remake it") from None
 
 
-def write_tensors(path: Path, tensors: "dict[str, torch.Tensor]") -> None:
-    """Write named tensors as safetensors."""
+def write_tensors(path: Path, tensors: "dict[str, torch.Tensor]", *, each: bool = False) -> None:
+    """Write named tensors as safetensors; `each` is as in `replacing`."""
     from safetensors.torch import save_file
 
-    with replacing(path) as temporary:
+    with replacing(path, each=each) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from saeexplainer import evaluation, metrics, truth, writer
+from saeexplainer import evaluation, metrics, text_activations, truth
 from saeexplainer.config import Params
 from saeexplainer.domains import open_domain
 from saeexplainer.evaluation import Answers, Explanation
@@ -61,13 +61,13 @@ class Bench:
         config = self.params.score_explanations.writer
         return open_writer(config, "score_explanations.writer", self.model, self.tokenizer)
 
-    def read(self, texts: Sequence[str], latents: Iterable[int]) -> writer.TextActivations:
+    def read(self, texts: Sequence[str], latents: Iterable[int]) -> text_activations.TextActivations:
         """Maxima of some latents of the explained SAE on texts."""
-        return writer.read_texts(texts, self.reader, {self.sae_name: latents})
+        return text_activations.read_texts(texts, self.reader, {self.sae_name: latents})
 
     def read_tokens(self, asked: Sequence[tuple[str, int]]) -> list[tuple[list[str], list[float]]]:
         """Tokens of each text, and what a latent of the explained SAE does on them."""
-        return writer.read_tokens(asked, self.reader, self.sae_name)
+        return text_activations.read_tokens(asked, self.reader, self.sae_name)
 
     def maxima_and_rivals(self) -> tuple[np.ndarray, np.ndarray]:
         """Of each live feature: its corpus maximum, and whether it counts in collisions."""
@@ -135,7 +135,7 @@ def measure(bench: Bench, explanations: Sequence[Explanation]) -> list[Evaluatio
 
 
 def input_accuracies(
-    bench: Bench, named: Sequence[str], texts: dict[str, list[str]], read: writer.TextActivations
+    bench: Bench, named: Sequence[str], texts: dict[str, list[str]], read: text_activations.TextActivations
 ) -> list[float]:
     """Each explanation's texts against one text of each of a few other explanations of the same evaluation."""
     count = bench.params.evaluate.negatives
@@ -155,7 +155,7 @@ def answers(bench: Bench, named: Sequence[str]) -> list[Answers]:
     judge, probes = bench.judges[0], [bench.probes.get(feature.feature_id, []) for feature in bench.features]
     texts = [probe.text for own in probes for probe in own]
     names = [name for name, own in zip(named, probes) for _ in own]
-    cut = writer.cut_texts(texts, bench.tokenizer, bench.params.prepare_subject.context_length)
+    cut = text_activations.cut_texts(texts, bench.tokenizer, bench.params.prepare_subject.context_length)
     asked = [Question(name, text, tuple(tokens)) for name, text, tokens in zip(names, texts, cut)]
     relevances = [iter(each.relevance(asked)) for each in bench.judges]
     tokens = iter(judge.token_relevance(asked))

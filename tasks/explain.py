@@ -93,7 +93,7 @@ def _explanations(folder: Path, numbers: list[int], params: Params) -> list[str]
 
 def _rewards(asked: list[FeatureRow], explanations: list[str], params: Params) -> list[float]:
     """Write, read and reward, as score_explanations does."""
-    from saeexplainer import rewards, writer
+    from saeexplainer import rewards, text_activations
     from saeexplainer.neighbours import Neighbourhoods
     from saeexplainer.reading import open_reader
     from saeexplainer.seeds import seed_torch
@@ -106,7 +106,7 @@ def _rewards(asked: list[FeatureRow], explanations: list[str], params: Params) -
     reader = open_reader(SUBJECT, SAES, sorted(latents), params.prepare_subject.context_length)
     author = open_writer(config.writer, "score_explanations.writer", reader.model, reader.tokenizer)
     texts = author.write(explanations)
-    read = writer.read_texts((text for written in texts.values() for text in written), reader, latents)
+    read = text_activations.read_texts((text for written in texts.values() for text in written), reader, latents)
     found = [
         near.responses(row.feature_id, texts.get(explanation, []), read)
         for row, explanation in zip(asked, explanations, strict=True)

@@ -2,10 +2,13 @@
 
     python -m tasks.extract_activations
 
-Writes data/activations: features.parquet, neighbours.parquet, contexts.parquet, directions.safetensors (decoder and encoder rows, mean top
+Killed, it goes on where it was, and writes the same bytes: `Checkpoint` keeps both passes over the corpus under
+.cache/extract_activations until the artifacts are written. Writes data/activations: features.parquet, neighbours.parquet, contexts.parquet, directions.safetensors (decoder and encoder rows, mean top
 activations, one row a feature) and, where the domain knows it, truth.safetensors.
 """
 
+import platform
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -15,7 +18,8 @@ import numpy as np
 import torch
 
 from saeexplainer import activations, neighbours, processes, truth
-from saeexplainer.activations import FeatureStatistics, TokenBatch
+from saeexplainer.activations import FeatureStatistics, TokenBatch, TopContexts
+from saeexplainer.checkpoint import Checkpoint, Kept, fingerprint
 from saeexplainer.config import Params
 from saeexplainer.domain import Document, Domain, ReadingLimit
 from saeexplainer.domains import open_domain
@@ -28,7 +32,7 @@ from tasks.prepare_sae import SAES
 from tasks.prepare_subject import SUBJECT
 from tasks.stage import Report, main
 
-ACTIVATIONS = Path("data/activations")
+ACTIVATIONS, KEPT = Path("data/activations"), Path(".cache/extract_activations")
 STREAM = "extract"
 
 
@@ -45,17 +49,88 @@ class Extraction:
         self.domain: Domain = open_domain(
             params.prepare_subject.domain, params.seed, params.prepare_subject.corpus, limit
         )  # fmt: skip
+        self.checkpoint = Checkpoint(KEPT, depends_on(params))
 
-    def batches(self, documents: Iterable[Document], *, shared: bool) -> Iterator[TokenBatch]:
-        """Stream documents through the subject up to the SAEs' site; `shared` among processes, or all here."""
-        return activations.token_batches(documents, self.reader, self.config.batch_size, shared=shared)
+    def batches(self, documents: Iterable[Document], *, shared: bool, first: int = 0) -> Iterator[TokenBatch]:
+        """Stream documents, numbered from `first`, through the subject up to the SAEs' site; `shared` among processes,
+        or all here."""
+        return activations.token_batches(documents, self.reader, self.config.batch_size, shared=shared, first=first)
 
     def documents(self) -> Iterator[Document]:
         """The corpus, the same at every call."""
+        return self.domain.documents(STREAM, self.config.documents)
+
+    def gather(self, name: str, work: Kept, documents: Iterable[Document], count: int) -> None:
+        """Add this process's share of `documents`, of which there are `count` at most, to `work`; after a kill, what
+        was not added before. The text before that is passed over, not read by the subject."""
         from tqdm.auto import tqdm
 
-        found = self.domain.documents(STREAM, self.config.documents)
-        return iter(tqdm(found, desc="reading documents", total=self.config.documents))
+        done = self.checkpoint.restore(name, work)
+        if done and processes.is_first():
+            print(f"extraction, {name}: goes on at document {done:,} of {count:,}", file=sys.stderr, flush=True)
+        if done == count:
+            return
+        rest = tqdm(islice(documents, done, None), desc=f"reading documents, {name}", total=count, initial=done)
+        for batch in self.batches(iter(rest), shared=True, first=done):  # a bar itself looks as if it began anew
+            work.update(batch)
+            self.checkpoint.save(name, work, batch.first + len(batch.documents))
+
+
+def depends_on(params: Params) -> str:
+    """Fingerprint of what a half-done extraction may go on with: settings, models, corpus, this code."""
+    others = [params.prepare_subject.pretrained, params.prepare_subject.corpus]
+    settings = [
+        params.seed, *others, params.prepare_subject.domain, params.prepare_subject.architecture,
+        params.prepare_subject.context_length, params.prepare_sae.saes, params.extract_activations,
+        platform.python_version(),  # pydoc reads Python's own text
+    ]  # fmt: skip
+    folders = [Path(other.source) for other in others if other is not None and other.revision is None]
+    code = [*sorted(Path(activations.__file__).parent.rglob("*.py")), Path(__file__)]
+    return fingerprint(settings, [SUBJECT, SAES, *code], folders)
+
+
+class Survey:
+    """What the first pass gathers: maximum, density, top documents and company of every latent, and the residuals."""
+
+    def __init__(self, work: Extraction) -> None:
+        self.saes, top, device = work.saes, work.config.top_contexts, work.reader.device
+        self.firing = {name: CoFiring(one.cfg.d_sae) for name, one in self.saes.items()}
+        self.statistics = {name: FeatureStatistics(one.cfg.d_sae, top, device) for name, one in self.saes.items()}
+        self.total, self.count = torch.zeros(work.reader.width, dtype=torch.float64), 0  # over valid tokens
+        self.contexts: list[ContextRow] = []  # are for the second pass
+
+    def update(self, batch: TokenBatch) -> None:
+        """Add one batch."""
+        for name, one in self.saes.items():
+            codes = one.encode(batch.residual)
+            self.statistics[name].update(codes, batch.document, batch.first)
+            self.firing[name].update(codes)
+        self.total += batch.residual.sum(dim=0).cpu()
+        self.count += len(batch.residual)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """All of it, for `restore`."""
+        found = {"total": self.total, "count": torch.tensor(self.count)}
+        for part, name, one in self._parts():
+            found |= {f"{part}.{name}.{key}": tensor for key, tensor in one.state().items()}
+        return found
+
+    def restore(self, state: dict[str, torch.Tensor], contexts: list[ContextRow]) -> None:
+        """Go on from what `state` gave."""
+        self.total, self.count = state["total"], int(state["count"])
+        for part, name, one in self._parts():
+            start = f"{part}.{name}."
+            one.restore({key.removeprefix(start): tensor for key, tensor in state.items() if key.startswith(start)})
+
+    def _parts(self) -> Iterator[tuple[str, str, FeatureStatistics | CoFiring]]:
+        yield from (("statistics", name, one) for name, one in self.statistics.items())
+        yield from (("firing", name, one) for name, one in self.firing.items())
+
+    def gathered(self) -> tuple[dict[str, FeatureStatistics], dict[str, CoFiring], torch.Tensor]:
+        """Of all processes together: statistics, company, and the mean residual over all valid tokens."""
+        mean = processes.total(self.total) / sum(processes.gather([self.count]))
+        everyone = {name: stats.gathered() for name, stats in self.statistics.items()}
+        return everyone, {name: counts.gathered() for name, counts in self.firing.items()}, mean.float()
 
 
 def run(params: Params) -> Report:
@@ -86,6 +161,7 @@ def run(params: Params) -> Report:
         write_tensors(folder / "directions.safetensors", tensors | {"corpus_mean": mean})
         if work.domain.truth_known:
             truth.save(folder / "truth.safetensors", truth_table(work, rows))
+    work.checkpoint.remove()
     counts = Counter(row.split for row in rows)
     listed = ", ".join(f"{name} {counts[name]}" for name in ("sft", "dpo", "valid", "test", *NOT_EXPLAINED))
     return Report({f"features_{name}": float(count) for name, count in counts.items()}, [f"live features: {listed}"])
@@ -100,20 +176,10 @@ def subject_name(params: Params) -> str:
 
 def first_pass(work: Extraction) -> tuple[dict[str, FeatureStatistics], dict[str, CoFiring], torch.Tensor]:
     """Maximum, density, top documents and company of every latent, and the mean residual over all valid tokens."""
-    firing = {name: CoFiring(one.cfg.d_sae) for name, one in work.saes.items()}
-    top, device = work.config.top_contexts, work.reader.device
-    statistics = {name: FeatureStatistics(one.cfg.d_sae, top, device) for name, one in work.saes.items()}
-    total, count = torch.zeros(work.reader.width, dtype=torch.float64), 0
-    for batch in work.batches(work.documents(), shared=True):
-        for name, one in work.saes.items():
-            codes = one.encode(batch.residual)
-            statistics[name].update(codes, batch.document, batch.first)
-            firing[name].update(codes)
-        total += batch.residual.sum(dim=0).cpu()
-        count += len(batch.residual)
-    mean = processes.total(total) / sum(processes.gather([count]))
-    everyone = {name: stats.gathered() for name, stats in statistics.items()}
-    return everyone, {name: counts.gathered() for name, counts in firing.items()}, mean.float()
+    found = Survey(work)
+    work.gather("first pass", found, work.documents(), work.config.documents)
+    work.checkpoint.save_now("first pass", found, work.config.documents)  # small, and the second may take as long
+    return found.gathered()
 
 
 def neighbour_rows(work: Extraction, rows: list[FeatureRow], firing: dict[str, CoFiring]) -> list[NeighbourRow]:
@@ -129,12 +195,10 @@ def second_pass(
     work: Extraction, rows: list[FeatureRow], statistics: dict[str, FeatureStatistics]
 ) -> tuple[list[ContextRow], torch.Tensor]:
     """Contexts and mean top residuals, from the documents that hold a top context of some feature."""
-    wanted = {number for row in rows for number in statistics[row.sae].top_document_numbers(row.index)}
-    numbers = sorted(wanted)
-    documents = (document for number, document in enumerate(work.documents()) if number in wanted)
-    return activations.read_contexts(
-        rows, statistics, work.saes, numbers, work.domain, work.batches(documents, shared=True), work.config
-    )
+    found = TopContexts(rows, statistics, work.saes, work.domain, work.config)
+    documents = (document for number, document in enumerate(work.documents()) if number in found.wanted)
+    work.gather("second pass", found, documents, len(found.numbers))
+    return found.gathered()
 
 
 def truth_table(work: Extraction, rows: list[FeatureRow]) -> truth.TruthTable:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from saeexplainer import probes, steering, writer
+from saeexplainer import probes, steering, text_activations
 from saeexplainer.config import Params
 from saeexplainer.domain import ReadingLimit
 from saeexplainer.domains import open_domain
@@ -63,10 +63,10 @@ def context_probes(params: Params, features: list[FeatureRow], reader: Reader, e
     contexts = read_rows(ACTIVATIONS / "contexts.parquet", ContextRow)
     own = probes.held_out_contexts(contexts, features, config.first_rank, config.contexts)
     pool, latents = sorted({text for _, text in own}), [row.index for row in features]
-    maxima = writer.read_texts(pool, reader, {explained: latents}).of(explained, pool, latents)
+    maxima = text_activations.read_texts(pool, reader, {explained: latents}).of(explained, pool, latents)
     silent = probes.silent_texts(features, pool, maxima, config.silent, stage_seed(params.seed, "silent"))
     asked = sorted([*own, *silent], key=lambda one: one[0].index)
-    read = writer.read_tokens([(text, row.index) for row, text in asked], reader, explained)
+    read = text_activations.read_tokens([(text, row.index) for row, text in asked], reader, explained)
     return probes.probe_rows(asked, read)
 
 

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from saeexplainer import rewards, writer
+from saeexplainer import rewards, text_activations
 from saeexplainer.config import Params, Reward
 from saeexplainer.neighbours import Neighbourhoods
 from saeexplainer.reading import open_reader
@@ -41,7 +41,7 @@ def run(params: Params, item: str) -> Report:
     reader = open_reader(SUBJECT, SAES, sorted(asked), params.prepare_subject.context_length)
     author = open_writer(config.writer, "score_explanations.writer", reader.model, reader.tokenizer)
     texts = author.write([row.explanation for row in candidates])
-    read = writer.read_texts((text for written in texts.values() for text in written), reader, asked)
+    read = text_activations.read_texts((text for written in texts.values() for text in written), reader, asked)
     scored = score(candidates, near, texts, read, config.reward)
     if config.reward.shuffle:
         scored = rewards.shuffled(scored, stage_seed(params.seed, f"shuffle@{item}"))
@@ -64,7 +64,7 @@ def run(params: Params, item: str) -> Report:
 
 def score(
     candidates: Sequence[CandidateRow], near: Neighbourhoods, texts: Mapping[str, list[str]],
-    read: writer.TextActivations, config: Reward,
+    read: text_activations.TextActivations, config: Reward,
 ) -> list[ScoreRow]:  # fmt: skip
     """One row a candidate; an empty explanation has no text and no reward."""
     rows = []

@@ -18,10 +18,10 @@ from tokenizers.trainers import BpeTrainer
 
 from saeexplainer.activations import (
     FeatureStatistics,
+    TopContexts,
     concepts_at,
     feature_rows,
     live_features,
-    read_contexts,
     split_features,
     token_batches,
 )
@@ -32,7 +32,7 @@ from saeexplainer.models import encode_batch
 from saeexplainer.reading import Reader
 from saeexplainer.sandbox.world import World
 from saeexplainer.sites import Place, Site
-from saeexplainer.writer import read_texts, read_tokens
+from saeexplainer.text_activations import read_texts, read_tokens
 
 CONFIG = replace(
     settings().extract_activations,
@@ -282,7 +282,11 @@ def test_contexts_are_windows_around_the_strongest_token():
     wanted = {number for index in range(4) for number in statistics.top_document_numbers(index)}
     numbers = sorted(wanted)
     again = token_batches([documents[number] for number in numbers], reader, 2)
-    contexts, means = read_contexts(rows, {"main": statistics}, {"main": sae}, numbers, world, again, CONFIG)
+    found = TopContexts(rows, {"main": statistics}, {"main": sae}, world, CONFIG)
+    assert found.numbers == numbers
+    for batch in again:
+        found.update(batch)
+    contexts, means = found.gathered()
     for at, row in enumerate(rows):
         own = [context for context in contexts if context.feature_id == row.feature_id]
         top = statistics.top_document_numbers(row.index)

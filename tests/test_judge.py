@@ -259,7 +259,7 @@ def test_the_first_judge_answers_and_the_others_only_agree(serve, tmp_path):
     chat = JudgeConfig(JudgeKind.chat, None, pretrained(chat_folder(tmp_path / "chat")), 8, None)
     judges = {"one": params.evaluate.judges, "three": [served, *params.evaluate.judges, chat]}
     texts = ["the dog sleeps", "the cat sleeps", "a dog", "the dogs"]
-    cut = evaluate.writer.cut_texts(texts, tokenizer, 64)
+    cut = evaluate.text_activations.cut_texts(texts, tokenizer, 64)
     own = [ProbeRow("", text, [float("dog" in token) for token in tokens]) for text, tokens in zip(texts, cut)]
     features = [FeatureRow(f"s/main/{at}", "main", at, "test", maximum=1.0, density=0.01) for at in range(3)]
     steered = {"s/main/0": ["the dog", "dog dog"], "s/main/1": ["the cat", "a"], "s/main/2": ["the", "cat"]}

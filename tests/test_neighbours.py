@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saeexplainer import neighbours
-from saeexplainer.neighbours import CoFiring, Neighbourhoods, nearest
+from saeexplainer.neighbours import CoFiring, Neighbourhoods, _largest, nearest
 from saeexplainer.records import FeatureRow, NeighbourRow
-from saeexplainer.writer import TextActivations
+from saeexplainer.text_activations import TextActivations
 
 
 def feature(index: int, maximum: float = 1.0, sae: str = "main") -> FeatureRow:
@@ -43,6 +43,17 @@ def test_half_are_near_by_direction_and_half_by_company():
     assert [row.neighbour for row in found] == [1, 3]
     assert found[0].cosine == pytest.approx(2.0 / np.hypot(2.0, 0.2)) and found[0].co_firing == pytest.approx(1 / 4)
     assert found[1].co_firing == pytest.approx(2 / 3)
+
+
+@given(
+    values=st.lists(st.sampled_from([-1.0, -0.0, 0.0, 0.25, 0.5]), min_size=1, max_size=40), data=st.data(),
+    count=st.integers(0, 12),
+)  # fmt: skip
+@settings(deadline=None)
+def test_the_largest_are_the_first_of_a_sort_ties_by_number(values, data, count):
+    members = data.draw(st.sets(st.integers(0, len(values) - 1)))
+    expected = sorted(sorted(members), key=lambda member: -values[member])[:count]
+    assert _largest(np.array(values), np.array(sorted(members), dtype=np.int64), count).tolist() == expected
 
 
 def test_nobody_is_its_own_neighbour_and_few_features_have_few():

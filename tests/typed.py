@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PATIENCE = 300  # seconds that one command may take on a busy machine
-PRELOADED = ["sae_lens", "transformers", "saeexplainer.subject", "saeexplainer.sae", "saeexplainer.writer", "hydra"]
+PRELOADED = [
+    "sae_lens", "transformers", "saeexplainer.subject", "saeexplainer.sae", "saeexplainer.text_activations", "hydra",
+]  # fmt: skip
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(PRELOADED)
