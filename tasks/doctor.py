@@ -169,7 +169,8 @@ def _models() -> Iterator[Finding]:
         yield Finding("warn", f"paid calls: no limit at {_some(unlimited)}", advice)
     unplaced = [key.removesuffix(".device_map") for key in unset if key.endswith(".device_map")]
     if unplaced and _has_gpu():
-        yield Finding("warn", f"GPU: not used by {_some(unplaced)}, which will run on the CPU", "set device_map=cuda there")
+        what = f"GPU: {_some(unplaced)} will run on the CPU, because device_map is null"
+        yield Finding("warn", what, "set it to cuda")
 
 
 def _has_gpu() -> bool:

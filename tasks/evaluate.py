@@ -32,6 +32,8 @@ from tasks.stage import Report, main
 
 ACTIVATIONS, SAES, SUBJECT = Path("data/activations"), Path("data/saes"), Path("data/subject")
 EVALUATIONS, PROBES = Path("data/evaluations"), Path("data/probes")
+# Metrics that the stage says itself: fields of EvaluationRow.
+LOOKED_AT = ("generative_accuracy", "hallucination", "collision", "mean_activation", "truth_agreement", "truth_f1")
 
 
 class Bench:
@@ -102,8 +104,7 @@ def run(params: Params, item: str) -> Report:
 
 def means(rows: Sequence[EvaluationRow]) -> dict[str, float]:
     """The metrics that a person looks at first, each over the features for which it is known."""
-    names = ("generative_accuracy", "hallucination", "collision", "mean_activation", "truth_agreement", "truth_f1")
-    known = {name: [value for row in rows if not math.isnan(value := getattr(row, name))] for name in names}
+    known = {name: [value for row in rows if not math.isnan(value := getattr(row, name))] for name in LOOKED_AT}
     return {name: float(np.mean(values)) for name, values in known.items() if values}
 
 
