@@ -25,9 +25,9 @@ def gain(
 ) -> Interval:
     """Mean over valid features of `after`'s share minus `before`'s, paired, with its 95 % interval.
 
-    `threshold` is in units of a feature's corpus maximum. A candidate without a reward, whose texts failed, is left out;
-    a feature that has no other in one of the two is left out of both. Raises UserError if the two hold different valid
-    features.
+    `threshold` is in units of a feature's corpus maximum. A candidate without a reward, whose texts failed, is left
+    out; a feature that has no other in one of the two is left out of both. Raises UserError if the two hold different
+    valid features.
     """
     unknown = _unmeasured(before) | _unmeasured(after)
     known = [[row for row in rows if row.feature_id not in unknown] for rows in (after, before)]

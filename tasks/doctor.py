@@ -169,8 +169,8 @@ def _models() -> Iterator[Finding]:
         yield Finding("warn", f"paid calls: no limit at {_some(unlimited)}", advice)
     unplaced = [key.removesuffix(".device_map") for key in unset if key.endswith(".device_map")]
     if unplaced and _has_gpu():
-        what = f"GPU: {_some(unplaced)} will run on the CPU, because device_map is null"
-        yield Finding("warn", what, "set it to cuda")
+        what = f"GPU: with device_map null {_some(unplaced)} reads and writes on the CPU"
+        yield Finding("warn", what, "set device_map to cuda")
 
 
 def _has_gpu() -> bool:

@@ -216,15 +216,15 @@ def test_doctor_names_calls_without_a_limit_and_models_beside_an_idle_gpu(
 ) -> None:  # fmt: skip
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert list(doctor._models()) == []  # nothing is served, and no model is one of others
-    served = ["writer=endpoint", "evaluate.writer.endpoint.max_cost=5", "evaluate.writer.endpoint.million_prompt_tokens=1"]
+    limited = ["evaluate.writer.endpoint.max_cost=5", "evaluate.writer.endpoint.million_prompt_tokens=1"]
     local = ["explainer=lora", "train_sft.pretrained.source=folder"]
-    config = OmegaConf.create(compose.composed([*served, *local]))
+    config = OmegaConf.create(compose.composed(["writer=endpoint", *limited, *local]))
     Path("params.yaml").write_text(params.text(config, "test"), encoding="utf-8")
     found = list(doctor._models())
     assert [finding.level for finding in found] == ["warn", "warn"]
     assert [finding.what for finding in found] == [
         "paid calls: no limit at score_explanations.writer.endpoint",
-        "GPU: train_sft.pretrained will run on the CPU, because device_map is null",
+        "GPU: with device_map null train_sft.pretrained reads and writes on the CPU",
     ]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert len(list(doctor._models())) == 1

@@ -139,7 +139,7 @@ def test_a_feature_whose_texts_failed_is_in_no_figure_of_texts_and_in_no_differe
         ({"sft": evaluated([0.1]) * 2}, "measured twice"),
         ({"sft": evaluated([math.nan])}, "generative_accuracy is not a finite number"),
         ({"sft": lost(2)}, "the writer failed for every feature"),
-        ({"sft": [*lost(1), *evaluated([0.5, 0.5], detection_auc=[0.5, math.nan])[1:]]}, "detection_auc is not a finite"),
+        ({"sft": [*lost(1), *evaluated([0.5] * 2, detection_auc=[0.5, math.nan])[1:]]}, "detection_auc is not a"),
         ({"sft": evaluated([0.1]), "r1": evaluated([0.1], sae="other")}, "one SAE"),
         ({"sft": evaluated([0.1]), "r1": evaluated([0.1, 0.2])}, "cannot be paired"),
     ],

@@ -17,12 +17,11 @@ WORST = replace(REFERENCE, rule=PairingRule.best_worst, max_pairs=2)
 def candidates(*rewards: float | None, texts: list[str] | None = None) -> list[ScoreRow]:
     """One candidate a reward, None where its texts failed, in order of sampling; `texts` replaces the explanations."""
     said = texts or [f"the word {name}" for name in "abcdefgh"]
-    return [
-        ScoreRow("subject/main/7", "dpo", rank, said[rank], [], [], [], None)
-        if value is None
-        else ScoreRow("subject/main/7", "dpo", rank, said[rank], [f"weak {rank}", f"strong {rank}"], [0.1, value], [], value)
-        for rank, value in enumerate(rewards)
-    ]
+    rows = []
+    for rank, value in enumerate(rewards):
+        texts, found = ([], []) if value is None else ([f"weak {rank}", f"strong {rank}"], [0.1, value])
+        rows.append(ScoreRow("subject/main/7", "dpo", rank, said[rank], texts, found, [], value))
+    return rows
 
 
 def rejected_ranks(rows: list[ScoreRow], config: BuildPreferences) -> list[int]:

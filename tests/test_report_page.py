@@ -133,10 +133,12 @@ def test_why_a_feature_trained_nothing():
 
 def test_what_failed_calls_left_unknown_is_a_dash_and_stands_last():
     rows = [scored(0, None, "x"), scored(1, 0.0, "y")]
-    lost = evaluated(accuracy=math.nan, texts=[], activations=[], tokens=[], token_activations=[], hallucination=math.nan)
+    empty = {name: [] for name in ("texts", "activations", "tokens", "token_activations")}
+    lost = evaluated(accuracy=math.nan, hallucination=math.nan, **empty)
     records = FeatureRecords("f", evaluations={"sft": lost}, rounds={"r1": RoundRecords(rows)})
     detail, summary = payload.detail(records), payload.summary(records)
-    assert [(row["explanation"], row["reward"]) for row in detail["rounds"]["r1"]["candidates"]] == [("y", 0.0), ("x", None)]
+    candidates = [(row["explanation"], row["reward"]) for row in detail["rounds"]["r1"]["candidates"]]
+    assert candidates == [("y", 0.0), ("x", None)]
     assert summary["rounds"] == {"r1": [0.0, "y", "0 pairs"]}
     assert summary["evaluations"] == {"sft": ["the word dog", None, None, None, None]}
     dropped = RoundRecords(rows[:1], (), [DroppedFeature("f", "dpo", "calls failed")])

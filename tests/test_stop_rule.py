@@ -29,7 +29,7 @@ def test_the_share_is_a_mean_of_candidates_and_of_no_other_split() -> None:
 
 
 def test_a_candidate_whose_texts_failed_does_not_count() -> None:
-    """Feature a is measured by one of two candidates, b by none afterwards: a's share rises from 0 to 1, b's is unknown."""
+    """Afterwards feature a is measured by one of two candidates, b by none: a's share rises from 0 to 1."""
     before = [*scored("a", [0.0]), *scored("b", [1.0])]
     after = [*scored("a", [1.0]), *scored("a", [], reward=None), *scored("b", [], reward=None)]
     assert shares(after, 0.5) == {"a": 1.0}

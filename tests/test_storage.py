@@ -28,8 +28,8 @@ from saeexplainer.storage import (
 )
 
 ROOT = Path(__file__).resolve().parent.parent
-SAMPLES = {str: "a „dog“\n", int: 7, float: 0.1, float | None: 0.2, list[str]: ["a", ""], list[float]: [0.1, -2.0], list[int]: [2**40, 0],
-    list[list[str]]: [["a ", "dog"], []], list[list[float]]: [[0.5], []]}  # fmt: skip
+SAMPLES = {str: "a „dog“\n", int: 7, float: 0.1, float | None: 0.2, list[str]: ["a", ""], list[float]: [0.1, -2.0],
+    list[int]: [2**40, 0], list[list[str]]: [["a ", "dog"], []], list[list[float]]: [[0.5], []]}  # fmt: skip
 RECORDS = [kind for kind in vars(records).values() if isinstance(kind, type) and kind.__module__ == records.__name__]
 
 

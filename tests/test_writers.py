@@ -291,15 +291,16 @@ class Refusing(Server):
 
 
 def test_a_candidate_whose_calls_failed_has_no_reward_and_is_in_no_pair(scored, tmp_path):
-    """Of feature 0's candidates one is lost; of feature 1's two of three, so that it is dropped; "the word small" has the
-    texts of one temperature."""
+    """Of feature 0's candidates one is lost, of feature 1's two of three, so that it is dropped; "the word small" has
+    the texts of one temperature."""
     lost = ("the word dog", "the word cat", "the word old")
     with serving(Refusing) as start:
         server = start()
         server.refused = (*((said, None) for said in lost), ("the word small", 1.0))
         folder = workspace(scored, tmp_path, server, temperatures=[0.5, 1.0], max_failed_share=0.5)
         settings = OmegaConf.load(folder / "params.yaml")
-        settings.build_preferences = {"rule": "all_pairs", "floor": 0.0, "min_spread": 0.0, "min_gap": 0.0, "max_pairs": 99}
+        limits = dict.fromkeys(("floor", "min_spread", "min_gap"), 0.0)
+        settings.build_preferences = limits | {"rule": "all_pairs", "max_pairs": 99}
         OmegaConf.save(settings, folder / "params.yaml")
         done = typed(folder, "score_explanations", "r1")
     assert done.returncode == 0, done.stderr
@@ -317,14 +318,16 @@ def test_a_candidate_whose_calls_failed_has_no_reward_and_is_in_no_pair(scored, 
     assert paired.returncode == 0 and "calls failed 1" in paired.stdout, paired.stderr
     pairs = read_rows(folder / "data/rounds/r1/pairs.parquet", PreferencePair)
     dropped = read_rows(folder / "data/rounds/r1/dropped.parquet", DroppedFeature)
-    assert [row for row in dropped if row.feature_id == "s/main/1"] == [DroppedFeature("s/main/1", "dpo", "calls failed")]
-    assert pairs and not {side for pair in pairs for side in (pair.chosen_explanation, pair.rejected_explanation)} & set(lost)
+    assert DroppedFeature("s/main/1", "dpo", "calls failed") in dropped
+    sides = {side for pair in pairs for side in (pair.chosen_explanation, pair.rejected_explanation)}
+    assert sides and not sides & set(lost)
 
 
 def test_an_evaluation_counts_explanations_whose_texts_failed_apart_from_missing_ones():
     lost = evaluation(feature_id="b", explanation="the word cat", **dict.fromkeys(evaluate.LOOKED_AT, math.nan))
     missing = evaluation(feature_id="c", hallucination=1.0, truth_agreement=math.nan)
-    found = [evaluation(feature_id="a", explanation="the word dog", texts=["a dog"], generative_accuracy=1.0), lost, missing]
+    measured = evaluation(feature_id="a", explanation="the word dog", texts=["a dog"], generative_accuracy=1.0)
+    found = [measured, lost, missing]
     assert evaluate.counted(found, "test") == [
         "3 test features, 1 without an explanation",
         "1 explanations were not measured on texts, because every call for theirs failed",
