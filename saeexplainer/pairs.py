@@ -32,18 +32,18 @@ def pairs_of_feature(rows: Sequence[ScoreRow], config: BuildPreferences) -> list
 
 def _sentences(rows: Sequence[ScoreRow]) -> int:
     """Different explanations, without the empty one, which no pair has."""
-    return len({_normal(row) for row in rows} - {""})
+    return len({_words(row) for row in rows} - {()})
 
 
-def _normal(row: ScoreRow) -> str:
-    return " ".join(row.explanation.lower().split())
+def _words(row: ScoreRow) -> tuple[str, ...]:
+    return tuple(row.explanation.lower().split())
 
 
 def _distinct(rows: Sequence[ScoreRow]) -> list[ScoreRow]:
     """One candidate for each explanation: the best rewarded, so that no sentence is both chosen and rejected."""
-    kept: dict[str, ScoreRow] = {}
+    kept: dict[tuple[str, ...], ScoreRow] = {}
     for row in rows:
-        key = _normal(row)
+        key = _words(row)
         if key not in kept or row.reward > kept[key].reward:
             kept[key] = row
     return list(kept.values())
