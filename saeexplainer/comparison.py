@@ -10,7 +10,7 @@ import numpy as np
 
 from saeexplainer.errors import UserError
 from saeexplainer.intervals import known_difference, known_mean
-from saeexplainer.records import EvaluationRow
+from saeexplainer.records import EvaluationRow, unwritten
 
 # A metric is a number of EvaluationRow; a yes/no field becomes a rate once it is averaged.
 METRICS = {
@@ -20,8 +20,9 @@ METRICS = {
 }
 ACCURACY, HALLUCINATION, COLLISION = "generative_accuracy", "hallucination_rate", "collision_rate"
 LOWER_IS_BETTER = (HALLUCINATION, COLLISION)
-# NaN is an answer only here; elsewhere it is a fault.
+# NaN is an answer only here, and in what is measured on texts where these are unwritten; elsewhere it is a fault.
 MAY_BE_UNKNOWN = ("truth_agreement", "truth_f1", "judge_agreement")
+OF_TEXTS = (ACCURACY, HALLUCINATION, COLLISION, "mean_activation", "input_accuracy")
 BASELINE, START = "open_loop", "sft"
 
 
@@ -112,9 +113,13 @@ def _by_metric(name: str, rows: Sequence[EvaluationRow]) -> dict[str, dict[str, 
     if len({row.feature_id for row in rows}) != len(rows):
         raise UserError(f"evaluation {name}: a feature is measured twice; rerun `dvc repro evaluate@{name}`")
     table = {metric: values_of(rows, metric) for metric in METRICS.values()}
+    failed = {row.feature_id for row in rows if unwritten(row.explanation, row.texts)}
     for metric, values in table.items():
-        if metric not in MAY_BE_UNKNOWN and not np.isfinite(list(values.values())).all():
+        asked = [value for feature, value in values.items() if metric not in OF_TEXTS or feature not in failed]
+        if metric not in MAY_BE_UNKNOWN and not np.isfinite(asked).all():
             raise UserError(f"evaluation {name}: {metric} is not a finite number for every feature")
+    if not np.isfinite(list(table[ACCURACY].values())).any():
+        raise UserError(f"evaluation {name}: the writer failed for every feature; run `dvc repro -f evaluate@{name}`")
     return table
 
 

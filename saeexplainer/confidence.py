@@ -7,7 +7,8 @@ expected accuracy come true (calibration), and what is gained by answering only 
 
 An isotonic fit follows its own data closely, so every expectation that is judged here comes from a fit over other
 features (k-fold cross-fitting). A missing explanation has no log-probability: it is the least sure of all, its
-expectation is 0, and it counts as failure, as in every other metric.
+expectation is 0, and it counts as failure, as in every other metric. One whose texts failed has no accuracy to
+judge by: it is left out.
 """
 
 import math
@@ -39,10 +40,10 @@ class Calibration:
 
 
 def calibrate(rows: Sequence[EvaluationRow]) -> Calibration:
-    """The isotonic fit over the explanations that are there; without one, every expectation is 0."""
+    """The isotonic fit over the explanations that are there and were measured; without one, every expectation is 0."""
     from scipy.optimize import isotonic_regression
 
-    known = [row for row in rows if not math.isnan(row.log_probability)]
+    known = [row for row in _measured(rows) if not math.isnan(row.log_probability)]
     if not known:
         return Calibration([0.0], [0.0])
     x, where, count = np.unique([row.log_probability for row in known], return_inverse=True, return_counts=True)
@@ -87,15 +88,21 @@ class Confidence:
 
 
 def is_known(rows: Sequence[EvaluationRow]) -> bool:
-    """Whether an explainer said how sure it is of any of these explanations."""
-    return any(not math.isnan(row.log_probability) for row in rows)
+    """Whether an explainer said how sure it is of any of these explanations that was measured."""
+    return any(not math.isnan(row.log_probability) for row in _measured(rows))
+
+
+def _measured(rows: Sequence[EvaluationRow]) -> list[EvaluationRow]:
+    """Those with an accuracy."""
+    return [row for row in rows if not math.isnan(row.generative_accuracy)]
 
 
 def assess(name: str, rows: Sequence[EvaluationRow], *, folds: int, bins: int, resamples: int, seed: int) -> Confidence:
     """Judge the confidence of one evaluation; the same seed gives the same folds and intervals.
 
-    Raises ValueError on no rows.
+    Raises ValueError if no row has an accuracy.
     """
+    rows = _measured(rows)
     if not rows:
         raise ValueError("no rows to judge")
     points = curve(name, rows, cross_fitted(rows, folds, seed), bins, resamples, seed)

@@ -1,6 +1,7 @@
 """The metrics of METHOD section 2, a row a feature: pure, from texts' activations to numbers.
 
-An explanation that is missing counts as failure in every metric; nothing drops out.
+An explanation that is missing counts as failure in every metric; nothing drops out. One whose texts a served writer
+failed to write is there, but what its texts would have done is not known: NaN in the metrics of them.
 """
 
 import math
@@ -12,7 +13,7 @@ from jaxtyping import Bool, Float
 
 from saeexplainer import metrics
 from saeexplainer.domain import Domain
-from saeexplainer.records import EvaluationRow, FeatureRow, ProbeRow
+from saeexplainer.records import EvaluationRow, FeatureRow, ProbeRow, unwritten
 from saeexplainer.truth import TruthTable, f1, f1_of_all, firing_tokens, tokens_of
 
 
@@ -61,9 +62,11 @@ def evaluation_row(
 ) -> EvaluationRow:
     """All metrics of one explanation. `relative` is each text's maximum over the corpus maximum, of every live feature
     of the SAE; `target` is the feature's place among them; `neighbours` is as in `ScoreRow`; `read` has each text's
-    tokens and the feature's activation on them, in activation units."""
+    tokens and the feature's activation on them, in activation units. What is measured on texts is NaN if they are
+    `unwritten`."""
     own = relative[:, target]
-    missing = len(texts) == 0
+    missing, failed = len(texts) == 0, unwritten(explanation.text, texts)
+    no_share, no_text = (math.nan, math.nan) if failed else (0.0, 1.0)
     return EvaluationRow(
         feature_id=feature.feature_id,
         explanation=explanation.text,
@@ -75,11 +78,11 @@ def evaluation_row(
         token_activations=[[round(value / feature.maximum, 4) for value in values] for _, values in read],
         calls=explanation.calls,
         call_tokens=explanation.call_tokens,
-        generative_accuracy=0.0 if missing else float((own >= FIRING).mean()),
-        hallucination=1.0 if missing else float(not (own >= FIRING).any()),
-        collision=1.0 if missing else float(collides(relative, target, rivals)),
-        mean_activation=0.0 if missing else float(own.mean()),
-        input_accuracy=answers.input_accuracy,
+        generative_accuracy=no_share if missing else float((own >= FIRING).mean()),
+        hallucination=no_text if missing else float(not (own >= FIRING).any()),
+        collision=no_text if missing else float(collides(relative, target, rivals)),
+        mean_activation=no_share if missing else float(own.mean()),
+        input_accuracy=math.nan if failed else answers.input_accuracy,
         output_accuracy=answers.output_accuracy,
         detection_auc=answers.detection_auc,
         fuzzing_auc=answers.fuzzing_auc,

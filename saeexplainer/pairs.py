@@ -1,14 +1,20 @@
-"""From rewards to preference pairs: pure (METHOD section 1, step 5)."""
+"""From rewards to preference pairs: pure (METHOD section 1, step 5).
+
+A candidate without a reward, because the calls for its texts failed, is on neither side: nothing is known about it.
+"""
 
 from collections.abc import Sequence
 
 from saeexplainer.config import BuildPreferences, PairingRule
-from saeexplainer.records import DroppedFeature, PreferencePair, ScoreRow
+from saeexplainer.records import CALLS_FAILED, DroppedFeature, PreferencePair, ScoreRow
 
 
 def pairs_of_feature(rows: Sequence[ScoreRow], config: BuildPreferences) -> list[PreferencePair] | DroppedFeature:
     """The pairs of one feature's candidates, or why it has none."""
-    best_first = sorted(_distinct(rows), key=lambda row: (-row.reward, row.rank))
+    measured = [row for row in rows if row.reward is not None]
+    if _sentences(measured) < min(2, _sentences(rows)):
+        return DroppedFeature(rows[0].feature_id, rows[0].split, CALLS_FAILED)
+    best_first = sorted(_distinct(measured), key=lambda row: (-row.reward, row.rank))
     best, worst = best_first[0], best_first[-1]
     reason = _why_dropped(best, worst, config)
     if reason:
@@ -24,11 +30,20 @@ def pairs_of_feature(rows: Sequence[ScoreRow], config: BuildPreferences) -> list
     return [_pair(chosen, rejected, spread) for chosen, rejected in sides]
 
 
+def _sentences(rows: Sequence[ScoreRow]) -> int:
+    """Different explanations, without the empty one, which no pair has."""
+    return len({_words(row) for row in rows} - {()})
+
+
+def _words(row: ScoreRow) -> tuple[str, ...]:
+    return tuple(row.explanation.lower().split())
+
+
 def _distinct(rows: Sequence[ScoreRow]) -> list[ScoreRow]:
     """One candidate for each explanation: the best rewarded, so that no sentence is both chosen and rejected."""
-    kept: dict[str, ScoreRow] = {}
+    kept: dict[tuple[str, ...], ScoreRow] = {}
     for row in rows:
-        key = " ".join(row.explanation.lower().split())
+        key = _words(row)
         if key not in kept or row.reward > kept[key].reward:
             kept[key] = row
     return list(kept.values())

@@ -91,7 +91,8 @@ def distinct_share(texts: Sequence[str]) -> float:
 def reason_shares(
     left: Sequence[PreferencePair], pairs: Sequence[PreferencePair], dropped: Sequence[DroppedFeature]
 ) -> dict[str, float]:
-    """Reason for a feature to be dropped -> share of all features; every known reason is there, unknown ones too."""
+    """Reason for a feature to be dropped -> share of all features; every reason with a limit of its own is there, and
+    whatever else was said."""
     features = {row.feature_id for row in (*pairs, *dropped) if row.feature_id}
     counts = Counter(row.reason or "" for row in dropped)
     return {reason: counts[reason] / max(1, len(features)) for reason in (*REASONS, *sorted({*counts} - {*REASONS}))}

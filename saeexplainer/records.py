@@ -7,11 +7,15 @@ Glossary of shape names: batch, tokens (positions of a sequence), d_model (width
 of an SAE), features (rows of a feature table), texts (texts of one explanation), rows (feature tokens).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 # Splits of live features that are neither trained on nor evaluated: what is too close to a valid or test feature, and
 # what extract_activations.max_features left over. They are rivals and neighbours all the same.
 NOT_EXPLAINED = ("twin", "spare")
+
+# Why a feature is dropped that might have had a pair, had a server answered: fewer than two candidates have a reward.
+CALLS_FAILED = "calls failed"
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,12 @@ class FeatureRecord:
     extra: str  # JSON object of the fields that have no column
 
 
+def unwritten(explanation: str, texts: Sequence[str]) -> bool:
+    """Whether an explanation says something and has no text all the same: every call of a served writer for it failed,
+    and what it would have made the feature do is unknown."""
+    return bool(explanation.strip()) and not texts
+
+
 @dataclass(frozen=True)
 class CandidateRow:
     """One sampled explanation."""
@@ -97,7 +107,7 @@ class ScoreRow:
     neighbour_activations: list[
         float
     ]  # of each text: the hardest that a nearest neighbour fires, in units of its maximum
-    reward: float  # `rewards.reward`
+    reward: float | None  # `rewards.reward`; None where nobody knows, as its texts are `unwritten`
 
 
 @dataclass(frozen=True)
@@ -139,7 +149,7 @@ class DroppedFeature:
 
     feature_id: str
     split: str
-    reason: str  # best is zero, below floor, no spread, no gap, same text
+    reason: str  # one of `preference_set.REASONS`, or CALLS_FAILED
 
 
 @dataclass(frozen=True)
@@ -164,7 +174,10 @@ class SteeredRow:
 
 @dataclass(frozen=True)
 class EvaluationRow:
-    """The metrics of one explanation (METHOD section 2); a missing explanation counts as failure."""
+    """The metrics of one explanation (METHOD section 2); a missing explanation counts as failure.
+
+    What is measured on its texts is NaN where these are `unwritten`.
+    """
 
     feature_id: str
     explanation: str

@@ -3,6 +3,7 @@
 Nothing here knows which experiment, subject or rounds there are; it draws the evaluations it finds, in their order.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -67,15 +68,17 @@ class RewardHallucinationRow:
 
 
 def reward_rows(scores: Mapping[str, Sequence[ScoreRow]]) -> list[RewardRow]:
-    """The distribution of rewards in each round, rounds in order; bars that hold nothing are left out."""
+    """The distribution of rewards in each round, rounds in order; bars that hold nothing are left out, and so are
+    candidates without a reward."""
     return [row for name, rows in scores.items() for row in _bars(name, rows)]
 
 
 def _bars(name: str, rows: Sequence[ScoreRow]) -> Iterator[RewardRow]:
     best: dict[str, float] = {}
-    for row in rows:
-        best[row.feature_id] = max(row.reward, best.get(row.feature_id, row.reward))
-    for which, values in (("all", [row.reward for row in rows]), ("best", list(best.values()))):
+    known = [(row.feature_id, row.reward) for row in rows if row.reward is not None]
+    for feature_id, value in known:
+        best[feature_id] = max(value, best.get(feature_id, value))
+    for which, values in (("all", [value for _, value in known]), ("best", list(best.values()))):
         # Rounded before it is cut: a sum such as 0.7 + 0.2 + 0.1 may end a hair under 1.0.
         counts = Counter(int(round(value * BARS_A_UNIT, 6) // 1) for value in values)
         for bar, count in sorted(counts.items()):
@@ -85,10 +88,11 @@ def _bars(name: str, rows: Sequence[ScoreRow]) -> Iterator[RewardRow]:
 def reward_hallucination_rows(
     comparison: dict, evaluations: Mapping[str, Sequence[EvaluationRow]], config: Reward, resamples: int
 ) -> list[RewardHallucinationRow]:
-    """One row an evaluation, in order."""
+    """One row an evaluation, in order; features whose texts failed count in neither."""
     rows = []
     for name, found in comparison["rounds"].items():
-        earned = [reward(row.activations, row.neighbour_activations, config) for row in evaluations[name]]
+        measured = [row for row in evaluations[name] if not math.isnan(row.generative_accuracy)]
+        earned = [reward(row.activations, row.neighbour_activations, config) for row in measured]
         mean = bootstrap_mean(earned, resamples, comparison["seed"])
         rate = found[HALLUCINATION]
         rows.append(

@@ -202,13 +202,13 @@ def true_concepts(table: Path, features: Path, sae: str, domain: Domain) -> dict
 def round_facts(name: str, start: str, tables: _Round) -> RoundFacts:
     """One round over all features."""
     scores, reasons = tables.scores.table, tables.dropped.table["reason"].value_counts().to_pylist()
-    rewards = scores.select(["feature_id", "reward"])
-    best = rewards.group_by("feature_id").aggregate([("reward", "max")])["reward_max"].to_numpy() if len(rewards) else []
+    known = scores.select(["feature_id", "reward"]).filter(scores["reward"].is_valid())
+    best = known.group_by("feature_id").aggregate([("reward", "max")])["reward_max"].to_numpy() if len(known) else []
     return RoundFacts(
         name,
         start,
         candidates=len(scores),
-        mean_reward=float(np.mean(rewards["reward"].to_numpy())) if len(rewards) else None,
+        mean_reward=float(np.mean(known["reward"].to_numpy())) if len(known) else None,
         mean_best_reward=float(np.mean(best)) if len(best) else None,
         pairs=len(tables.pairs.table),
         features=len(tables.pairs.table["feature_id"].unique()),

@@ -14,8 +14,8 @@ def reward(activations: Sequence[float], neighbours: Sequence[float], config: Re
     all in units of the latent's own corpus maximum.
 
     With weight_max 1 and the others 0 this is the reference's reward (METHOD section 1, step 4), normalised; raw and
-    normalised maxima rank the candidates of a feature alike. The neighbours' term makes it discriminative. No text is no
-    reward: 0, and no reward is below 0.
+    normalised maxima rank the candidates of a feature alike. The neighbours' term makes it discriminative. No text,
+    as of an empty explanation, earns 0, and no reward is below 0.
     """
     if not activations:
         return 0.0
@@ -34,14 +34,16 @@ def _clipped_mean(values: Sequence[float]) -> float:
 
 
 def shuffled(rows: Sequence[ScoreRow], seed: int) -> list[ScoreRow]:
-    """The control: rewards permuted among the candidates of each feature, everything else untouched."""
+    """The control: rewards permuted among the candidates of each feature, everything else untouched; a candidate
+    without a reward stays without."""
     by_feature: dict[str, list[ScoreRow]] = defaultdict(list)
     for row in rows:
         by_feature[row.feature_id].append(row)
     draw = random.Random(seed)
     result = []
     for group in by_feature.values():
-        rewards = [row.reward for row in group]
+        rewards = [row.reward for row in group if row.reward is not None]
         draw.shuffle(rewards)
-        result.extend(replace(row, reward=value) for row, value in zip(group, rewards))
+        order = iter(rewards)
+        result.extend(row if row.reward is None else replace(row, reward=next(order)) for row in group)
     return result

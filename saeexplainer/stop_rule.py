@@ -25,20 +25,29 @@ def gain(
 ) -> Interval:
     """Mean over valid features of `after`'s share minus `before`'s, paired, with its 95 % interval.
 
-    `threshold` is in units of a feature's corpus maximum. Raises UserError if the two hold different valid features.
+    `threshold` is in units of a feature's corpus maximum. A candidate without a reward, whose texts failed, is left
+    out; a feature that has no other in one of the two is left out of both. Raises UserError if the two hold different
+    valid features.
     """
-    difference = paired_difference(shares(after, threshold), shares(before, threshold))
+    unknown = _unmeasured(before) | _unmeasured(after)
+    known = [[row for row in rows if row.feature_id not in unknown] for rows in (after, before)]
+    difference = paired_difference(*(shares(rows, threshold) for rows in known))
     return bootstrap_mean(list(difference.values()), resamples, seed)
 
 
 def shares(rows: Sequence[ScoreRow], threshold: float) -> dict[str, float]:
     """Valid feature_id -> mean over its candidates of the share of texts at or over the threshold.
 
-    A candidate without texts has share 0, as its explanation is missing.
+    An empty candidate has no texts and share 0, one without a reward does not count.
     """
     found: dict[str, list[float]] = defaultdict(list)
     for row in rows:
-        if row.split == SPLIT:
+        if row.split == SPLIT and row.reward is not None:
             firing = [value >= threshold for value in row.activations]
             found[row.feature_id].append(sum(firing) / max(len(firing), 1))
     return {feature_id: sum(values) / len(values) for feature_id, values in found.items()}
+
+
+def _unmeasured(rows: Sequence[ScoreRow]) -> set[str]:
+    """Features none of whose candidates has a reward."""
+    return {row.feature_id for row in rows} - {row.feature_id for row in rows if row.reward is not None}

@@ -76,6 +76,7 @@ def _arrow_type(kind: Any) -> Any:
         str: pa.string(),
         int: pa.int64(),
         float: pa.float64(),
+        float | None: pa.float64(),
         list[str]: pa.list_(pa.string()),
         list[float]: pa.list_(pa.float64()),
         list[int]: pa.list_(pa.int64()),

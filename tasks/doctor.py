@@ -49,6 +49,7 @@ def findings() -> Iterator[Finding]:
     yield from _ports()
     yield _browser()
     yield _settings()
+    yield from _models()
     yield _store()
     yield from _locks()
     yield _stages()
@@ -152,6 +153,30 @@ def _settings() -> Finding:
         return Finding("ok", f"params.yaml: {experiment} as conf/ composes it")
     advice = "meant, if you overrode them; after an edit in conf/ compose again: python -m tasks.compose"
     return Finding("warn", f"params.yaml: {experiment}, but for {_some(differing)}", advice)
+
+
+def _models() -> Iterator[Finding]:
+    """What the models of params.yaml may cost unseen: money without a limit, and hours beside an idle GPU."""
+    from tasks import params as parameters
+
+    try:
+        unset = [key for key, _, value in parameters.leaves(parameters.load()) if value is None]
+    except UserError:  # `_settings` has said so
+        return
+    unlimited = [key.removesuffix(".max_cost") for key in unset if key.endswith(".endpoint.max_cost")]
+    if unlimited:
+        advice = "if the server takes money, set max_cost and the prices there (docs/ENDPOINTS.md)"
+        yield Finding("warn", f"paid calls: no limit at {_some(unlimited)}", advice)
+    unplaced = [key.removesuffix(".device_map") for key in unset if key.endswith(".device_map")]
+    if unplaced and _has_gpu():
+        what = f"GPU: with device_map null {_some(unplaced)} reads and writes on the CPU"
+        yield Finding("warn", what, "set device_map to cuda")
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _store() -> Finding:

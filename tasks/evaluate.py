@@ -23,7 +23,7 @@ from saeexplainer.judge import Judge, Question, open_judges
 from saeexplainer.neighbours import Neighbourhoods
 from saeexplainer.probes import by_feature
 from saeexplainer.reading import open_reader
-from saeexplainer.records import EvaluationRow, FeatureRow, NeighbourRow, ProbeRow, SteeredRow
+from saeexplainer.records import EvaluationRow, FeatureRow, NeighbourRow, ProbeRow, SteeredRow, unwritten
 from saeexplainer.seeds import seed_torch, stage_seed
 from saeexplainer.storage import read_rows, write_rows
 from saeexplainer.writers import Writer, open_writer
@@ -32,6 +32,8 @@ from tasks.stage import Report, main
 
 ACTIVATIONS, SAES, SUBJECT = Path("data/activations"), Path("data/saes"), Path("data/subject")
 EVALUATIONS, PROBES = Path("data/evaluations"), Path("data/probes")
+# Metrics that the stage says itself: fields of EvaluationRow.
+LOOKED_AT = ("generative_accuracy", "hallucination", "collision", "mean_activation", "truth_agreement", "truth_f1")
 
 
 class Bench:
@@ -95,13 +97,25 @@ def run(params: Params, item: str) -> Report:
     rows = measure(bench, explanations)
     usage = bench.author.usage(row.explanation for row in rows)
     write_rows(EVALUATIONS / f"{item}.parquet", rows, EvaluationRow, None if usage is None else {"usage": usage})
-    names = ("generative_accuracy", "hallucination", "collision", "mean_activation", "truth_agreement", "truth_f1")
-    means = {name: float(np.mean([getattr(row, name) for row in rows])) for name in names}
-    missing = sum(not row.explanation for row in rows)
-    known = {name: value for name, value in means.items() if not np.isnan(value)}
     asked = [bench.author, *bench.judges, *([bench.training_author] if "training_author" in vars(bench) else [])]
     notes = [note for one in asked for note in one.notes()]
-    return Report(known, [f"{len(rows)} {params.evaluate.split} features, {missing} without an explanation", *notes])
+    return Report(means(rows), [*counted(rows, params.evaluate.split), *notes])
+
+
+def means(rows: Sequence[EvaluationRow]) -> dict[str, float]:
+    """The metrics that a person looks at first, each over the features for which it is known."""
+    known = {name: [value for row in rows if not math.isnan(value := getattr(row, name))] for name in LOOKED_AT}
+    return {name: float(np.mean(values)) for name, values in known.items() if values}
+
+
+def counted(rows: Sequence[EvaluationRow], split: str) -> list[str]:
+    """How many features there are, how many have no explanation, and of how many the texts failed."""
+    missing = sum(not row.explanation for row in rows)
+    failed = sum(unwritten(row.explanation, row.texts) for row in rows)
+    lines = [f"{len(rows)} {split} features, {missing} without an explanation"]
+    if failed:
+        lines.append(f"{failed} explanations were not measured on texts, because every call for theirs failed")
+    return lines
 
 
 def measure(bench: Bench, explanations: Sequence[Explanation]) -> list[EvaluationRow]:

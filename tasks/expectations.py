@@ -29,7 +29,7 @@ from saeexplainer.preference_set import (
     top_share,
     words,
 )
-from saeexplainer.records import DroppedFeature, FeatureRow, PreferencePair, ScoreRow
+from saeexplainer.records import CALLS_FAILED, DroppedFeature, FeatureRow, PreferencePair, ScoreRow
 from tasks.data_docs import ROW
 
 if TYPE_CHECKING:
@@ -302,14 +302,15 @@ def measured_columns(
 ) -> "pd.DataFrame":
     """One line for each of `rows` of `pairs`: how far its scores are from the best reward of the same candidate.
 
-    Infinite for an explanation that was no candidate of the feature.
+    Infinite for an explanation that was no candidate of the feature, or one without a reward.
     """
     import pandas as pd
 
     best: dict[tuple[str, str], float] = {}
     for score in scores:
         key = (score.feature_id, score.explanation)
-        best[key] = max(score.reward, best.get(key, score.reward))
+        if score.reward is not None:
+            best[key] = max(score.reward, best.get(key, score.reward))
     lines = []
     for row in rows:
         pair = pairs[row]
@@ -392,7 +393,11 @@ def _reason_rules(shares: dict[str, float], params: Params) -> list[SetRule]:
                  f"max_reason_share.{name}")
         for reason, name in REASONS.items()
     ]  # fmt: skip
-    unknown = [reason for reason in shares if reason not in REASONS]
+    if CALLS_FAILED in shares:  # not an explainer's doing: the share of all dropped features is the limit
+        most = params.validate_preferences.max_dropped_share
+        name, share = CALLS_FAILED.replace(" ", "_"), shares[CALLS_FAILED]
+        found.append(_at_most(f"few_enough_dropped_because_{name}", f"{name}_share", share, most, "max_dropped_share"))
+    unknown = [reason for reason in shares if reason not in (*REASONS, CALLS_FAILED)]
     return [*found, _at_most("reasons_known", "unknown_reasons", len(unknown), 0)]
 
 

@@ -3,8 +3,9 @@
     python -m tasks.extract_activations
 
 Killed, it goes on where it was, and writes the same bytes: `Checkpoint` keeps both passes over the corpus under
-.cache/extract_activations until the artifacts are written. Writes data/activations: features.parquet, neighbours.parquet, contexts.parquet, directions.safetensors (decoder and encoder rows, mean top
-activations, one row a feature) and, where the domain knows it, truth.safetensors.
+.cache/extract_activations until the artifacts are written. Writes data/activations: features.parquet,
+neighbours.parquet, contexts.parquet, directions.safetensors (decoder and encoder rows, mean top activations, one row a
+feature) and, where the domain knows it, truth.safetensors.
 """
 
 import platform

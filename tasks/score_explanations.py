@@ -6,7 +6,6 @@ A description is written and read once, for all features of all SAEs that it was
 data/rounds/<round>/scores.parquet.
 """
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from saeexplainer import rewards, text_activations
 from saeexplainer.config import Params, Reward
 from saeexplainer.neighbours import Neighbourhoods
 from saeexplainer.reading import open_reader
-from saeexplainer.records import CandidateRow, FeatureRow, NeighbourRow, ScoreRow
+from saeexplainer.records import CandidateRow, FeatureRow, NeighbourRow, ScoreRow, unwritten
 from saeexplainer.seeds import seed_torch, stage_seed
 from saeexplainer.storage import read_rows, write_rows
 from saeexplainer.writers import open_writer
@@ -48,30 +47,38 @@ def run(params: Params, item: str) -> Report:
     usage = author.usage(texts)
     notes = None if usage is None else {"usage": usage}
     write_rows(ROUNDS / item / "scores.parquet", scored, ScoreRow, notes)
-    mean = sum(row.reward for row in scored) / len(scored)
-    best: dict[str, float] = defaultdict(float)
-    for row in scored:
-        best[row.feature_id] = max(best[row.feature_id], row.reward)
-    best_mean = sum(best.values()) / len(best)
-    return Report(
-        {"mean_reward": mean, "mean_best_reward": best_mean},
-        [
-            f"{len(scored)} candidates scored on {len(read.row)} distinct texts of {len(texts)} descriptions",
-            *author.notes(),
-        ],
-    )
+    lines = [f"{len(scored)} candidates scored on {len(read.row)} distinct texts of {len(texts)} descriptions"]
+    unknown = sum(row.reward is None for row in scored)
+    if unknown:
+        lines.append(f"{unknown} candidates have no reward, because every call for their texts failed")
+    return Report(means(scored), [*lines, *author.notes()])
+
+
+def means(rows: Sequence[ScoreRow]) -> dict[str, float]:
+    """Mean reward over candidates and over the best one of each feature; candidates without a reward are left out."""
+    best: dict[str, float] = {}
+    known = [(row.feature_id, row.reward) for row in rows if row.reward is not None]
+    for feature_id, value in known:
+        best[feature_id] = max(best.get(feature_id, 0.0), value)
+    if not known:
+        return {}
+    return {
+        "mean_reward": sum(value for _, value in known) / len(known),
+        "mean_best_reward": sum(best.values()) / len(best),
+    }
 
 
 def score(
     candidates: Sequence[CandidateRow], near: Neighbourhoods, texts: Mapping[str, list[str]],
     read: text_activations.TextActivations, config: Reward,
 ) -> list[ScoreRow]:  # fmt: skip
-    """One row a candidate; an empty explanation has no text and no reward."""
+    """One row a candidate; an empty explanation has no text and earns 0, one whose texts failed has no reward."""
     rows = []
     for row in candidates:
         written = texts.get(row.explanation, [])
         found = near.responses(row.feature_id, written, read)
-        earned = rewards.reward(found.own, found.neighbours, config)
+        failed = unwritten(row.explanation, written)
+        earned = None if failed else rewards.reward(found.own, found.neighbours, config)
         rows.append(
             ScoreRow(
                 row.feature_id, row.split, row.rank, row.explanation, written, found.own, found.neighbours, earned

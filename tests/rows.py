@@ -2,7 +2,8 @@
 
 import math
 from dataclasses import fields
-from typing import get_origin
+from types import UnionType
+from typing import get_args, get_origin
 
 from saeexplainer.records import EvaluationRow, ScoreRow
 
@@ -46,5 +47,10 @@ def _consistent(accuracy: float, index: int, truth: float, sae: str) -> dict:
     )
 
 
+def _empty(kind: type) -> type:
+    """The type whose empty value a field gets; of a number that may be unknown, the number."""
+    return get_args(kind)[0] if isinstance(kind, UnionType) else get_origin(kind) or kind
+
+
 def _row(record: type, given: dict):
-    return record(**{field.name: (get_origin(field.type) or field.type)() for field in fields(record)} | given)
+    return record(**{field.name: _empty(field.type)() for field in fields(record)} | given)

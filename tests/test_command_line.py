@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from omegaconf import OmegaConf
 from rows import evaluated
 from sae_lens.saes.sae import SAEMetadata
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
@@ -26,7 +27,7 @@ from saeexplainer.config import Architecture
 from saeexplainer.costs import Costs, EvaluationCosts, Work
 from saeexplainer.records import ContextRow, EvaluationRow, ExplanationRow, FeatureRow, NeighbourRow
 from saeexplainer.storage import write_json, write_rows, write_tensors
-from tasks import compose, doctor, store
+from tasks import compose, doctor, params, store
 from tasks.doctor import Finding
 
 LATENTS = (0, 5, 63)  # live ones, of 64
@@ -208,6 +209,27 @@ def test_doctor_reads_the_settings(here: Path) -> None:
     assert doctor._settings().line.startswith("warn  params.yaml: nano, but for seed 7; meant, if")
     (here / "params.yaml").write_text(yaml.safe_dump(settings | {"sede": 7}))
     assert doctor._settings().level == "fail" and "did you mean seed?" in doctor._settings().what
+
+
+def test_doctor_names_calls_without_a_limit_and_models_beside_an_idle_gpu(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert list(doctor._models()) == []  # nothing is served, and no model is one of others
+    limited = ["evaluate.writer.endpoint.max_cost=5", "evaluate.writer.endpoint.million_prompt_tokens=1"]
+    local = ["explainer=lora", "train_sft.pretrained.source=folder"]
+    config = OmegaConf.create(compose.composed(["writer=endpoint", *limited, *local]))
+    Path("params.yaml").write_text(params.text(config, "test"), encoding="utf-8")
+    found = list(doctor._models())
+    assert [finding.level for finding in found] == ["warn", "warn"]
+    assert [finding.what for finding in found] == [
+        "paid calls: no limit at score_explanations.writer.endpoint",
+        "GPU: with device_map null train_sft.pretrained reads and writes on the CPU",
+    ]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert len(list(doctor._models())) == 1
+    Path("params.yaml").write_text("seed: no")
+    assert list(doctor._models()) == []  # `_settings` says it
 
 
 def test_doctor_reads_the_lock_of_packages(here: Path) -> None:

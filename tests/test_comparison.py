@@ -1,6 +1,7 @@
 """Intervals against hand-derived numbers, pairing by feature, and the shape of comparison.json."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from rows import evaluated
 from saeexplainer.comparison import METRICS, chain_of, differences_of, summarise
 from saeexplainer.errors import UserError
 from saeexplainer.intervals import bootstrap_mean, paired_difference, pooled_difference
+from saeexplainer.records import EvaluationRow
 
 
 def test_interval_of_two_values_is_known_by_hand():
@@ -111,12 +113,33 @@ def test_truth_counts_only_where_it_is_known():
     assert "truth_f1" not in summarise({"sft": unknown, "r1": known}, 100, 0)["differences"]["r1-sft"]
 
 
+def lost(count: int) -> list[EvaluationRow]:
+    """Features 0, 1, ... whose texts failed: what is measured on texts is unknown."""
+    unknown = dict.fromkeys(("hallucination", "collision", "mean_activation", "input_accuracy"), math.nan)
+    return [replace(row, texts=[], **unknown) for row in evaluated([math.nan] * count)]
+
+
+def test_a_feature_whose_texts_failed_is_in_no_figure_of_texts_and_in_no_difference_of_them():
+    before = evaluated([0.0, 0.25, 0.5, 1.0], detection_auc=[0.5] * 4)
+    after = [*lost(1), *evaluated([0.0, 0.75, 1.0, 1.0], detection_auc=[0.7] * 4)[1:]]
+    found = summarise({"sft": before, "r1": after}, 100, 0)
+    rounds, difference = found["rounds"], found["differences"]["r1-sft"]
+    assert (rounds["sft"]["generative_accuracy"]["n"], rounds["r1"]["generative_accuracy"]["n"]) == (4, 3)
+    assert rounds["r1"]["generative_accuracy"]["value"] == pytest.approx(2.75 / 3)
+    assert difference["generative_accuracy"]["value"] == pytest.approx((0.5 + 0.5 + 0.0) / 3)
+    assert rounds["r1"]["hallucination_rate"] == {"value": 0.0, "low": 0.0, "high": 0.0, "n": 3}
+    assert rounds["r1"]["detection_auc"]["n"] == 4  # no text is needed for it; that of the failed one is 0 here
+    assert difference["detection_auc"]["value"] == pytest.approx((3 * 0.2 - 0.5) / 4)
+
+
 @pytest.mark.parametrize(
     ("evaluations", "message"),
     [
         ({"sft": []}, "sft: no rows"),
         ({"sft": evaluated([0.1]) * 2}, "measured twice"),
         ({"sft": evaluated([math.nan])}, "generative_accuracy is not a finite number"),
+        ({"sft": lost(2)}, "the writer failed for every feature"),
+        ({"sft": [*lost(1), *evaluated([0.5] * 2, detection_auc=[0.5, math.nan])[1:]]}, "detection_auc is not a"),
         ({"sft": evaluated([0.1]), "r1": evaluated([0.1], sae="other")}, "one SAE"),
         ({"sft": evaluated([0.1]), "r1": evaluated([0.1, 0.2])}, "cannot be paired"),
     ],

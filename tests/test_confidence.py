@@ -44,6 +44,14 @@ def test_expected_accuracy_rises_with_confidence_and_ends_are_level():
     assert calibrate(evaluated([0.5])) == Calibration([0.0], [0.0])
 
 
+def test_explanations_whose_texts_failed_are_left_out():
+    known = rows((-2.0, 0.0), (-1.0, 1.0), (GONE, 0.0))
+    lost = [replace(row, feature_id=f"{row.feature_id}9") for row in rows((-0.5, math.nan), (0.0, math.nan))]
+    how = {"folds": 3, "bins": 2, "resamples": 10, "seed": 0}
+    assert assess("r1", [*known, *lost], **how) == assess("r1", known, **how)
+    assert calibrate([*known, *lost]) == calibrate(known) and not is_known(lost)
+
+
 def test_no_expectation_saw_its_own_row():
     draw = np.random.default_rng(0)
     table = rows(*((float(sure), float(draw.random())) for sure in draw.normal(size=30)))

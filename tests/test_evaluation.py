@@ -25,8 +25,10 @@ ANSWERS = Answers(
 )  # fmt: skip
 
 
-def row(relative=RELATIVE, texts=("a dog", "cat"), read=READ, rivals=EVERYONE, known=(1.0, 0.5)):
-    said = Explanation("the word dog", calls=7, call_tokens=80, log_probability=-0.5)
+def row(
+    relative=RELATIVE, texts=("a dog", "cat"), read=READ, rivals=EVERYONE, known=(1.0, 0.5), explanation="the word dog"
+):  # fmt: skip
+    said = Explanation(explanation, calls=7, call_tokens=80, log_probability=-0.5)
     near = [0.9, 0.0][: len(texts)]
     return evaluation_row(FEATURE, said, list(texts), relative, 1, near, read, rivals, ANSWERS, known)
 
@@ -62,10 +64,18 @@ def test_only_another_feature_that_fires_harder_collides():
 
 
 def test_a_missing_explanation_has_failed_in_every_metric():
-    found = row(np.zeros((0, 3)), texts=(), read=())
+    found = row(np.zeros((0, 3)), texts=(), read=(), explanation="")
     assert (found.generative_accuracy, found.mean_activation) == (0.0, 0.0)
     assert (found.hallucination, found.collision) == (1.0, 1.0)
     assert found.texts == found.activations == found.tokens == found.token_activations == []
+
+
+def test_what_texts_would_have_measured_is_unknown_where_every_call_for_them_failed():
+    found = row(np.zeros((0, 3)), texts=(), read=())
+    own = (found.generative_accuracy, found.hallucination, found.collision, found.mean_activation, found.input_accuracy)
+    assert all(map(math.isnan, own))
+    assert (found.output_accuracy, found.detection_auc, found.truth_agreement, found.truth_f1) == (0.0, 0.75, 1.0, 0.5)
+    assert (found.explanation, found.texts, found.calls) == ("the word dog", [], 7)
 
 
 def test_truth_agreement_is_naming_the_concept_with_the_best_f1():

@@ -112,6 +112,28 @@ def test_undamaged_set_passes_twice_with_the_same_bytes(settings, workspace):
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == first
 
 
+def test_features_dropped_because_calls_failed_are_counted_and_held_against_the_share_of_all(settings, workspace):
+    folder = lay_out(workspace, [pair(index) for index in range(8)])
+    failed = [DroppedFeature(f"sandbox/main/{100 + i}", "dpo", "calls failed") for i in range(2)]
+    write_rows(folder / "dropped.parquet", failed, DroppedFeature)
+    validate_preferences.run(settings, "r1")
+    found = {entry["name"]: entry for entry in json.loads((folder / "validation.json").read_text())["expectations"]}
+    assert found["few_enough_dropped_because_calls_failed"]["observed"] == pytest.approx(2 / 10)
+    assert found["few_enough_dropped"]["observed"] == pytest.approx(2 / 10) and found["reasons_known"]["observed"] == 0
+    strict = replace(settings, validate_preferences=replace(LIMITS, max_dropped_share=0.1))
+    with pytest.raises(UserError, match="few_enough_dropped_because_calls_failed: .* is 0.2, must be at most 0.1"):
+        validate_preferences.run(strict, "r1")
+
+
+def test_a_pair_with_a_candidate_that_has_no_reward_goes_to_quarantine(settings, workspace):
+    folder = lay_out(workspace, [pair(index) for index in range(8)])
+    scores = read_rows(folder / "scores.parquet", ScoreRow)
+    write_rows(folder / "scores.parquet", [scores[0], replace(scores[1], reward=None), *scores[2:]], ScoreRow)
+    validate_preferences.run(settings, "r1")
+    (held,) = read_rows(folder / "quarantine.parquet", QuarantinedPair)
+    assert (held.feature_id, held.reason) == ("sandbox/main/0", "rejected_score_as_measured")
+
+
 def test_the_first_round_says_that_drift_does_not_apply(settings, workspace):
     folder = lay_out(workspace, [pair(index) for index in range(8)])
     report = validate_preferences.run(settings, "r1")

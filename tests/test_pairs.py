@@ -14,13 +14,14 @@ REFERENCE = BuildPreferences(PairingRule.reference, floor=0.5, min_spread=0.1, m
 WORST = replace(REFERENCE, rule=PairingRule.best_worst, max_pairs=2)
 
 
-def candidates(*rewards: float, texts: list[str] | None = None) -> list[ScoreRow]:
-    """One candidate a reward, in order of sampling; `texts` replaces the explanations."""
+def candidates(*rewards: float | None, texts: list[str] | None = None) -> list[ScoreRow]:
+    """One candidate a reward, None where its texts failed, in order of sampling; `texts` replaces the explanations."""
     said = texts or [f"the word {name}" for name in "abcdefgh"]
-    return [
-        ScoreRow("subject/main/7", "dpo", rank, said[rank], [f"weak {rank}", f"strong {rank}"], [0.1, value], [], value)
-        for rank, value in enumerate(rewards)
-    ]
+    rows = []
+    for rank, value in enumerate(rewards):
+        texts, found = ([], []) if value is None else ([f"weak {rank}", f"strong {rank}"], [0.1, value])
+        rows.append(ScoreRow("subject/main/7", "dpo", rank, said[rank], texts, found, [], value))
+    return rows
 
 
 def rejected_ranks(rows: list[ScoreRow], config: BuildPreferences) -> list[int]:
@@ -96,8 +97,47 @@ def test_best_worst_drops_a_feature_whose_gaps_are_small():
     assert pairs_of_feature(candidates(1.0, 0.9, 0.88), WORST) == DroppedFeature("subject/main/7", "dpo", "no gap")
 
 
+@pytest.mark.parametrize("rule", list(PairingRule))
+def test_a_candidate_whose_texts_failed_is_on_neither_side(rule):
+    """The pairs are those of the others: of 1.0 .9 .2 .1 the lower half is .2 .1. With 0 for the failed one, .2 and 0
+    would be candidates for rejection beside .1, and best_worst would reject the failed one first."""
+    config = replace(REFERENCE, rule=rule, max_pairs=2)
+    rows = candidates(0.2, None, 1.0, None, 0.1, 0.9)
+    rejected = {PairingRule.reference: [0, 4], PairingRule.best_worst: [4, 0], PairingRule.all_pairs: [4, 4]}
+    assert rejected_ranks(rows, config) == rejected[rule]
+    assert pairs_of_feature(rows, config) == pairs_of_feature([row for row in rows if row.reward is not None], config)
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        (candidates(None, None, None), "calls failed"),
+        (candidates(1.0, None, None), "calls failed"),  # it might be the best or the worst
+        (candidates(0.0, None), "calls failed"),
+        (candidates(1.0, None, 0.9, texts=["the dog", "a cat", "The  dog"]), "calls failed"),  # one sentence, twice
+        (candidates(1.0, None, 0.0, texts=["the dog", "a cat", ""]), "calls failed"),  # no pair has an empty one
+        # Who would have had no pair in any case, or has none for what is known.
+        (candidates(1.0, None, texts=["the dog", "The  dog"]), "no spread"),
+        (candidates(None, 0.0, 0.0), "best is zero"),
+        (candidates(None, 1.0, 0.95), "no spread"),
+    ],
+)
+def test_why_a_feature_whose_calls_failed_has_no_pair(rows, reason):
+    assert pairs_of_feature(rows, REFERENCE) == DroppedFeature("subject/main/7", "dpo", reason)
+
+
 WORDINGS = ["the dog", "The dog", "the  dog ", "any animal", "a question", ""]
 ROWS = st.lists(st.tuples(st.sampled_from(WORDINGS), st.floats(0, 2)), min_size=1, max_size=8)
+
+
+@given(drawn=ROWS, lost=st.lists(st.booleans(), min_size=8, max_size=8), rule=st.sampled_from(list(PairingRule)))
+def test_no_side_of_a_pair_is_a_sentence_that_nobody_measured(drawn, lost, rule):
+    texts = [text for text, _ in drawn]
+    rewards = [None if gone and text else value for (text, value), gone in zip(drawn, lost)]
+    found = pairs_of_feature(candidates(*rewards, texts=texts), replace(REFERENCE, rule=rule, max_pairs=3))
+    measured = {text for text, reward in zip(texts, rewards) if reward is not None}
+    for pair in [] if isinstance(found, DroppedFeature) else found:
+        assert {pair.chosen_explanation, pair.rejected_explanation} <= measured
 
 
 @given(drawn=ROWS)

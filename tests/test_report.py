@@ -64,12 +64,13 @@ def test_plot_rows_are_long_form_in_order(comparison):
     assert (rows[12].metric, rows[12].value, rows[12].low, rows[12].high) == ("generative_accuracy", 0.25, 0.25, 0.25)
 
 
-def scored(feature_id: str, reward: float) -> ScoreRow:
+def scored(feature_id: str, reward: float | None) -> ScoreRow:
     return ScoreRow(feature_id, "dpo", 0, "the word dog", [], [], [], reward)
 
 
 def test_rewards_are_spread_over_bars_of_a_tenth():
     rows = [scored("a", 0.0), scored("a", 0.7 + 0.2 + 0.1), scored("b", 0.0), scored("b", 0.04)]
+    rows += [scored("b", None), scored("c", None)]  # nobody knows these
     assert reward_rows({"r2": rows, "r1": []}) == [
         RewardRow("r2", "all", 0.0, 0.1, 0.75), RewardRow("r2", "all", 1.0, 1.1, 0.25),
         RewardRow("r2", "best", 0.0, 0.1, 0.5), RewardRow("r2", "best", 1.0, 1.1, 0.5),
@@ -85,6 +86,13 @@ def test_reward_of_an_evaluation_is_that_of_the_rounds(comparison):
     rows = reward_hallucination_rows(comparison, evaluations, config, 10)
     assert [(row.round, round(row.reward, 9)) for row in rows] == [("open_loop", 1.2), ("sft", 0.0), ("r1", 0.7)]
     assert rows[1].hallucination == comparison["rounds"]["sft"]["hallucination_rate"]["value"]
+
+
+def test_features_whose_texts_failed_are_in_no_reward(comparison):
+    rows = evaluated([0.5, 0.5, math.nan])
+    evaluations = dict.fromkeys(comparison["rounds"], [replace(row, activations=[1.0]) for row in rows[:2]] + rows[2:])
+    config = replace(tiny.settings().score_explanations.reward, weight_mean=0.0)  # share + 0.2 * any
+    assert [row.reward for row in reward_hallucination_rows(comparison, evaluations, config, 10)] == [1.2] * 3
 
 
 def test_metrics_hold_means_alone(comparison):

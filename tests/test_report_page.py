@@ -52,10 +52,10 @@ def evaluated(feature_id: str = FEATURE.feature_id, accuracy: float = 0.5, **cha
     return replace(row, **changes)
 
 
-def scored(rank: int, reward: float, explanation: str, feature_id: str = FEATURE.feature_id) -> ScoreRow:
+def scored(rank: int, reward: float | None, explanation: str, feature_id: str = FEATURE.feature_id) -> ScoreRow:
     return score(
-        feature_id=feature_id, split="dpo", rank=rank, explanation=explanation, texts=["a dog", "a cat"],
-        activations=[reward, 0.0], neighbour_activations=[0.0, 0.0], reward=reward,
+        feature_id=feature_id, split="dpo", rank=rank, explanation=explanation, reward=reward,
+        **({} if reward is None else {"texts": ["a dog", "a cat"], "activations": [reward, 0.0]}),
     )  # fmt: skip
 
 
@@ -129,6 +129,21 @@ def test_why_a_feature_trained_nothing():
     assert payload.outcome(records) == "1 pair, 1 in quarantine"
     detail = payload.detail(FeatureRecords("f", rounds={"r1": records}))
     assert detail["rounds"]["r1"]["quarantined"] == [["x", "y", "chosen_is_not_a_prompt"]]
+
+
+def test_what_failed_calls_left_unknown_is_a_dash_and_stands_last():
+    rows = [scored(0, None, "x"), scored(1, 0.0, "y")]
+    empty = {name: [] for name in ("texts", "activations", "tokens", "token_activations")}
+    lost = evaluated(accuracy=math.nan, hallucination=math.nan, **empty)
+    records = FeatureRecords("f", evaluations={"sft": lost}, rounds={"r1": RoundRecords(rows)})
+    detail, summary = payload.detail(records), payload.summary(records)
+    candidates = [(row["explanation"], row["reward"]) for row in detail["rounds"]["r1"]["candidates"]]
+    assert candidates == [("y", 0.0), ("x", None)]
+    assert summary["rounds"] == {"r1": [0.0, "y", "0 pairs"]}
+    assert summary["evaluations"] == {"sft": ["the word dog", None, None, None, None]}
+    dropped = RoundRecords(rows[:1], (), [DroppedFeature("f", "dpo", "calls failed")])
+    assert payload.summary(FeatureRecords("f", rounds={"r1": dropped}))["rounds"] == {"r1": [None, "x", "calls failed"]}
+    json.dumps([detail, summary], allow_nan=False)
 
 
 def test_an_unknown_feature_has_dashes_and_not_numbers():
@@ -288,6 +303,14 @@ def test_a_round_in_figures(tables):
     loaded = report_page.Tables(sources(tables))
     facts = report_page.round_facts("r1", "sft", loaded.rounds["r1"])
     assert facts == report_page.RoundFacts("r1", "sft", 2, 0.6, 0.9, 1, 1, [("no gap", 2)], 0)
+
+
+def test_the_figures_of_a_round_leave_out_what_nobody_knows(tables):
+    known = [scored(0, 0.2, "x"), scored(1, 0.6, "y"), scored(2, None, "z"), scored(0, None, "x", "f2")]
+    for rows, expected in ((known, (4, 0.4, 0.6)), (known[2:], (2, None, None))):
+        write_rows(tables / "rounds/r1/scores.parquet", rows, ScoreRow)
+        facts = report_page.round_facts("r1", "sft", report_page.Tables(sources(tables)).rounds["r1"])
+        assert (facts.candidates, facts.mean_reward, facts.mean_best_reward) == expected
 
 
 def test_data_docs_are_linked_whether_they_are_there_yet_or_not(tables):

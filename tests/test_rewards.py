@@ -61,6 +61,15 @@ def test_shuffling_keeps_each_features_rewards_and_nothing_else_changes():
     assert shuffled(rows, seed=3) == mixed != shuffled(rows, seed=4)
 
 
+def test_shuffling_gives_no_reward_to_a_candidate_without_one():
+    rows = [replace(row, reward=None) if row.rank in (0, 5) else row for row in scores(features=4, candidates=8)]
+    mixed = shuffled(rows, seed=3)
+    assert [row.reward is None for row in mixed] == [row.reward is None for row in rows] and mixed != rows
+    for feature in {row.feature_id for row in rows}:
+        before, after = ([row.reward for row in table if row.feature_id == feature] for table in (rows, mixed))
+        assert Counter(before) == Counter(after)
+
+
 DISCRIMINATIVE = replace(SHARE, weight_neighbours=0.5)
 
 

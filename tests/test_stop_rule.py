@@ -8,7 +8,9 @@ from saeexplainer.records import ScoreRow
 from saeexplainer.stop_rule import gain, shares
 
 
-def scored(feature: str, *candidates: list[float], split: str = "valid", reward: float = 0.0) -> list[ScoreRow]:
+def scored(
+    feature: str, *candidates: list[float], split: str = "valid", reward: float | None = 0.0
+) -> list[ScoreRow]:  # fmt: skip
     """A feature's candidates by the activations of their texts."""
     return [
         ScoreRow(feature, split, rank, "the word dog", ["a dog"] * len(found), found, [0.0] * len(found), reward)
@@ -24,6 +26,15 @@ def test_the_share_is_a_mean_of_candidates_and_of_no_other_split() -> None:
         *scored("d", [1.0], split="test"),
     ]
     assert shares(rows, 0.5) == {"a": pytest.approx(1 / 3), "b": 0.0}
+
+
+def test_a_candidate_whose_texts_failed_does_not_count() -> None:
+    """Afterwards feature a is measured by one of two candidates, b by none: a's share rises from 0 to 1."""
+    before = [*scored("a", [0.0]), *scored("b", [1.0])]
+    after = [*scored("a", [1.0]), *scored("a", [], reward=None), *scored("b", [], reward=None)]
+    assert shares(after, 0.5) == {"a": 1.0}
+    assert gain(before, after, 0.5, 10, 0) == Interval(1.0, 1.0, 1.0, 1)
+    assert gain(after, before, 0.5, 10, 0) == Interval(-1.0, -1.0, -1.0, 1)
 
 
 # Two valid features, one candidate of two texts each: how many of them fire, before and after; (value, low, high).

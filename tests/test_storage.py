@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import pytest
@@ -28,8 +28,8 @@ from saeexplainer.storage import (
 )
 
 ROOT = Path(__file__).resolve().parent.parent
-SAMPLES = {str: "a „dog“\n", int: 7, float: 0.1, list[str]: ["a", ""], list[float]: [0.1, -2.0], list[int]: [2**40, 0],
-    list[list[str]]: [["a ", "dog"], []], list[list[float]]: [[0.5], []]}  # fmt: skip
+SAMPLES = {str: "a „dog“\n", int: 7, float: 0.1, float | None: 0.2, list[str]: ["a", ""], list[float]: [0.1, -2.0],
+    list[int]: [2**40, 0], list[list[str]]: [["a ", "dog"], []], list[list[float]]: [[0.5], []]}  # fmt: skip
 RECORDS = [kind for kind in vars(records).values() if isinstance(kind, type) and kind.__module__ == records.__name__]
 
 
@@ -50,6 +50,12 @@ def test_the_same_rows_are_the_same_bytes(tmp_path):
     for name in ("one", "two"):
         write_rows(tmp_path / name, [filled(records.ScoreRow)], records.ScoreRow)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_a_number_that_nobody_knows_reads_back_as_none(tmp_path):
+    rows = [replace(filled(records.ScoreRow), reward=reward) for reward in (None, 0.0)]
+    write_rows(tmp_path / "rows", rows, records.ScoreRow)
+    assert read_rows(tmp_path / "rows", records.ScoreRow) == rows
 
 
 def test_notes_of_a_table_lie_beside_its_rows(tmp_path):

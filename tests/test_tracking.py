@@ -1,6 +1,7 @@
 """MLflow on a SQLite store: runs that line up, logging that can be repeated, a store that can be rebuilt from files."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -181,6 +182,18 @@ def test_data_docs_and_sample_explanations_are_artifacts(project):
     rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
     assert [row["feature_id"] for row in rows] == ["sandbox/main/0", "sandbox/main/1"]
     assert [(row["r2"], row["r2 accuracy"]) for row in rows] == [("the word dog", 1.0), ("the word dog", 0.5)]
+
+
+def test_rows_without_an_accuracy_are_of_the_same_result(tmp_path, monkeypatch):
+    """Features whose texts failed; the comparison counts the others."""
+    monkeypatch.chdir(tmp_path)
+    rows = [*evaluated([0.25, 0.75]), replace(evaluated([math.nan] * 3)[2], texts=[])]
+    write_rows(tmp_path / "data/evaluations/r1.parquet", rows, EvaluationRow)
+    comparison = summarise({"r1": rows}, 10, 0)
+    assert len(tracking.evaluation_rows("r1", comparison)) == 3
+    comparison["rounds"]["r1"]["generative_accuracy"]["n"] = 3
+    with pytest.raises(UserError, match="of another result"):
+        tracking.evaluation_rows("r1", comparison)
 
 
 def test_a_flow_run_of_prefect_is_a_tag(project, monkeypatch):

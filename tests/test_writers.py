@@ -1,6 +1,7 @@
 """Writers: each gives a description its texts, whatever it is; a served one through 30 faults, a kill and a limit."""
 
 import json
+import math
 from collections import Counter
 from dataclasses import asdict, replace
 from functools import partial
@@ -11,6 +12,7 @@ import pytest
 import torch
 from control_room import free_port, program
 from omegaconf import OmegaConf
+from rows import evaluation
 from sae_lens.saes.sae import SAEMetadata
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
 from served import WORDS, Mood, Server, endpoint, pretrained, saying, serving
@@ -24,7 +26,7 @@ from saeexplainer.config import Architecture, Structured, WriterKind
 from saeexplainer.config import Writer as WriterConfig
 from saeexplainer.errors import UserError
 from saeexplainer.models import generate
-from saeexplainer.records import CandidateRow, FeatureRow, NeighbourRow, ScoreRow, Usage
+from saeexplainer.records import CandidateRow, DroppedFeature, FeatureRow, NeighbourRow, PreferencePair, ScoreRow, Usage
 from saeexplainer.storage import read_rows, write_rows
 from saeexplainer.writers import Writer, open_writer
 from tasks import compare_rounds, compose, evaluate, params, sources
@@ -275,6 +277,65 @@ def test_an_expired_key_and_a_writer_in_prose_are_one_line(scored, serve, tmp_pa
     line = stopped.stderr.splitlines()[-1]
     assert stopped.returncode == 2 and line.startswith("error: score_explanations.writer.endpoint") and said in line
     assert "Traceback" not in stopped.stderr and not (folder / "data/rounds/r1/scores.parquet").exists()
+
+
+class Refusing(Server):
+    """Writes about everything but what it was told not to, for good."""
+
+    refused: tuple[tuple[str, float | None], ...] = ()  # (description, temperature; None: at each of them)
+
+    def next_step(self, body: dict):
+        asked = body["messages"][0]["content"]
+        hit = any(f"about {said}." in asked and at in (None, body["temperature"]) for said, at in self.refused)
+        return 400 if hit else Mood.right
+
+
+def test_a_candidate_whose_calls_failed_has_no_reward_and_is_in_no_pair(scored, tmp_path):
+    """Of feature 0's candidates one is lost, of feature 1's two of three, so that it is dropped; "the word small" has
+    the texts of one temperature."""
+    lost = ("the word dog", "the word cat", "the word old")
+    with serving(Refusing) as start:
+        server = start()
+        server.refused = (*((said, None) for said in lost), ("the word small", 1.0))
+        folder = workspace(scored, tmp_path, server, temperatures=[0.5, 1.0], max_failed_share=0.5)
+        settings = OmegaConf.load(folder / "params.yaml")
+        limits = dict.fromkeys(("floor", "min_spread", "min_gap"), 0.0)
+        settings.build_preferences = limits | {"rule": "all_pairs", "max_pairs": 99}
+        OmegaConf.save(settings, folder / "params.yaml")
+        done = typed(folder, "score_explanations", "r1")
+    assert done.returncode == 0, done.stderr
+    assert "3 candidates have no reward, because every call for their texts failed" in done.stdout
+    assert "score_explanations.writer: 7 of 36 calls failed (refused 7)" in done.stdout
+    found = rows(folder)
+    assert {row.explanation for row in found if row.reward is None} == set(lost)
+    assert {row.explanation: len(row.texts) for row in found} == {
+        said: 0 if said in (*lost, "") else 2 if said == "the word small" else 3 for said in [*EXPLANATIONS, ""]
+    }
+    known = [row.reward for row in found if row.reward is not None]
+    assert len(known) == 16 and [row.reward for row in found if not row.explanation] == [0.0]
+    assert f"mean_reward {sum(known) / 16:.4g}" in done.stdout
+    paired = typed(folder, "build_preferences", "r1")
+    assert paired.returncode == 0 and "calls failed 1" in paired.stdout, paired.stderr
+    pairs = read_rows(folder / "data/rounds/r1/pairs.parquet", PreferencePair)
+    dropped = read_rows(folder / "data/rounds/r1/dropped.parquet", DroppedFeature)
+    assert DroppedFeature("s/main/1", "dpo", "calls failed") in dropped
+    sides = {side for pair in pairs for side in (pair.chosen_explanation, pair.rejected_explanation)}
+    assert sides and not sides & set(lost)
+
+
+def test_an_evaluation_counts_explanations_whose_texts_failed_apart_from_missing_ones():
+    lost = evaluation(feature_id="b", explanation="the word cat", **dict.fromkeys(evaluate.LOOKED_AT, math.nan))
+    missing = evaluation(feature_id="c", hallucination=1.0, truth_agreement=math.nan)
+    measured = evaluation(feature_id="a", explanation="the word dog", texts=["a dog"], generative_accuracy=1.0)
+    found = [measured, lost, missing]
+    assert evaluate.counted(found, "test") == [
+        "3 test features, 1 without an explanation",
+        "1 explanations were not measured on texts, because every call for theirs failed",
+    ]
+    assert evaluate.counted(found[::2], "test") == ["2 test features, 1 without an explanation"]
+    means = evaluate.means(found)
+    assert (means["generative_accuracy"], means["hallucination"], means["truth_agreement"]) == (0.5, 0.5, 0.0)
+    assert evaluate.means([lost]) == {}
 
 
 def test_a_real_server_writes_what_its_model_says(tmp_path):

@@ -93,10 +93,12 @@ def spaced(text: str, tokens: Sequence[str]) -> list[str]:
     return [text[start:end] for start, end in zip([0, *starts[1:]], [*starts[1:], len(text)])] if tokens else []
 
 
-def verdict(row: EvaluationRow) -> str:
-    """One of VERDICTS."""
+def verdict(row: EvaluationRow) -> str | None:
+    """One of VERDICTS; None where nobody knows, because the texts of the explanation failed."""
     if not row.explanation.strip():
         return MISSING
+    if math.isnan(row.hallucination):
+        return None
     if row.hallucination:
         return HALLUCINATED
     return COLLIDES if row.collision else FIRES
@@ -193,11 +195,16 @@ def _text(text: str, activation: float, tokens: Sequence[str], values: Sequence[
 
 
 def _best(scores: Sequence[ScoreRow]) -> ScoreRow:
-    return min(scores, key=lambda row: (-row.reward, row.rank))
+    return min(scores, key=_standing)
+
+
+def _standing(row: ScoreRow) -> tuple[float, int]:
+    """Sorts best rewarded first, the earlier of equals before the later; who has no reward stands last."""
+    return (math.inf if row.reward is None else -row.reward, row.rank)
 
 
 def _round(found: RoundRecords) -> dict[str, Any]:
-    ordered = sorted(found.scores, key=lambda row: (-row.reward, row.rank))
+    ordered = sorted(found.scores, key=_standing)
     roles = _roles(ordered, found.pairs)
     return {
         "outcome": outcome(found),
