@@ -44,12 +44,13 @@ def save_sae(
             made.threshold.fill_(0.3 * float(x.std()))
         if kind == "gated":
             made.b_gate.fill_(-0.3 * float(x.std()))
+            made.r_mag.copy_(torch.linspace(-0.5, 0.5, D_SAE))  # or it would be what jumprelu is
     made.save_model(folder)
     return folder
 
 
 def save_chat_model(name: str, folder: Path, texts: Sequence[str], steps: int = 60) -> Path:
-    """A checkpoint of a family with a chat template, trained for a moment: it says words, and no broken bytes."""
+    """A checkpoint of a family with a chat template, trained for a moment: it says words, and seldom a lone byte."""
     tokenizer = TOKENIZERS[FAMILIES[name].tokenizer]()
     tokenizer.chat_template = TEMPLATE
     torch.manual_seed(0)
@@ -66,10 +67,14 @@ def save_chat_model(name: str, folder: Path, texts: Sequence[str], steps: int = 
 
 
 def teach(model: torch.nn.Module, tokenizer: object, texts: Sequence[str], steps: int) -> None:
-    """A few steps on texts, each said as an answer too."""
-    said = [form.format(text) for text in texts for form in ("{}", "[user] What is ??\n[model] {}")]
+    """A few steps on texts, each said as an answer too.
+
+    An answer is tokenized apart from its prompt, as an explainer's is: else the space that ends the prompt would join
+    the first word, and what follows that space alone would never be learnt.
+    """
+    said = [(before, text) for text in texts for before in ("", "[user] What is ??\n[model] ")]
     order = torch.randperm(len(said), generator=torch.Generator().manual_seed(0)).tolist()
-    rows = iter([tokenizer(said[at])["input_ids"][: CONTEXT - 1] + [tokenizer.eos_token_id] for at in order * steps])
+    rows = iter([_encoded(tokenizer, *said[at]) for at in order * steps])
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     model.train()
     for _ in range(steps):
@@ -81,3 +86,8 @@ def teach(model: torch.nn.Module, tokenizer: object, texts: Sequence[str], steps
         optimizer.step()
         optimizer.zero_grad()
     model.eval()
+
+
+def _encoded(tokenizer: object, before: str, text: str) -> list[int]:
+    ids = tokenizer(before)["input_ids"] + tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids[: CONTEXT - 1] + [tokenizer.eos_token_id]
