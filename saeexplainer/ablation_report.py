@@ -1,4 +1,4 @@
-"""The ablation of docs/RESULTS.md: one setting changed at a time around the default, on valid, and the verdicts.
+"""The ablation of docs/RESULTS.md: one setting changed at a time around a base, on valid, and the verdicts.
 
 `summarise` makes ablation.json, `sections` its part of the page from that alone. A setting is a group of variants, one
 a seed, each compared with the variant it comes `from`: last round against last round, paired by feature. Whether a
@@ -22,7 +22,7 @@ from saeexplainer.study_figures import (
     state,
 )
 
-BASE = "base"  # the group of the default
+BASE = "base"  # the group that all others are compared with
 CRITERION = ACCURACY
 HELPS, HURTS, NO_DIFFERENCE, NOT_RUN = "helps", "hurts", "no difference shown", "not run"
 ONE_RUN = "one run only"
@@ -85,7 +85,8 @@ def sections(ablation: dict[str, Any]) -> Iterator[str]:
     measured = ", ".join(dict.fromkeys(found["split"] for found in ablation["variants"].values() if found["split"]))
     yield f"## Ablation: one change at a time, measured on {measured or 'valid (nothing measured yet)'}"
     yield (
-        "Each setting differs from the default in what stands beside it; the last rounds are compared, and "
+        "Each setting differs from `base`, which is the default with two rounds, in what stands beside it; the last "
+        "rounds are compared, and "
         f"{words(CRITERION)} decides. The product of all directions, rewards, pairings, losses, rounds and "
         "seeds was not run, so what two settings do together is not known. "
         "Intervals are over features: they do not hold what another training run would give, and no interval is "
@@ -99,7 +100,7 @@ def sections(ablation: dict[str, Any]) -> Iterator[str]:
         yield f"### {verdict.capitalize()}"
         chosen = {name: found for name, found in ablation["settings"].items() if found["verdict"] == verdict}
         yield "\n".join(f"- {_told(name, found)}" for name, found in chosen.items()) or "None."
-    yield "### Differences from the default"
+    yield "### Differences from the base"
     yield _differences(ablation)
     yield "### Every variant"
     yield _levels(ablation)
@@ -111,7 +112,7 @@ def _preference(ablation: dict[str, Any]) -> str:
     if not measured:
         return "No setting has been measured: nothing is preferred yet."
     name = ablation["preferred"]
-    preferred = f"`{name}` ({_changes(settings[name])})" if name else "the default, which no setting beats"
+    preferred = f"`{name}` ({_changes(settings[name])})" if name else "the base, which no setting beats"
     return f"Preferred, by {measured} of {len(settings)} settings that were measured: {preferred}."
 
 
@@ -147,7 +148,7 @@ def _differences(ablation: dict[str, Any]) -> str:
         ]
         for name, found in ablation["settings"].items()
     ]  # fmt: skip
-    return table(["setting − default", "verdict", "runs", *map(heading, metrics)], rows)
+    return table(["setting − base", "verdict", "runs", *map(heading, metrics)], rows)
 
 
 def _levels(ablation: dict[str, Any]) -> str:

@@ -1,8 +1,8 @@
 """The second part of docs/RESULTS.md: the default on test, on seeds that nobody looked at while settings were chosen.
 
 `summarise` makes confirmation.json, `sections` its part of the page from that alone: every evaluation and every metric
-pooled over the seeds, the last round against each baseline, what an explanation costs, and whether another reward
-lowers collisions at no loss.
+pooled over the seeds, each round against SFT, the last one against all else, what an explanation costs, and whether
+another reward lowers collisions at no loss.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from saeexplainer import targets
-from saeexplainer.comparison import ACCURACY, COLLISION, METRICS, direction
+from saeexplainer.comparison import ACCURACY, COLLISION, METRICS, START, direction
 from saeexplainer.intervals import pooled_ratio
 from saeexplainer.notation import DASH, bold, heading, percent, plain, points, runs, table, words
 from saeexplainer.records import EvaluationRow
@@ -27,6 +27,7 @@ from saeexplainer.study_figures import (
     mean,
     of_group,
     ordered,
+    rounds_of,
 )
 
 REWARD = "reward"  # the group of runs with another reward, each from a seed of the study
@@ -47,14 +48,18 @@ def summarise(variants: Sequence[Variant], resamples: int) -> dict[str, Any]:
             name: {metric: mean(_tables(seeds, name), metric, resamples) for metric in METRICS.values()}
             for name in names
         },
+        "gains": {name: _subtracted(seeds, name, START, resamples) for name in rounds_of(names) if START in names},
         "differences": {
-            name: {metric: difference(both(seeds, last, name), metric, resamples) for metric in METRICS.values()}
-            for name in names
-            if last and name != last
+            name: _subtracted(seeds, last, name, resamples) for name in names if last and name not in (last, START)
         },
         "costs": {name: _cost(seeds, name, last or name, resamples) for name in names},
         "reward": against_sources(of_group(variants, REWARD), {one.name: one for one in variants}, resamples),
     }
+
+
+def _subtracted(seeds: Sequence[Variant], a: str, b: str, resamples: int) -> dict[str, Any]:
+    """metric -> interval of a - b."""
+    return {metric: difference(both(seeds, a, b), metric, resamples) for metric in METRICS.values()}
 
 
 def _tables(variants: Sequence[Variant], name: str) -> list[list[EvaluationRow]]:
@@ -86,7 +91,7 @@ def sections(found: dict[str, Any]) -> Iterator[str]:
         yield "\n".join(f"- {target.line}" for target in targets.of_confirmation(found))
         yield _evaluations(found)
         if found["last"]:
-            yield f"### {found['last']} against each baseline"
+            yield f"### Each round against {START}, {found['last']} against all else"
             yield _differences(found)
             yield "### What an explanation costs"
             yield from _costs(found)
@@ -107,11 +112,10 @@ def _evaluations(found: dict[str, Any]) -> str:
 
 
 def _differences(found: dict[str, Any]) -> str:
-    metrics = known_metrics(found["differences"].values())
-    rows = [
-        [f"`{found['last']} − {name}`", *(bold(intervals[metric]) for metric in metrics)]
-        for name, intervals in found["differences"].items()
-    ]
+    subtracted = {f"{name} − {START}": intervals for name, intervals in found["gains"].items()}
+    subtracted |= {f"{found['last']} − {name}": intervals for name, intervals in found["differences"].items()}
+    metrics = known_metrics(subtracted.values())
+    rows = [[f"`{name}`", *(bold(intervals[metric]) for metric in metrics)] for name, intervals in subtracted.items()]
     return table(["difference", *map(heading, metrics)], rows)
 
 

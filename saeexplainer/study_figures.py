@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from saeexplainer.comparison import METRICS, default_starts, values_of
+from saeexplainer.comparison import BASELINE, METRICS, START, default_starts, values_of
 from saeexplainer.intervals import known_values, paired_difference, pooled_difference, pooled_mean
 from saeexplainer.records import EvaluationRow
 
@@ -20,7 +20,8 @@ POOLED = "pooled"
 # Groups of variants with a section of their own. Seeds: what counts. Looked at: seeds seen on test while settings were
 # chosen. The control's rewards are shuffled; labels are poorer or better than the default's.
 SEEDS, LOOKED_AT, CONTROL, LABELS = "seeds", "looked_at", "control", "labels"
-ORDER = ("open_loop", "warmup", "sft", "r1", "r2")  # of the evaluations; others follow
+BEFORE_ROUNDS = (BASELINE, "warmup", START)  # evaluations in the order of training; the rounds follow, then others
+THE_LAST = "last"  # stands for the last round while no run tells its name
 BOOTSTRAP_SEED = 0
 
 
@@ -73,12 +74,18 @@ def state(found: Mapping[str, Any]) -> str:
 def ordered(names: Iterable[str]) -> list[str]:
     """Names of evaluations: training's own steps first."""
     names = list(names)
-    return [name for name in ORDER if name in names] + [name for name in names if name not in ORDER]
+    first = [*BEFORE_ROUNDS, *rounds_of(names)]
+    return [name for name in first if name in names] + [name for name in names if name not in first]
+
+
+def rounds_of(names: Iterable[str]) -> list[str]:
+    """The evaluations named r1, r2, ..., in number order."""
+    return list(default_starts(list(names)))
 
 
 def last_round(names: Iterable[str]) -> str | None:
     """The last of the evaluations named r1, r2, ..."""
-    return next(reversed(default_starts(list(names))), None)
+    return next(reversed(rounds_of(names)), None)
 
 
 def mean(tables: Sequence[Sequence[EvaluationRow]], metric: str, resamples: int) -> dict[str, Any] | None:

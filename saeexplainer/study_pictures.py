@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from saeexplainer import pictures
-from saeexplainer.comparison import ACCURACY, HALLUCINATION
+from saeexplainer.comparison import ACCURACY, BASELINE, HALLUCINATION, START
 from saeexplainer.notation import words
-from saeexplainer.study_figures import SEEDS, group_of, ordered
+from saeexplainer.study_figures import SEEDS, THE_LAST, group_of, ordered, rounds_of
 
 
 def plot_seeds(study: dict[str, Any], path: Path) -> None:
@@ -21,7 +21,7 @@ def plot_seeds(study: dict[str, Any], path: Path) -> None:
             colour = pictures.COLOURS[number % len(pictures.COLOURS)]
             intervals = [found[metric] for found in evaluations.values()]
             pictures.error_bars(axes, list(places.values()), intervals, colour, label=seed)
-            chain = [name for name in ("sft", "r1", "r2") if name in evaluations]
+            chain = [name for name in (START, *rounds_of(evaluations)) if name in evaluations]
             heights = [100 * evaluations[name][metric]["value"] for name in chain]
             axes.plot([places[name] for name in chain], heights, color=colour, linewidth=1.4)
         axes.set_xticks(range(len(names)), [words(name) for name in names], rotation=25, ha="right")
@@ -32,23 +32,26 @@ def plot_seeds(study: dict[str, Any], path: Path) -> None:
 
 
 def plot_labels(study: dict[str, Any], path: Path) -> None:
-    """Left what labels, sft and r2 are worth by labeller, poor labels first, right the gain by the labels' worth."""
+    """Left what labels, sft and the last round are worth by labeller, poor labels first; right the gain by the labels'
+    worth."""
     rows = [row for row in study["labels"] if row["open_loop"] and row["gain"]]
     figure, (left, right) = pictures.figure_of(10.0, 3.6, 2)
-    series = (("open_loop", pictures.BASELINE_GREY), ("sft", pictures.COLOURS[1]), ("r2", pictures.COLOURS[0]))
-    for number, (name, colour) in enumerate(series):
+    last = study["last"]
+    colours = {BASELINE: pictures.BASELINE_GREY, START: pictures.COLOURS[1], THE_LAST: pictures.COLOURS[0]}
+    for number, (key, colour) in enumerate(colours.items()):
         places = [at + 0.1 * (number - 1) for at in range(len(rows))]
-        pictures.error_bars(left, places, [row[name] for row in rows], colour, label=words(name))
+        pictures.error_bars(left, places, [row[key] for row in rows], colour, label=words(last if key == THE_LAST else key))
     left.set_xticks(range(len(rows)), [row["variant"] for row in rows], rotation=25, ha="right")
     pictures.dress(left, "generative accuracy, %")
-    worth, gains = [100 * row["open_loop"]["value"] for row in rows], [row["gain"] for row in rows]
+    worth, gains = [100 * row[BASELINE]["value"] for row in rows], [row["gain"] for row in rows]
     pictures.error_bars(right, worth, gains, pictures.COLOURS[0])
     for row in rows:
-        place = (100 * row["open_loop"]["value"], 100 * row["gain"]["value"])
+        place = (100 * row[BASELINE]["value"], 100 * row["gain"]["value"])
         right.annotate(row["variant"], place, xytext=(6, 4), textcoords="offset points", fontsize=8)
     right.axhline(0, color="#444444", linewidth=0.8)
     right.margins(x=0.08)  # room for the names beside the points
-    pictures.dress(right, "gain of the rounds, percentage points (r2 − sft)", "generative accuracy of the labels, %")
+    gain = f"gain of the rounds, percentage points ({last} − {START})"
+    pictures.dress(right, gain, "generative accuracy of the labels, %")
     if rows:
         left.legend(frameon=False, fontsize=8)
     pictures.save(figure, path)

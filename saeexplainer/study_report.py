@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from saeexplainer import targets
-from saeexplainer.comparison import ACCURACY, COLLISION, HALLUCINATION
+from saeexplainer.comparison import ACCURACY, BASELINE, COLLISION, HALLUCINATION, START
 from saeexplainer.notation import bold, heading, percent, plain, table, words
 from saeexplainer.study_figures import (
     COMPLETE,
@@ -20,20 +20,22 @@ from saeexplainer.study_figures import (
     LOOKED_AT,
     POOLED,
     SEEDS,
+    THE_LAST,
     Variant,
     both,
     described,
     difference,
     group_of,
+    last_round,
     mean,
     of_group,
     ordered,
+    rounds_of,
     state,
 )
 from saeexplainer.targets import Target
 
 SHOWN = (ACCURACY, HALLUCINATION, COLLISION, "truth_agreement", "truth_f1")
-FIRST_DIFFERENCES = (("r1", "sft"), ("r2", "r1"), ("r2", "sft"))  # then the last round against all others
 
 
 def summarise(variants: Sequence[Variant], resamples: int) -> dict[str, Any]:
@@ -42,15 +44,19 @@ def summarise(variants: Sequence[Variant], resamples: int) -> dict[str, Any]:
     Raises UserError where evaluations of one variant measure different features.
     """
     control = of_group(variants, CONTROL)
+    last = last_round(_names(of_group(variants, SEEDS))) or THE_LAST
     study: dict[str, Any] = {
         "resamples": resamples,
+        "last": last,
         "variants": {variant.name: _described(variant, resamples) for variant in variants},
-        "differences": {group: _differences(of_group(variants, group), resamples) for group in (SEEDS, LOOKED_AT)},
-        "control": _by_metric(control, "r2", "sft", resamples),
-        "labels": _label_quality(variants, resamples),
+        "differences": {
+            group: _differences(of_group(variants, group), last, resamples) for group in (SEEDS, LOOKED_AT)
+        },
+        "control": _by_metric(control, last, START, resamples),
+        "labels": _label_quality(variants, last, resamples),
     }
     study["others"] = {
-        variant.name: {metric: difference(both([variant], "r2", "sft"), metric, resamples) for metric in SHOWN}
+        variant.name: {metric: difference(both([variant], last, START), metric, resamples) for metric in SHOWN}
         for variant in variants
         if variant.group not in (SEEDS, LOOKED_AT, CONTROL, LABELS)
     }
@@ -66,14 +72,20 @@ def _described(variant: Variant, resamples: int) -> dict[str, Any]:
     return described(variant) | {"evaluations": evaluations}
 
 
-def _differences(variants: Sequence[Variant], resamples: int) -> dict[str, Any]:
-    return {f"{a}-{b}": _by_metric(variants, a, b, resamples) for a, b in _subtractions(variants)}
+def _differences(variants: Sequence[Variant], last: str, resamples: int) -> dict[str, Any]:
+    return {f"{a}-{b}": _by_metric(variants, a, b, resamples) for a, b in _subtractions(_names(variants), last)}
 
 
-def _subtractions(variants: Sequence[Variant]) -> list[tuple[str, str]]:
-    names = list(dict.fromkeys(name for variant in variants for name in variant.evaluations))
-    against = [("r2", name) for name in ordered(names) if name != "r2"]
-    return list(dict.fromkeys([*FIRST_DIFFERENCES, *against]))
+def _names(variants: Sequence[Variant]) -> list[str]:
+    """The evaluations that some variant has, training's own steps first."""
+    return ordered(dict.fromkeys(name for variant in variants for name in variant.evaluations))
+
+
+def _subtractions(names: Sequence[str], last: str) -> list[tuple[str, str]]:
+    """Each round and its start, each round and sft, then the last round and all others."""
+    rounds = rounds_of(names)
+    pairs = [*zip(rounds, [START, *rounds]), *((name, START) for name in rounds), (last, START)]
+    return list(dict.fromkeys([*pairs, *((last, name) for name in names if name != last)]))
 
 
 def _by_metric(variants: Sequence[Variant], a: str, b: str, resamples: int) -> dict[str, dict[str, Any]]:
@@ -85,20 +97,20 @@ def _by_metric(variants: Sequence[Variant], a: str, b: str, resamples: int) -> d
     }
 
 
-def _label_quality(variants: Sequence[Variant], resamples: int) -> list[dict[str, Any]]:
+def _label_quality(variants: Sequence[Variant], last: str, resamples: int) -> list[dict[str, Any]]:
     """A row for each variant of the group and for those they come from, from the poorest labels to the best."""
     group = of_group(variants, LABELS)
     sources = {variant.source for variant in group}
     rows = []
     for variant in [other for other in variants if other.name in sources] + group:
         means = {
-            name: mean([variant.evaluations[name]], ACCURACY, resamples) if name in variant.evaluations else None
-            for name in ("open_loop", "sft", "r2")
+            key: mean([variant.evaluations[name]], ACCURACY, resamples) if name in variant.evaluations else None
+            for key, name in ((BASELINE, BASELINE), (START, START), (THE_LAST, last))
         }
-        gain = difference(both([variant], "r2", "sft"), ACCURACY, resamples)
+        gain = difference(both([variant], last, START), ACCURACY, resamples)
         row = {"variant": variant.name, "status": variant.status, "contexts": variant.contexts}
         rows.append(row | means | {"gain": gain})
-    return sorted(rows, key=lambda row: row["open_loop"]["value"] if row["open_loop"] else math.inf)
+    return sorted(rows, key=lambda row: row[BASELINE]["value"] if row[BASELINE] else math.inf)
 
 
 def has_labels(study: dict[str, Any]) -> bool:
@@ -214,7 +226,7 @@ def _difference_tables(study: dict[str, Any], group: str) -> Iterator[str]:
 def _control_table(study: dict[str, Any]) -> str:
     names = [*group_of(study, CONTROL), POOLED]
     rows = [[name, *(bold(study["control"][metric][name]) for metric in SHOWN), _state(study, name)] for name in names]
-    return table(["r2 − sft", *map(heading, SHOWN), "state"], rows)
+    return table([f"{study['last']} − {START}", *map(heading, SHOWN), "state"], rows)
 
 
 def _state(study: dict[str, Any], name: str) -> str:
@@ -225,11 +237,12 @@ def _labels_table(study: dict[str, Any]) -> str:
     rows = [
         [
             f"`{row['variant']}`", plain(row["contexts"], ""),
-            *(percent(row[name]) for name in ("open_loop", "sft", "r2")), bold(row["gain"]), row["status"],
+            *(percent(row[name]) for name in (BASELINE, START, THE_LAST)), bold(row["gain"]), row["status"],
         ]
         for row in study["labels"]
     ]  # fmt: skip
-    return table(["run", "label contexts", "open_loop", "sft", "r2", "r2 − sft", "state"], rows)
+    last = study["last"]
+    return table(["run", "label contexts", BASELINE, START, last, f"{last} − {START}", "state"], rows)
 
 
 def _others(study: dict[str, Any]) -> Iterator[str]:
@@ -239,4 +252,5 @@ def _others(study: dict[str, Any]) -> Iterator[str]:
         yield f"## {found['group']}: {name}"
         yield _evaluations_table(found)
         if gain[ACCURACY] is not None:
-            yield "r2 − sft: " + ", ".join(f"{words(metric)} {bold(gain[metric])}" for metric in SHOWN)
+            told = ", ".join(f"{words(metric)} {bold(gain[metric])}" for metric in SHOWN)
+            yield f"{study['last']} − {START}: {told}"

@@ -10,9 +10,9 @@ from typing import Any
 
 from saeexplainer.comparison import ACCURACY, BASELINE, COLLISION, HALLUCINATION, START, direction
 from saeexplainer.notation import percent, points, words
-from saeexplainer.study_figures import COMPLETE, CONTROL, POOLED, SEEDS
+from saeexplainer.study_figures import COMPLETE, CONTROL, POOLED, SEEDS, rounds_of
 
-WANTED_GAIN = 0.08  # mean difference in generative accuracy that the study asks of two rounds
+WANTED_GAIN = 0.08  # mean difference in generative accuracy that the study asks of all rounds
 # Feedback at inference, or the truth: no trained explainer is asked to beat it.
 FEEDBACK = "best_of_"
 CEILINGS = (FEEDBACK, "agent", "oracle")
@@ -21,6 +21,7 @@ UNREWARDED = ("input_accuracy", "output_accuracy", "detection_auc", "fuzzing_auc
 WANTED_UNREWARDED = 2
 WANTED_SHARE = 0.9  # of the accuracy of choosing among samples by feedback
 FLOOR = "other_feature"
+FIRST_ROUND = "r1"  # is only a step; what is asked of the loop is asked of the rounds after it
 CHANCE = {"output_accuracy": 1 / 3, "detection_auc": 0.5, "fuzzing_auc": 0.5, "predictive_correlation": 0.0}
 AGREEMENT = "judge_agreement"  # says something about the judges, not about the explanations
 
@@ -48,38 +49,46 @@ class Target:
 def of_study(study: Mapping[str, Any]) -> Iterator[Target]:
     """Is each step better than the one before, in every seed or over all, and does the control stay where it is?"""
     gains = study["differences"][SEEDS]
+    last = study["last"]
     accuracy = {key: found[ACCURACY] for key, found in gains.items()}
-    hallucination = gains[f"r2-{START}"][HALLUCINATION]
-    yield _in_every_seed("r2 is above sft beyond its interval in every seed", accuracy[f"r2-{START}"], _better)
+    hallucination = gains[f"{last}-{START}"][HALLUCINATION]
+    yield _in_every_seed(f"{last} is above sft beyond its interval in every seed", accuracy[f"{last}-{START}"], _better)
     yield _over_all_seeds(
-        f"r2 is at least {100 * WANTED_GAIN:.0f} points above sft, seeds pooled",
-        accuracy[f"r2-{START}"],
+        f"{last} is at least {100 * WANTED_GAIN:.0f} points above sft, seeds pooled",
+        accuracy[f"{last}-{START}"],
         lambda found: found["value"] >= WANTED_GAIN,
     )
-    against_labels = accuracy.get(f"r2-{BASELINE}", {})
-    yield _over_all_seeds("r2 is above open_loop beyond the interval, seeds pooled", against_labels, _better)
-    yield _over_all_seeds("r1 is above sft beyond the interval, seeds pooled", accuracy[f"r1-{START}"], _better)
+    against_labels = accuracy.get(f"{last}-{BASELINE}", {})
+    yield _over_all_seeds(f"{last} is above open_loop beyond the interval, seeds pooled", against_labels, _better)
+    yield from _each_step(accuracy)
     yield _over_all_seeds(
-        "r2 is not below r1 beyond the interval, seeds pooled",
-        accuracy["r2-r1"],
-        lambda found: direction(ACCURACY, found) >= 0,
-    )
-    yield _over_all_seeds(
-        "hallucination falls from sft to r2 beyond the interval, seeds pooled",
+        f"hallucination falls from sft to {last} beyond the interval, seeds pooled",
         hallucination,
         lambda found: direction(HALLUCINATION, found) > 0,
     )
     yield _in_every_seed(
-        "hallucination rises from sft to r2 beyond its interval in no seed",
+        f"hallucination rises from sft to {last} beyond its interval in no seed",
         hallucination,
         lambda found: direction(HALLUCINATION, found) >= 0,
     )
     yield _over_all_seeds(
-        "control: with shuffled rewards r2 is not above sft beyond the interval, pooled",
+        f"control: with shuffled rewards {last} is not above sft beyond the interval, pooled",
         study[CONTROL][ACCURACY],
         lambda found: not _better(found),
     )
-    yield _above_all_others(accuracy)
+    yield _above_all_others(accuracy, last)
+
+
+def _each_step(accuracy: Mapping[str, Intervals]) -> Iterator[Target]:
+    """The first round gains, and no later one loses."""
+    rounds = rounds_of(key.partition("-")[0] for key in accuracy)
+    for start, name in zip([START, *rounds], rounds):
+        found = accuracy[f"{name}-{start}"]
+        if start == START:
+            yield _over_all_seeds(f"{name} is above sft beyond the interval, seeds pooled", found, _better)
+        else:
+            target = f"{name} is not below {start} beyond the interval, seeds pooled"
+            yield _over_all_seeds(target, found, lambda found: direction(ACCURACY, found) >= 0)
 
 
 def of_confirmation(found: Mapping[str, Any]) -> Iterator[Target]:
@@ -92,8 +101,9 @@ def of_confirmation(found: Mapping[str, Any]) -> Iterator[Target]:
 def _of_pooled_seeds(found: Mapping[str, Any]) -> Iterator[Target]:
     """By the runs that there are."""
     last = found["last"]
-    if gains := found["differences"].get(START):
-        yield from _against_start(last, gains)
+    for name, gains in found["gains"].items():
+        if name != FIRST_ROUND:
+            yield from _against_start(name, gains)
     for name, cost in found["costs"].items():
         if name.startswith(FEEDBACK) and cost["reached"]:
             target = f"{last} reaches {100 * WANTED_SHARE:.0f} % of the {words(ACCURACY)} of {name}"
@@ -153,11 +163,11 @@ def _over_all_seeds(target: str, found: Intervals, holds: Holds) -> Target:
     return Target(target, reached, points(pooled) + missing)
 
 
-def _above_all_others(accuracy: Mapping[str, Intervals]) -> Target:
+def _above_all_others(accuracy: Mapping[str, Intervals], last: str) -> Target:
     """By the mean: a round may be as good as the one before."""
-    rivals = {key: found for key, found in accuracy.items() if key.startswith("r2-")}
-    rivals = {key: found for key, found in rivals.items() if not key.removeprefix("r2-").startswith(CEILINGS)}
-    target = "r2 has the highest mean of all that have neither feedback at inference nor the truth, seeds pooled"
+    rivals = {key: found for key, found in accuracy.items() if key.startswith(f"{last}-")}
+    rivals = {key: found for key, found in rivals.items() if not key.removeprefix(f"{last}-").startswith(CEILINGS)}
+    target = f"{last} has the highest mean of all that have neither feedback at inference nor the truth, seeds pooled"
     judged = {key: _over_all_seeds(target, found, lambda found: found["value"] > 0) for key, found in rivals.items()}
     detail = ", ".join(f"{key} {one.detail}" for key, one in judged.items())
     return Target(target, _all(one.reached for one in judged.values()), detail)

@@ -135,7 +135,7 @@ def test_lists_what_is_known_of_each_feature(folder: Path) -> None:
 
 
 def test_composes_as_the_module_does(folder: Path, tmp_path: Path) -> None:
-    overrides = ["experiment=nano", "seed=3", "~rounds.r2", "~evaluations.r2"]
+    overrides = ["experiment=nano", "rounds=two", "seed=3", "~rounds.r2", "~evaluations.r2"]
     process = typed(folder, "compose", *overrides, "--output", str(tmp_path / "p.yaml"))
     assert process.returncode == 0, process.stderr
     assert (tmp_path / "p.yaml").read_text() == compose.composed(overrides)

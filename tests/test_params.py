@@ -376,8 +376,8 @@ def test_no_metric_need_be_guarded(tmp_path: Path) -> None:
     assert params.load(edited(tmp_path, compare_rounds__guarded=[])).compare_rounds.guarded == []
 
 
-def test_a_third_round_needs_no_code(tmp_path: Path) -> None:
-    third = {"start": "r2", "beta": 0.2, "learning_rate": 1e-4}
-    measured = {"kind": "explainer", "source": "data/explainers/r3"}
-    loaded = params.load(edited(tmp_path, rounds__r3=third, evaluations__r3=measured))
-    assert list(loaded.rounds) == ["r1", "r2", "r3"]
+def test_one_more_round_needs_no_code(tmp_path: Path) -> None:
+    fourth = {"start": "r3", "beta": 0.2, "learning_rate": 1e-4}
+    measured = {"kind": "explainer", "source": "data/explainers/r4"}
+    loaded = params.load(edited(tmp_path, rounds__r4=fourth, evaluations__r4=measured))
+    assert list(loaded.rounds) == ["r1", "r2", "r3", "r4"]

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,9 +24,12 @@ from tiny import ROOT
 from toy import wait_for
 
 from flows.server import is_well
+from saeexplainer.config import EvaluationKind, Evaluation
 from saeexplainer.models import load_model
 from saeexplainer.records import EvaluationRow, ExplanationRow, FeatureRow, PreferencePair
 from saeexplainer.storage import read_rows
+from tasks import evaluate
+from tasks import params as parameters
 from tasks.repro import version
 
 PATIENCE = 1800  # seconds that one command may take on a busy machine
@@ -80,7 +84,7 @@ def started(workspace: Path, *stages: str) -> subprocess.Popen[bytes]:
 @pytest.fixture(scope="module")
 def beside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
     """Two copies that run one after the other while the tests of the first one go on; their folders, by name."""
-    again = copied(tmp_path_factory.mktemp("again"), "experiment=nano")
+    again = copied(tmp_path_factory.mktemp("again"), "experiment=nano", "rounds=two")
     pydoc = copied(tmp_path_factory.mktemp("pydoc"), "experiment=pydoc", "size=nano")
     script = f"""
 import subprocess, sys
@@ -117,7 +121,7 @@ def locked(workspace: Path) -> dict[str, list]:
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory, beside: dict[str, Path], nano_cache: Path) -> Path:
     """A copy whose first run was killed while train_sft wrote, and whose second run completed."""
-    folder = copied(tmp_path_factory.mktemp("nano"), "experiment=nano")
+    folder = copied(tmp_path_factory.mktemp("nano"), "experiment=nano", "rounds=two")
     run(folder, sys.executable, "-m", "dvc", "cache", "dir", "--local", str(nano_cache))
     process = started(folder)
     explainers = folder / "data/explainers"
@@ -215,32 +219,32 @@ BASELINES = {
 }
 
 
-def test_a_third_round_and_more_baselines_are_an_edit_of_params_alone(workspace):
-    """After it nothing is left to do: the run that finds every stage unchanged comes first and last."""
-    assert repro(workspace) == []
-    text = (workspace / "params.yaml").read_text(encoding="utf-8")
-    edited = yaml.safe_load(text)
-    edited["rounds"]["r3"] = edited["rounds"]["r2"] | {"start": "r2"}
-    edited["evaluations"] |= {"r3": {"kind": "explainer", "source": "data/explainers/r3"}} | BASELINES
-    (workspace / "params.yaml").write_text(yaml.safe_dump(edited, sort_keys=False), encoding="utf-8")
-    before = locked(workspace)
-    more = {f"evaluate@{name}" for name in BASELINES}
-    ran = repro(workspace)
-    assert [stage for stage in ran if stage not in more] == [f"{stage}@r3" for stage in ROUND] + ["compare_rounds"]
-    assert more < set(ran) and {"r3", *BASELINES} < set(comparison(workspace)["rounds"])
+def test_every_baseline_is_measured_and_costs_what_it_asked(workspace, monkeypatch):
+    """In this process: five stages of their own would be five times the imports."""
+    monkeypatch.chdir(workspace)
+    known = parameters.load()
+    texts = known.score_explanations.writer.texts
+    more = {name: Evaluation(EvaluationKind(one["kind"]), one["source"]) for name, one in BASELINES.items()}
+    for name in more:
+        evaluate.run(replace(known, evaluations=known.evaluations | more), name)
     costs = {name: evaluated(workspace, name) for name in ("sft", *BASELINES)}
-    texts = params(workspace)["score_explanations"]["writer"]["texts"]
+    for name in more:  # no part of what dvc.lock knows
+        (workspace / f"data/evaluations/{name}.parquet").unlink()
     assert {row.calls for row in costs["sft"] + costs["other_feature"]} == {1}
     assert max(row.calls for row in costs["best_of_2"]) == 2 * (1 + texts)
     assert max(row.calls for row in costs["agent"]) <= 2 * (1 + texts)  # the same budget
     assert {row.calls for row in costs["oracle"]} == {0}
     moved = zip(costs["sft"], costs["other_feature"], strict=True)
     assert all(row.call_tokens > 1 for row in costs["sft"]) and any(a.explanation != b.explanation for a, b in moved)
-    after = locked(workspace)
-    assert {name: outs for name, outs in after.items() if name in before and name != "compare_rounds"} == {
-        name: outs for name, outs in before.items() if name != "compare_rounds"
-    }
+
+
+def test_nothing_is_left_to_do_and_a_third_round_is_an_edit_of_params_alone(workspace):
     assert repro(workspace) == []
+    path = workspace / "params.yaml"
+    text = path.read_text(encoding="utf-8")
+    run(workspace, sys.executable, "-m", "tasks.compose", "experiment=nano", "rounds=three")
+    assert repro(workspace, "--dry") == [f"{stage}@r3" for stage in ROUND] + ["compare_rounds"]
+    path.write_text(text, encoding="utf-8")
 
 
 def test_one_seed_gives_the_same_bytes_from_an_empty_cache(workspace, beside):
@@ -260,7 +264,10 @@ def test_real_text_and_the_other_architecture_go_the_same_way(beside):
     assert len(labels) == sum(row.split != "twin" for row in rows) and len(said) > len(labels) / 2
 
 
-def test_a_served_deployment_completes_and_its_second_run_finds_everything_unchanged(workspace, tmp_path):
+ONE_ROUND = ["rounds=two", "~rounds.r2", "~evaluations.r2"]
+
+
+def test_a_served_deployment_restores_every_stage(workspace, tmp_path):
     """On a real server. The results come out of DVC's cache: the tests above have seen the stages run."""
     folder = tmp_path / "served"
     left_out = shutil.ignore_patterns("data", "reports", "own.db")
@@ -274,19 +281,13 @@ def test_a_served_deployment_completes_and_its_second_run_finds_everything_uncha
         wait_for(lambda: is_well(more["PREFECT_API_URL"]), 300)
         stack.enter_context(program(folder, "flows.deployments", says="being served", **more))
         api = Api(more["PREFECT_API_URL"])
-        first = api.ended(api.trigger("pipeline/on-demand", experiment="nano"))
+        first = api.ended(api.trigger("pipeline/on-demand", experiment="nano", overrides=ONE_ROUND))
         assert first.state.name == "Completed", first.state.message
         tasks = api.tasks(first.id)
-        assert tasks.pop("compose_params").state.is_completed()  # it takes the third round and the baselines out again
+        assert tasks.pop("compose_params").state.is_completed()
         stages = {name.replace("[", "@").rstrip("]"): task for name, task in tasks.items()}
-        more = {f"evaluate@{name}" for name in BASELINES}
-        assert set(stages) == {name for name in locked(folder) if not name.endswith("@r3")} - more
+        assert set(stages) == {name for name in locked(folder) if not name.endswith("@r2")}
         assert all(task.task_version and task.task_version == version(name, folder) for name, task in stages.items())
         states = {name: task.state.name for name, task in stages.items()}
         assert states.pop("compare_rounds") == "Completed"  # DVC keeps no run of it; it tells MLflow
         assert set(states.values()) == {"Restored"}
-        second = api.ended(api.trigger("pipeline/on-demand"))
-        assert {task.state.name for task in api.tasks(second.id).values()} == {"Unchanged"}
-        assert {name: task.task_version for name, task in api.tasks(second.id).items()} == {
-            name: task.task_version for name, task in tasks.items()
-        }

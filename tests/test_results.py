@@ -166,7 +166,8 @@ def test_confirmation_pools_the_seeds_and_subtracts_every_baseline_from_the_last
     # Means of the seeds are 3/8 and 1.
     level = found["evaluations"]["r2"]["generative_accuracy"]
     assert (level["value"], level["n"]) == (0.6875, 8)
-    assert list(found["differences"]) == ["open_loop", "sft", "r1", "best_of_6", "agent"]
+    assert list(found["differences"]) == ["open_loop", "r1", "best_of_6", "agent"]
+    assert [found["gains"][name]["generative_accuracy"]["value"] for name in ("r1", "r2")] == [0.25, 0.6875]
     assert found["differences"]["open_loop"]["generative_accuracy"]["value"] == 0.4375
     assert found["differences"]["best_of_6"]["generative_accuracy"]["value"] == -0.6875
     assert list(found["evaluations"]["sft"]) == list(METRICS.values())

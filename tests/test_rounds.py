@@ -54,7 +54,7 @@ THIRD = [
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    assert compose.main([]) == 0
+    assert compose.main(["rounds=two"]) == 0
     Path("dvc.yaml").write_text(PIPELINE)
     Path("step.py").write_text(STEP)
     Path("data/explainers").mkdir(parents=True)
