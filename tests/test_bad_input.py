@@ -182,7 +182,8 @@ WRONG: dict[str, tuple[str, Callable[[Path], None], str]] = {
 
 
 def snapshot(workspace: Path) -> dict[str, tuple[int, bytes]]:
-    files = sorted(path for path in workspace.rglob("*") if path.is_file())
+    """All but .cache, where a stage that fails late keeps what it had read."""
+    files = sorted(path for path in workspace.rglob("*") if path.is_file() and ".cache" not in path.parts)
     return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
 
 

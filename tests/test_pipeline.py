@@ -243,7 +243,8 @@ def test_nothing_is_left_to_do_and_a_third_round_is_an_edit_of_params_alone(work
     path = workspace / "params.yaml"
     text = path.read_text(encoding="utf-8")
     run(workspace, sys.executable, "-m", "tasks.compose", "experiment=nano", "rounds=three")
-    assert repro(workspace, "--dry") == [f"{stage}@r3" for stage in ROUND] + ["compare_rounds"]
+    stale = json.loads(run(workspace, sys.executable, "-m", "dvc", "status", "--json"))
+    assert list(stale) == [f"{stage}@r3" for stage in ROUND] + ["compare_rounds"]
     path.write_text(text, encoding="utf-8")
 
 

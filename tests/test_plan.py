@@ -445,8 +445,9 @@ def test_parts_that_no_model_here_plays_take_nothing() -> None:
 
 
 def test_a_finished_runs_hours_are_planned_again() -> None:
-    """With its own rates the default's stages come out near the seconds they took; duplicates and pairs err upwards."""
-    found = asked.answer([], ASKED)
+    """With its own rates the stages of what was measured come out near the seconds they took; duplicates and pairs err
+    upwards."""
+    found = asked.answer(["rounds=two"], ASKED)
     rates = asked.measured()[1][0].stages
     for name in ("prepare_subject", "prepare_sae", "extract_activations", "train_sft"):
         assert found.plan.stages[name].hours * 3600 == pytest.approx(rates[name].seconds, rel=0.02)
