@@ -3,7 +3,6 @@
 import gzip
 import json
 import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,7 @@ from saeexplainer.records import (
     PreferencePair,
 )
 from saeexplainer.storage import read_rows, write_json, write_rows
-from tasks import command_line, exchange, label_features, params
+from tasks import command_line, compose, exchange, label_features, params
 
 FILE = "llama3.1-8b/15-llamascope-res-32k"
 GOOD = {
@@ -195,9 +194,9 @@ def pair(index: int, split: str) -> PreferencePair:
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A workspace to be in: settings, three live features, labels, an evaluation, a validated round."""
+    """A workspace to be in: settings of two rounds, three live features, labels, an evaluation, a validated round."""
     monkeypatch.chdir(tmp_path)
-    shutil.copy(ROOT / "params.yaml", tmp_path)
+    Path("params.yaml").write_text(compose.composed(["rounds=two"]), encoding="utf-8")
     rows = [FeatureRow(IDS[index], "main", index, split, 9.0, 0.01) for index, split in LATENTS.items()]
     write_rows(exchange.FEATURES, rows, FeatureRow)
     write_rows(exchange.ACTIVATIONS / "contexts.parquet", CONTEXT_ROWS, ContextRow)

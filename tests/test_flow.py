@@ -60,7 +60,7 @@ def test_the_plan_is_a_topological_order_of_dvcs_graph(monkeypatch: pytest.Monke
 def test_rounds_are_sub_flows_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     steps = plan()
-    assert [step.round for step in steps if step.round] == ["r1"] * 5 + ["r2"] * 5
+    assert [step.round for step in steps if step.round] == ["r1"] * 5 + ["r2"] * 5 + ["r3"] * 5
     assert Step("train_dpo@r1", "r1").label == "train_dpo[r1]"
     assert Step("evaluate@r1", None) in steps
 
@@ -98,10 +98,10 @@ def test_runs_then_is_unchanged_then_fails_with_the_stages_reason(
 def test_rounds_leave_later_ones_and_what_needs_them_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     kept, everything = {step.stage for step in plan(rounds=1)}, {step.stage for step in plan()}
-    later = {stage for stage in everything if stage.endswith("@r2")}
+    later = {stage for stage in everything if stage.endswith(("@r2", "@r3"))}
     assert everything - kept == later | {"compare_rounds"}
-    with pytest.raises(StageFailed, match=re.escape("rounds: is 3; params.yaml has 2 (r1, r2)")):
-        plan(rounds=3)
+    with pytest.raises(StageFailed, match=re.escape("rounds: is 4; params.yaml has 3 (r1, r2, r3)")):
+        plan(rounds=4)
 
 
 def test_what_dvc_would_skip_is_unchanged(toy: Path) -> None:
