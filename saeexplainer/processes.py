@@ -7,9 +7,11 @@ how many processes share them, so that one process and several write the same ro
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 Batch = TypeVar("Batch")
 Result = TypeVar("Result")
+MISTAKES = "SAE_EXPLAINER_MISTAKES"  # variable with the folder in which launched processes leave a user's mistake
 
 
 class PeerLost(Exception):
@@ -43,8 +46,8 @@ def number() -> int:
 class Failure:
     """How a launched run ended."""
 
-    status: int  # exit status of the process that failed first; 1 where a signal ended it
-    line: str  # what it left with `leave_error`, for the user; "" where it showed a traceback
+    status: int  # 2 after a user's mistake, else that of the process that failed first; 1 where a signal ended it
+    line: str  # what a process left with `leave_error`, for the user; "" where it showed a traceback
 
 
 def launch(module: list[str], count: int) -> Failure | None:
@@ -56,24 +59,30 @@ def launch(module: list[str], count: int) -> Failure | None:
     threads = max(1, (os.cpu_count() or 1) // count)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # or each would take every core
     config = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=count, max_restarts=0, rdzv_backend="c10d",
+        min_nodes=1, max_nodes=1, nproc_per_node=count, max_restarts=0, run_id=module[0], rdzv_backend="c10d",
         rdzv_endpoint="127.0.0.1:0", monitor_interval=0.5,
     )  # fmt: skip
-    try:
-        elastic_launch(config, sys.executable)("-m", *module)
-    except ChildFailedError as error:
-        failure = error.get_first_failure()[1]
-        said = failure.error_file_data.get("message") if isinstance(failure.error_file_data, dict) else None
-        line = said["message"].partition(": ")[2] if isinstance(said, dict) else ""
-        return Failure(max(failure.exitcode, 1), " ".join(line.split()))
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ[MISTAKES] = folder
+        try:
+            elastic_launch(config, sys.executable)("-m", *module)
+        except ChildFailedError as error:
+            # Not from the process that failed first: one that lost its peer may be gone before the peer itself is.
+            if mistakes := sorted(Path(folder).iterdir()):
+                return Failure(2, mistakes[0].read_text())
+            return Failure(max(error.get_first_failure()[1].exitcode, 1), "")
+        finally:
+            del os.environ[MISTAKES]
     return None
 
 
-def leave_error(error: Exception) -> None:
-    """Hand a user's mistake to the process that launched this one."""
-    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
-
-    get_error_handler().record_exception(error)
+def leave_error(line: str) -> bool:
+    """Hand a user's mistake to `launch`, which says it once; False where something else started this process."""
+    folder = os.environ.get(MISTAKES)
+    if folder is None:
+        return False
+    Path(folder, str(number())).write_text(line)
+    return True
 
 
 def count() -> int:
@@ -93,6 +102,12 @@ def join() -> "PartialState":
 
     # On a machine without a GPU it must be told. Others wait while the first one talks to an endpoint.
     return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
+
+
+def leave() -> None:
+    """Part from the other processes; one that ends without may abort in the threads that talk to them."""
+    if launched():
+        join().destroy_process_group()
 
 
 def gather(own: list[Result]) -> list[Result]:

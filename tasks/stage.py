@@ -64,13 +64,17 @@ def main(run: Callable[..., Report], arguments: list[str] | None = None, *, para
         if processes.launched():
             processes.join()  # before a model is loaded: each process has a GPU of its own
         _run(stage, run, arguments)
+        processes.leave()
     except UserError as error:
-        if processes.launched():
-            processes.leave_error(error)
-            sys.exit(2)  # the one that started it says the line, once
-        sys.exit(_failed(f"error: {' '.join(str(error).split())}", 2))
+        line = f"error: {' '.join(str(error).split())}"
+        if processes.leave_error(line):  # the one that started this process says it, once, and ends this one
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            processes.leave()
+            sys.exit(2)
+        sys.exit(_failed(line, 2))
     except processes.PeerLost as error:
-        sys.exit(_failed(f"{stage}: stopped, because another of its processes did ({error})", 1))
+        _failed(f"{stage}: stopped, because another of its processes did ({error})", 1)
+        os._exit(1)  # the end of Python would abort in gloo's threads, which wait for the peer
     except KeyboardInterrupt:
         sys.exit(_failed(f"{stage}: interrupted; `dvc repro` starts it again", 130))
     except _Terminated:
@@ -83,7 +87,7 @@ def _launch(stage: str, arguments: list[str], count: int) -> int:
     failure = processes.launch([f"tasks.{stage}", *arguments], count)
     if failure is None:
         return 0
-    return _failed(f"error: {failure.line}", failure.status) if failure.line else failure.status
+    return _failed(failure.line, failure.status) if failure.line else failure.status
 
 
 def _run(stage: str, run: Callable[..., Report], arguments: list[str]) -> None:

@@ -9,7 +9,9 @@ import pytest
 from saeexplainer.processes import is_first, launched, spread
 
 STAGE = '''
+import atexit
 import os
+import time
 from pathlib import Path
 from saeexplainer.errors import UserError
 from saeexplainer.processes import spread
@@ -21,6 +23,8 @@ def run(params):
 
     def work(at, batch):
         if Path("wrong").exists() and rank == 1:
+            if Path("late").exists():  # the other one loses its peer and is gone first
+                atexit.register(time.sleep, 3)
             raise UserError("corpus.txt: empty; name another")
         return [at, batch * batch, rank]
 
@@ -66,13 +70,17 @@ def test_two_processes_share_the_batches_and_write_once(folder: Path) -> None:
 
     done = ran(folder)
     assert done.returncode == 0, done.stderr
+    assert not done.stderr
     assert read_json(folder / "found.json") == [[at, at * at, at % 2] for at in range(7)]
     assert done.stdout.count("7 batches") == 1
     assert not list(folder.glob(".*partial"))
 
 
-def test_a_mistake_in_one_process_is_one_line(folder: Path) -> None:
+@pytest.mark.parametrize("late", [False, True])
+def test_a_mistake_in_one_process_is_one_line(folder: Path, late: bool) -> None:
     (folder / "wrong").touch()
+    if late:
+        (folder / "late").touch()
     done = ran(folder)
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1:] == ["error: corpus.txt: empty; name another"], done.stderr
