@@ -109,13 +109,23 @@ def test_says_what_was_spent(folder: Path, tmp_path: Path) -> None:
     nothing = typed(tmp_path, "costs")
     assert nothing.returncode == 2 and "reports/costs.json: no such file; run `dvc repro`" in nothing.stderr
     write_json(tmp_path / "reports/costs.json", SPENT)
-    (line,) = [line.split() for line in typed(tmp_path, "costs").stdout.splitlines() if line.startswith("sft")]
-    assert line == ["sft:", "an", "explanation", "-", "1", "8", "-"]
+    untimed = [line.split() for line in typed(tmp_path, "costs").stdout.splitlines()]
+    assert untimed[1:4] == [
+        ["evaluate@sft", "-", "9", "84", "-"],
+        ["all", "of", "these", "-", "9", "84", "-"],
+        ["sft:", "an", "explanation", "-", "1", "8", "-"],
+    ], "what generated has its calls, timed or not"
     seconds = {"evaluate@sft": 6.0, "evaluate@r9": 5.0, "prepare_subject": 30.0}
     write_json(tmp_path / "reports/timings.json", seconds)
     bill = json.loads(typed(tmp_path, "costs", "--json").stdout)
     assert list(bill["stages"]) == ["prepare_subject", "evaluate@sft"], "pipeline order, none that params.yaml lacks"
+    assert bill["stages"]["evaluate@sft"]["calls"] == 3 + 6
     assert bill["total"]["seconds"] == 36.0 and bill["explanations"]["sft"]["seconds"] == 2.0
+    for broken in ({"evaluate@sft": "six"}, [6.0], {"evaluate@sft": None}):
+        write_json(tmp_path / "reports/timings.json", broken)
+        process = typed(tmp_path, "costs")
+        assert process.returncode == 2
+        assert process.stderr.startswith("error: reports/timings.json: not seconds by stage; delete it")
     write_json(tmp_path / "reports/costs.json", {"rounds": []})
     assert "reports/costs.json: not the costs of rounds and evaluations" in typed(tmp_path, "costs").stderr
 
