@@ -40,7 +40,9 @@ def read_timings() -> dict[str, float]:
     try:
         return {name: float(seconds) for name, seconds in found.items()}
     except (AttributeError, TypeError, ValueError):
-        raise UserError(f"{TIMINGS}: not seconds by stage; delete it, the next run of each stage sets its own") from None
+        raise UserError(
+            f"{TIMINGS}: not seconds by stage; delete it, the next run of each stage sets its own"
+        ) from None
 
 
 def _ordered(stages: Iterable[str], params: Params) -> list[str]:

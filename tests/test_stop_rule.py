@@ -41,7 +41,9 @@ def test_one_feature_or_none_decides_nothing() -> None:
     """All but a's calls failed, or all of them, or there is no valid feature."""
     none, one = scored("b", [], reward=None), scored("a", [0.0])
     for rows, count in (([*one, *none], 1), (none, 0), (scored("a", [1.0], split="dpo"), 0)):
-        with pytest.raises(UserError, match=f"rounds: {count} valid features are measured .* raise extract_activations"):
+        with pytest.raises(
+            UserError, match=f"rounds: {count} valid features are measured .* raise extract_activations"
+        ):
             gain(rows, rows, 0.5, 10, 0)
 
 
