@@ -27,7 +27,7 @@ class Hypothesis:
     """A hypothesis with what its texts earned."""
 
     explanation: str
-    reward: float
+    reward: float | None  # None where nobody knows, as every call for its texts failed
     settled: bool  # every text made the feature fire: nothing is left to refine
 
 
@@ -65,8 +65,16 @@ def hypotheses(
 
 
 def best(tested: Sequence[Hypothesis]) -> str:
-    """The best rewarded explanation, the earliest of equals; empty if nothing could be tested."""
-    return max(tested, key=lambda one: one.reward).explanation if tested else ""
+    """The best rewarded explanation, the earliest of equals; the earliest of all if none did anything, or none was
+    measured; empty if there is none."""
+    leading = _leading(tested)
+    return leading.explanation if leading else "".join(one.explanation for one in tested[:1])
+
+
+def _leading(tested: Sequence[Hypothesis]) -> Hypothesis | None:
+    """The best rewarded of those that did something, the earliest of equals."""
+    worked = [(one.reward, one) for one in tested if one.reward]
+    return max(worked, key=lambda found: found[0])[1] if worked else None
 
 
 def _ranked(seen: Sequence[Observation], frequency: Mapping[str, int]) -> list[str]:
@@ -83,8 +91,9 @@ def _ranked(seen: Sequence[Observation], frequency: Mapping[str, int]) -> list[s
 
 def _narrower(tested: Sequence[Hypothesis], ranked: Sequence[str], domain: Domain) -> list[str]:
     """The best hypothesis so far with the likeliest modifier added, if it names one concept and did something."""
-    named = domain.parse(best(tested))
-    if len(named) != 1 or max(one.reward for one in tested) <= 0:
+    leading = _leading(tested)
+    named = domain.parse(leading.explanation) if leading else []
+    if len(named) != 1:
         return []
     modifiers = [concept for concept in ranked if concept != named[0] and domain.can_modify(concept)]
     return [domain.describe([named[0], modifiers[0]])] if modifiers else []

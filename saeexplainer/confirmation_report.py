@@ -69,7 +69,7 @@ def _tables(variants: Sequence[Variant], name: str) -> list[list[EvaluationRow]]
 def _cost(seeds: Sequence[Variant], name: str, last: str, resamples: int) -> dict[str, Any]:
     """Means an explanation of one evaluation, and the share of its accuracy that the last round reaches."""
     rows = [row for table_of_seed in _tables(seeds, name) for row in table_of_seed]
-    pairs = [known_to_both(a, b, ACCURACY) for a, b in both(seeds, last, name)]
+    pairs = [known for a, b in both(seeds, last, name) if len((known := known_to_both(a, b, ACCURACY))[0]) > 1]
     reached = pooled_ratio(pairs, resamples, BOOTSTRAP_SEED) if pairs else None
     return {
         "runs": len(_tables(seeds, name)),

@@ -175,14 +175,16 @@ def usd(seconds: float | None, call_tokens: float | None, prices: Prices) -> flo
 
 
 def bill(costs: Costs, timings: Mapping[str, float], stages: Sequence[str], prices: Prices) -> Bill:
-    """Costs with the seconds of `timings` and the money of `prices`, for some stages in the order given."""
+    """Costs with the seconds of `timings` and the money of `prices`, for some stages in the order given; all of them
+    together have seconds where each has."""
     spent = {stage: (timings.get(stage), *_stage_calls(stage, costs)) for stage in stages}
     seconds, calls, call_tokens = (
         sum(found[column] for found in spent.values() if found[column] is not None) for column in range(3)
     )
+    timed = all(found[0] is not None for found in spent.values())
     return Bill(
         stages={stage: _cost(*found, 1, prices) for stage, found in spent.items()},
-        total=_cost(float(seconds), calls, call_tokens, 1, prices),
+        total=_cost(float(seconds) if timed else None, calls, call_tokens, 1, prices),
         pairs={name: _pair(name, found, timings, prices) for name, found in costs.rounds.items() if found.pairs},
         explanations={
             name: _cost(timings.get(f"{MEASURING}@{name}"), found.calls, found.call_tokens, found.explanations, prices)
@@ -231,7 +233,8 @@ def table(bill: Bill) -> list[str]:
 
 
 def _cells(cost: Cost) -> list[str]:
-    return [*map(_number, (cost.seconds, cost.calls, cost.call_tokens)), "-" if cost.usd is None else f"{cost.usd:.2g}"]
+    money = "-" if cost.usd is None else f"{cost.usd:,.0f}" if cost.usd >= 10 else f"{cost.usd:.2g}"
+    return [*map(_number, (cost.seconds, cost.calls, cost.call_tokens)), money]
 
 
 def _number(value: float | None) -> str:

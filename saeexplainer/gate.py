@@ -45,14 +45,15 @@ def judge(
 ) -> Verdict:  # fmt: skip
     """The round with the largest gain among those that gain beyond the interval and lose nothing that is guarded.
 
-    A metric is a value of `comparison.METRICS`; a guarded one that nobody knows says nothing. Raises UserError if the
-    rounds measure other features than the opponent, or if the criterion is known of none of them.
+    A metric is a value of `comparison.METRICS`; a guarded one that is known of fewer than two features says nothing.
+    Raises UserError if the rounds measure other features than the opponent, or if the criterion is such a metric.
     """
     differences = {name: _difference(rows, opponent, criterion, resamples, seed) for name, rows in rounds.items()}
     for name, interval in differences.items():
         if interval is None:
             raise UserError(
-                f"compare_rounds.criterion: {criterion} is known of no feature of {name}; choose another metric"
+                f"compare_rounds.criterion: {criterion} is known of fewer than two features of both {name} and what it "
+                "is compared with; choose another metric"
             )
     losses = {
         name: {

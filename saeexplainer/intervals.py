@@ -75,8 +75,10 @@ def known_values(values: Mapping[str, float]) -> list[float]:
 
 
 def known_difference(a: Mapping[str, float], b: Mapping[str, float], resamples: int, seed: int) -> Interval | None:
-    """As `known_mean`, of a - b over the features for which both are known. Raises as `paired_difference` does."""
-    return known_mean(paired_difference(a, b), resamples, seed)
+    """As `known_mean`, of a - b over the features for which both are known; None for a single one as well, which has no
+    interval and so shows nothing. Raises as `paired_difference` does."""
+    found = paired_difference(a, b)
+    return known_mean(found, resamples, seed) if len(known_values(found)) > 1 else None
 
 
 def pooled_difference(

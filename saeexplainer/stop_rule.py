@@ -14,6 +14,7 @@ The measure is the share of texts that reach the threshold, not the reward: a re
 from collections import defaultdict
 from collections.abc import Sequence
 
+from saeexplainer.errors import UserError
 from saeexplainer.intervals import Interval, bootstrap_mean, paired_difference
 from saeexplainer.records import ScoreRow
 
@@ -27,11 +28,16 @@ def gain(
 
     `threshold` is in units of a feature's corpus maximum. A candidate without a reward, whose texts failed, is left
     out; a feature that has no other in one of the two is left out of both. Raises UserError if the two hold different
-    valid features.
+    valid features, or fewer than two that are measured in both: one has no interval.
     """
     unknown = _unmeasured(before) | _unmeasured(after)
     known = [[row for row in rows if row.feature_id not in unknown] for rows in (after, before)]
     difference = paired_difference(*(shares(rows, threshold) for rows in known))
+    if len(difference) < 2:
+        raise UserError(
+            f"rounds: {len(difference)} {SPLIT} features are measured before and after, and a decision needs 2; raise "
+            f"extract_activations.{SPLIT}_features, or mend the writer if its calls failed"
+        )
     return bootstrap_mean(list(difference.values()), resamples, seed)
 
 

@@ -89,8 +89,9 @@ def last_round(names: Iterable[str]) -> str | None:
 
 
 def mean(tables: Sequence[Sequence[EvaluationRow]], metric: str, resamples: int) -> dict[str, Any] | None:
-    """A metric over the features of several runs, a table of rows each; None if nobody knows it."""
-    strata = [known for rows in tables if (known := known_values(values_of(rows, metric)))]
+    """A metric over the features of several runs, a table of rows each; a run that knows it of fewer than two has no
+    interval and is left out. None if all are."""
+    strata = [known for rows in tables if len(known := known_values(values_of(rows, metric))) > 1]
     return asdict(pooled_mean(strata, resamples, BOOTSTRAP_SEED)) if strata else None
 
 
@@ -103,12 +104,13 @@ def both(variants: Iterable[Variant], a: str, b: str) -> list[tuple[list[Evaluat
 def difference(
     pairs: Sequence[tuple[Sequence[EvaluationRow], Sequence[EvaluationRow]]], metric: str, resamples: int
 ) -> dict[str, Any] | None:
-    """a - b, paired by feature inside each pair of tables, over the features of all; None if no pair knows the metric.
+    """a - b, paired by feature inside each pair of tables, over the features of all. A pair that knows the metric of
+    fewer than two is left out; None if all are.
 
     Raises UserError where a pair measures different features.
     """
     known = [known_to_both(a, b, metric) for a, b in pairs]
-    known = [pair for pair in known if pair[0]]
+    known = [pair for pair in known if len(pair[0]) > 1]
     return asdict(pooled_difference(known, resamples, BOOTSTRAP_SEED)) if known else None
 
 

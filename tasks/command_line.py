@@ -66,7 +66,8 @@ def explain(
         answers = registry.explain(wanted, explainer)
     else:
         answers = local.explain(wanted, explainer)
-    trusted = [row for row in answers if row.expected_reward >= min_expected]
+    # What is expected is unknown where a served writer failed: enough only where nothing is asked for.
+    trusted = [row for row in answers if not min_expected or (row.expected_reward or 0.0) >= min_expected]
     if len(trusted) < len(answers):
         held_back = f"{len(answers) - len(trusted)} of {len(answers)} held back"
         print(f"{held_back}: expected reward below {min_expected:g}", file=sys.stderr)
@@ -76,7 +77,9 @@ def explain(
         return
     for record in records:
         print(f"{record['feature_id']}: {record['explanation'] or '(nothing)'}")
-        print(f"    expected reward {record['expected_reward']:.3f}, by {explainer}")
+        expected = record["expected_reward"]
+        said = "unknown, because every call for its texts failed" if expected is None else f"{expected:.3f}"
+        print(f"    expected reward {said}, by {explainer}")
 
 
 @app.command(short_help="List the live features.")

@@ -178,9 +178,10 @@ def _metrics(comparison: dict) -> dict[str, float]:
 def _lines(comparison: dict) -> list[str]:
     """The differences a person asks for first: each round against the one before, the last against the start."""
     chain = chain_of(comparison) or [START]
+    found = {(a, b): comparison["differences"][f"{a}-{b}"].get(ACCURACY) for a, b in subtractions(comparison)}
     return [
-        f"{a} - {b}: {change(ACCURACY, comparison['differences'][f'{a}-{b}'][ACCURACY])}"
-        for a, b in subtractions(comparison)
+        f"{a} - {b}: {change(ACCURACY, gain) if gain else 'fewer than two features were measured for both'}"
+        for (a, b), gain in found.items()
         if {a, b} <= set(chain)
     ]
 

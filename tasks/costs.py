@@ -4,7 +4,7 @@ Calls and tokens come from reports/costs.json, seconds from reports/timings.json
 whatever machine that was), prices from compare_rounds.prices. What each figure holds: docs/COSTS.md.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 
@@ -20,7 +20,10 @@ COSTS = Path("reports/costs.json")
 
 def bill(params: Params, timings: Mapping[str, float]) -> Bill:
     """The bill of the result that lies in reports/. Raises UserError if it is not there."""
-    return costs.bill(read(), timings, _ordered(timings, params), params.compare_rounds.prices)
+    found = read()
+    counted = [f"{stage}@{name}" for stage in (costs.SAMPLING, costs.SCORING) for name in found.rounds]
+    counted += [f"{costs.MEASURING}@{name}" for name in found.evaluations]
+    return costs.bill(found, timings, _ordered([*timings, *counted], params), params.compare_rounds.prices)
 
 
 def read() -> Costs:
@@ -34,12 +37,17 @@ def read() -> Costs:
 def read_timings() -> dict[str, float]:
     """Seconds of the last run of each stage; empty where nothing ran here. Raises UserError if the file is broken."""
     found = read_json(TIMINGS) if TIMINGS.is_file() else {}
-    return {name: float(seconds) for name, seconds in found.items()}
+    try:
+        return {name: float(seconds) for name, seconds in found.items()}
+    except (AttributeError, TypeError, ValueError):
+        raise UserError(
+            f"{TIMINGS}: not seconds by stage; delete it, the next run of each stage sets its own"
+        ) from None
 
 
-def _ordered(timings: Mapping[str, float], params: Params) -> list[str]:
-    """The timed stages that params.yaml still has, in its order, which is the pipeline's."""
+def _ordered(stages: Iterable[str], params: Params) -> list[str]:
+    """Those stages that params.yaml still has, once each, in its order, which is the pipeline's."""
     sections, items = [field.name for field in fields(params)], ["", *params.evaluations, *params.rounds]
-    place = {name: (stage, item) for name in timings for stage, _, item in [name.partition("@")]}
+    place = {name: (stage, item) for name in stages for stage, _, item in [name.partition("@")]}
     known = [name for name, (stage, item) in place.items() if stage in sections and item in items]
     return sorted(known, key=lambda name: (sections.index(place[name][0]), items.index(place[name][1])))

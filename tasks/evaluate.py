@@ -151,9 +151,11 @@ def measure(bench: Bench, explanations: Sequence[Explanation]) -> list[Evaluatio
 def input_accuracies(
     bench: Bench, named: Sequence[str], texts: dict[str, list[str]], read: text_activations.TextActivations
 ) -> list[float]:
-    """Each explanation's texts against one text of each of a few other explanations of the same evaluation."""
+    """Each explanation's texts against one text of each of a few other explanations of the same evaluation, which have
+    texts."""
     count = bench.params.evaluate.negatives
-    others = evaluation.other_explanations(named, count, stage_seed(bench.params.seed, "negatives"))
+    able = [name if texts.get(name) else "" for name in named]
+    others = evaluation.other_explanations(able, count, stage_seed(bench.params.seed, "negatives"))
     found = []
     for feature, name, rivals in zip(bench.features, named, others):
         positive = texts.get(name, [])[:count]

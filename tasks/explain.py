@@ -10,7 +10,7 @@ from pathlib import Path
 
 from saeexplainer.config import Params
 from saeexplainer.errors import UserError
-from saeexplainer.records import FeatureRow, NeighbourRow
+from saeexplainer.records import FeatureRow, NeighbourRow, unwritten
 from saeexplainer.storage import holds_model, read_rows, read_tensors
 from tasks import params as parameters
 
@@ -25,7 +25,7 @@ class Explained:
 
     feature_id: str
     explanation: str  # may be empty: the explainer said nothing
-    expected_reward: float  # `rewards.reward` of texts written from it
+    expected_reward: float | None  # `rewards.reward` of texts written from it; None where every call for them failed
 
 
 def known_explainers() -> list[str]:
@@ -48,7 +48,7 @@ def find(wanted: str, features: Sequence[FeatureRow], params: Params) -> str:
         found = [row for row in features if row.feature_id == wanted]
     if not found:
         what = "not live: it fires too seldom or too often" if wanted.isdecimal() else "no such id"
-        example = features[0].feature_id if features else "subject/sae/index"
+        example = next((row.feature_id for row in features if row.sae == explained.name), "subject/sae/index")
         raise UserError(
             f"feature {wanted}: {what}; give an index of the SAE {explained.name}, 0 to {last}, or an id such as "
             f"{example}: `sae-explainer features` lists the live ones"
@@ -91,7 +91,7 @@ def _explanations(folder: Path, numbers: list[int], params: Params) -> list[str]
     return explainer.explain(numbers, temperature=0.0, progress="explanations")
 
 
-def _rewards(asked: list[FeatureRow], explanations: list[str], params: Params) -> list[float]:
+def _rewards(asked: list[FeatureRow], explanations: list[str], params: Params) -> list[float | None]:
     """Write, read and reward, as score_explanations does."""
     from saeexplainer import rewards, text_activations
     from saeexplainer.neighbours import Neighbourhoods
@@ -107,8 +107,10 @@ def _rewards(asked: list[FeatureRow], explanations: list[str], params: Params) -
     author = open_writer(config.writer, "score_explanations.writer", reader.model, reader.tokenizer)
     texts = author.write(explanations)
     read = text_activations.read_texts((text for written in texts.values() for text in written), reader, latents)
-    found = [
-        near.responses(row.feature_id, texts.get(explanation, []), read)
-        for row, explanation in zip(asked, explanations, strict=True)
-    ]
-    return [rewards.reward(one.own, one.neighbours, config.reward) for one in found]
+    earned: list[float | None] = []
+    for row, explanation in zip(asked, explanations, strict=True):
+        written = texts.get(explanation, [])
+        found = near.responses(row.feature_id, written, read)
+        failed = unwritten(explanation, written)
+        earned.append(None if failed else rewards.reward(found.own, found.neighbours, config.reward))
+    return earned

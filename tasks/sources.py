@@ -20,7 +20,7 @@ from saeexplainer.errors import UserError
 from saeexplainer.evaluation import Explanation
 from saeexplainer.explainer import Explainer, shown_contexts
 from saeexplainer.neighbours import Responses
-from saeexplainer.records import ContextRow, ExplanationRow
+from saeexplainer.records import ContextRow, ExplanationRow, unwritten
 from saeexplainer.seeds import stage_seed
 from saeexplainer.storage import read_notes, read_rows, read_tensors
 
@@ -89,7 +89,7 @@ def from_other_feature(bench: "Bench", folder: Path) -> list[Explanation]:
 
 def from_best_of_n(bench: "Bench", folder: Path) -> list[Explanation]:
     """The best rewarded of the greedy explanation and samples: activation feedback at inference. Ties go to the greedy
-    one, then to the earlier sample."""
+    one, then to the earlier sample; where none earned anything, it is the greedy one."""
     count = bench.params.evaluate.best_of
     explainer = _explainer(bench, folder)
     greedy = explainer.explain(bench.numbers, temperature=0.0, progress="explanations")
@@ -98,7 +98,7 @@ def from_best_of_n(bench: "Bench", folder: Path) -> list[Explanation]:
     tried = [[greedy[at], *drawn[at * (count - 1) : (at + 1) * (count - 1)]] for at in range(len(greedy))]
     trials = iter(try_out(bench, [(at, text) for at, texts in enumerate(tried) for text in texts]))
     outcomes = [list(islice(trials, count)) for _ in tried]
-    chosen = [max(range(count), key=lambda at: outcome[at].reward) for outcome in outcomes]
+    chosen = [best_tried(outcome) for outcome in outcomes]
     named = [texts[at] for texts, at in zip(tried, chosen)]
     sure = explainer.log_probabilities(bench.numbers, named)
     return [
@@ -110,6 +110,15 @@ def from_best_of_n(bench: "Bench", folder: Path) -> list[Explanation]:
         )
         for number, text, texts, outcome, how in zip(bench.numbers, named, tried, outcomes, sure, strict=True)
     ]
+
+
+def best_tried(outcome: "Sequence[Trial]") -> int:
+    """The place of the best rewarded trial, the earliest of equals; 0 if none earned anything or none was measured.
+
+    A trial whose texts failed is not in the choice, and none of the others is preferred to the first for having earned 0.
+    """
+    earned = {at: trial.reward for at, trial in enumerate(outcome) if trial.reward}
+    return max(earned, key=earned.__getitem__, default=0)
 
 
 def _distinct(explanations: Sequence[str], trials: "Sequence[Trial]") -> "list[Trial]":
@@ -151,7 +160,7 @@ class Trial:
 
     texts: list[str]  # by the writer; none for an empty explanation
     found: Responses
-    reward: float
+    reward: float | None  # None where nobody knows, as its texts are `unwritten`
     threshold: float  # at which a text counts as firing, in units of the feature's corpus maximum
     calls: int  # of the writer
     tokens: int  # of its texts with their prompts
@@ -168,7 +177,8 @@ def try_out(bench: "Bench", asked: Sequence[tuple[int, str]]) -> list[Trial]:
     for at, explanation in asked:
         texts = written.get(explanation, [])
         found = bench.near.responses(bench.features[at].feature_id, texts, read)
-        earned = rewards.reward(found.own, found.neighbours, config.reward)
+        failed = unwritten(explanation, texts)
+        earned = None if failed else rewards.reward(found.own, found.neighbours, config.reward)
         trials.append(Trial(texts, found, earned, config.reward.threshold, *spent.get(explanation, (0, 0))))
     return trials
 

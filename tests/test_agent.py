@@ -38,6 +38,15 @@ def test_the_best_rewarded_is_the_answer_and_the_first_of_equals():
     assert best([]) == ""
 
 
+def test_a_hypothesis_whose_texts_failed_is_neither_the_best_nor_asked_again_nor_made_narrower():
+    seen = [Observation(frozenset({"word:dog", "category:animal", "context:question"}), True)]
+    lost = Hypothesis("the word dog", None, False)
+    assert best([lost, Hypothesis("any animal", 0.1, False)]) == "any animal"
+    assert best([lost, Hypothesis("any animal", 0.0, False)]) == best([lost]) == "the word dog"  # the likeliest
+    found = hypotheses(seen, [lost], WORLD, {}, 5)
+    assert "the word dog" not in found and not any(text.startswith("the word dog in") for text in found)
+
+
 def test_a_text_of_its_own_is_read_at_its_strongest_token_or_as_a_whole():
     tokens = ["the ", "dog ", "sleeps ", "."]
     text = "".join(tokens)

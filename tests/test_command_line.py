@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from rows import evaluated
 from sae_lens.saes.sae import SAEMetadata
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
+from served import serving
 from tiny import ROOT, WIDTH, tiny_model, tiny_tokenizer
 from typed import Typed
 from typed import typed as in_a_process
@@ -104,20 +105,47 @@ def test_holds_back_what_is_not_worth_enough(folder: Path) -> None:
     assert last == f"{2 - len(worth_it)} of 2 held back: expected reward below {least:g}"
 
 
+def test_what_an_explanation_is_worth_is_unknown_where_every_call_for_its_texts_failed(folder: Path) -> None:
+    """A served writer that never answers in JSON."""
+    before, own = (folder / "params.yaml").read_bytes(), "score_explanations.writer.endpoint"
+    with serving() as start:
+        server = start(*["no"] * 40)
+        said = [f"base_url=http://127.0.0.1:{server.server_port}/v1", "max_failed_share=1.0", "structured=null"]
+        settings = ["experiment=nano", "writer=endpoint", *(f"{own}.{one}" for one in said)]
+        try:
+            assert compose.main([*settings, "--output", str(folder / "params.yaml")]) == 0
+            asked = ("explain", "--feature", "63", "--explainer", "r1")
+            (answer,) = answered(folder, *asked)
+            assert answer["explanation"] and answer["expected_reward"] is None
+            lines = typed(folder, *asked).stdout.splitlines()
+            assert lines[1] == "    expected reward unknown, because every call for its texts failed, by r1"
+            held_back = typed(folder, *asked, "--min-expected", "0.1")
+        finally:
+            (folder / "params.yaml").write_bytes(before)
+    assert held_back.stdout == "" and "1 of 1 held back" in held_back.stderr
+
+
 def test_says_what_was_spent(folder: Path, tmp_path: Path) -> None:
     shutil.copy(folder / "params.yaml", tmp_path)
     nothing = typed(tmp_path, "costs")
     assert nothing.returncode == 2 and "reports/costs.json: no such file; run `dvc repro`" in nothing.stderr
     write_json(tmp_path / "reports/costs.json", SPENT)
-    (line,) = [line.split() for line in typed(tmp_path, "costs").stdout.splitlines() if line.startswith("sft")]
-    assert line == ["sft:", "an", "explanation", "-", "1", "8", "-"]
+    untimed = [line.split() for line in typed(tmp_path, "costs").stdout.splitlines()]
+    assert untimed[1:4] == [
+        ["evaluate@sft", "-", "9", "84", "-"],
+        ["all", "of", "these", "-", "9", "84", "-"],
+        ["sft:", "an", "explanation", "-", "1", "8", "-"],
+    ], "what generated has its calls, timed or not"
     seconds = {"evaluate@sft": 6.0, "evaluate@r9": 5.0, "prepare_subject": 30.0}
     write_json(tmp_path / "reports/timings.json", seconds)
     bill = json.loads(typed(tmp_path, "costs", "--json").stdout)
     assert list(bill["stages"]) == ["prepare_subject", "evaluate@sft"], "pipeline order, none that params.yaml lacks"
+    assert bill["stages"]["evaluate@sft"]["calls"] == 3 + 6
     assert bill["total"]["seconds"] == 36.0 and bill["explanations"]["sft"]["seconds"] == 2.0
     write_json(tmp_path / "reports/costs.json", {"rounds": []})
     assert "reports/costs.json: not the costs of rounds and evaluations" in typed(tmp_path, "costs").stderr
+    write_json(tmp_path / "reports/timings.json", {"evaluate@sft": "six"})
+    assert typed(tmp_path, "costs").stderr.startswith("error: reports/timings.json: not seconds by stage; delete it")
 
 
 def test_lists_what_is_known_of_each_feature(folder: Path) -> None:

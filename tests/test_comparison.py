@@ -11,6 +11,7 @@ from saeexplainer.comparison import METRICS, chain_of, differences_of, summarise
 from saeexplainer.errors import UserError
 from saeexplainer.intervals import bootstrap_mean, paired_difference, pooled_difference
 from saeexplainer.records import EvaluationRow
+from tasks import compare_rounds
 
 
 def test_interval_of_two_values_is_known_by_hand():
@@ -109,7 +110,9 @@ def test_truth_counts_only_where_it_is_known():
     comparison = summarise({"sft": [known[0], unknown[1]], "r1": known}, 100, 0)
     assert comparison["rounds"]["sft"]["truth_agreement"] == {"value": 1.0, "low": 1.0, "high": 1.0, "n": 1}
     assert comparison["rounds"]["r1"]["truth_f1"]["n"] == 2
-    assert comparison["differences"]["r1-sft"]["truth_agreement"]["value"] == 0.0
+    # Of one feature a difference has no interval, and a bold one of no width would pass for a proof.
+    assert "truth_agreement" not in comparison["differences"]["r1-sft"]
+    assert comparison["differences"]["r1-sft"]["generative_accuracy"]["value"] == 0.0
     assert "truth_f1" not in summarise({"sft": unknown, "r1": known}, 100, 0)["differences"]["r1-sft"]
 
 
@@ -130,6 +133,23 @@ def test_a_feature_whose_texts_failed_is_in_no_figure_of_texts_and_in_no_differe
     assert rounds["r1"]["hallucination_rate"] == {"value": 0.0, "low": 0.0, "high": 0.0, "n": 3}
     assert rounds["r1"]["detection_auc"]["n"] == 4  # no text is needed for it; that of the failed one is 0 here
     assert difference["detection_auc"]["value"] == pytest.approx((3 * 0.2 - 0.5) / 4)
+
+
+def test_two_rounds_that_share_no_measured_feature_are_told_apart_in_a_line(tmp_path):
+    """Features 0 and 1 failed in one of them, 2 and 3 in the other."""
+    failed = lost(4)
+    before, after = evaluated([0.5] * 4), evaluated([1.0] * 4)
+    found = summarise({"sft": [*before[:2], *failed[2:]], "r1": [*failed[:2], *after[2:]], "r2": after}, 100, 0)
+    assert "generative_accuracy" not in found["differences"]["r1-sft"]
+    assert "detection_auc" in found["differences"]["r1-sft"]
+    assert compare_rounds._lines(found) == [
+        "r1 - sft: fewer than two features were measured for both",
+        "r2 - r1: generative accuracy +0.0 points (+0.0 to +0.0)",
+        "r2 - sft: generative accuracy +50.0 points (+50.0 to +50.0)",
+    ]
+    compare_rounds.write(found, tmp_path)
+    cells = (tmp_path / "results.md").read_text().split("| difference |")[1].splitlines()[2].split("|")
+    assert [cell.strip() for cell in cells[1:3]] == ["generative accuracy ↑", "–"]
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,8 @@ def test_what_was_not_timed_has_no_seconds():
     some = {name: value for name, value in TIMINGS.items() if name != "build_preferences@r1"}
     assert bill(COSTS, some, list(some), PRICED).pairs["r1"] == Cost(None, 10.0, 60.0, None)
     nothing = bill(COSTS, {}, [], FREE)
+    part = bill(COSTS, {"prepare_subject": 60.0}, ["prepare_subject", "evaluate@r1"], PRICED).total
+    assert part == Cost(None, 140.0, 1000.0, None), "the seconds of a part would pass for those of all"
     assert nothing.total == Cost(0.0, 0.0, 0.0, None) and nothing.explanations["r1"] == Cost(None, 4.0, 40.0, None)
 
 
@@ -124,4 +126,6 @@ def test_table_stands_beside_what_sage_says_of_itself():
         ["all", "of", "these", "1,234", "0", "0", "-"],
         ["SAGE:", "a", "feature", "(published)", "-", *"19 to 34 350,000 to 750,000 0.15 to 0.27".split()],
     ]  # fmt: skip
+    dear = Bill({}, Cost(None, None, None, 1234.5), {"r1": Cost(None, None, None, 0.0751)}, {})
+    assert [line.split()[-1] for line in table(dear)[1:3]] == ["1,234", "0.075"]
     assert len({len(line) for line in table(bill(COSTS, TIMINGS, list(TIMINGS), PRICED))}) == 1

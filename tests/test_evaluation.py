@@ -1,6 +1,7 @@
 """The metrics by hand (METHOD section 2); what is missing has failed."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from saeexplainer import truth
 from saeexplainer.evaluation import Answers, Explanation, collides, evaluation_row, truth_scores
 from saeexplainer.records import FeatureRow
 from saeexplainer.sandbox.world import World
+from tasks import evaluate
 
 FEATURE = FeatureRow("subject/main/1", "main", 1, "test", maximum=4.0, density=0.01)
 EVERYONE = np.ones(3, dtype=bool)
@@ -76,6 +78,19 @@ def test_what_texts_would_have_measured_is_unknown_where_every_call_for_them_fai
     assert all(map(math.isnan, own))
     assert (found.output_accuracy, found.detection_auc, found.truth_agreement, found.truth_f1) == (0.0, 0.75, 1.0, 0.5)
     assert (found.explanation, found.texts, found.calls) == ("the word dog", [], 7)
+
+
+def test_negatives_are_texts_of_explanations_that_have_some():
+    """Of three others two have no texts; the third makes the feature fire harder than the explanation's own."""
+    features = [FeatureRow(f"s/main/{at}", "main", at, "test", 1.0, 0.1) for at in range(4)]
+    fires = {"own": 0.5, "theirs": 0.9}
+    read = SimpleNamespace(of=lambda sae, texts, latents: np.array([[fires[text]] for text in texts]).reshape(-1, 1))
+    params = SimpleNamespace(seed=0, evaluate=SimpleNamespace(negatives=1))
+    bench = SimpleNamespace(params=params, features=features, sae_name="main")
+    texts = {"a": ["own"], "b": [], "c": ["theirs"], "d": []}
+    assert evaluate.input_accuracies(bench, ["a", "b", "c", "d"], texts, read) == [0.0, 0.0, 1.0, 0.0]
+    texts |= {"a": ["theirs"], "c": ["own"]}
+    assert evaluate.input_accuracies(bench, ["a", "b", "c", "d"], texts, read) == [1.0, 0.0, 0.0, 0.0]
 
 
 def test_truth_agreement_is_naming_the_concept_with_the_best_f1():

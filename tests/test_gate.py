@@ -63,7 +63,8 @@ GUARDS = {
     "an accuracy that falls": ("input_accuracy", [0.4, 0.4], [0.5, 0.5], False),
     "an accuracy that rises": ("input_accuracy", [0.9, 0.9], [0.5, 0.5], True),
     "falls on average, within the interval": ("output_accuracy", [0.0, 0.6], [0.5, 0.5], True),
-    "known of one feature, where it falls": ("detection_auc", [0.4, math.nan], [0.5, 0.5], False),
+    "known of one feature, which has no interval": ("detection_auc", [0.4, math.nan], [0.5, 0.5], True),
+    "known of two features, where it falls": ("detection_auc", [0.4, 0.4], [0.5, 0.5], False),
     "known of no feature of both": ("truth_f1", [0.4, math.nan], [math.nan, 0.5], True),
 }
 FIELD = {"collision_rate": "collision"}
@@ -103,6 +104,11 @@ def test_the_next_best_round_is_promoted_and_the_reason_says_what_hinders_the_be
 def test_other_features_and_an_unknown_criterion_cannot_be_judged():
     with pytest.raises(UserError, match="cannot be paired"):
         judged({"r1": rows([0.5, 0.5])}, rows([0.5]))
-    nobody = rows([0.5], truth_f1=[math.nan])
-    with pytest.raises(UserError, match="compare_rounds.criterion: truth_f1 is known of no feature of r1; choose"):
+    nobody = rows([0.5, 0.5], truth_f1=[math.nan, 0.5])
+    with pytest.raises(UserError, match="compare_rounds.criterion: truth_f1 is known of fewer than two .* of both r1"):
         judged({"r1": nobody}, nobody, "truth_f1")
+
+
+def test_a_gain_on_one_feature_makes_no_champion():
+    with pytest.raises(UserError, match="fewer than two features"):
+        judged({"r1": rows([1.0])}, rows([0.0]))

@@ -232,6 +232,23 @@ def test_a_pooled_mean_of_one_seed_is_its_mean_and_no_values_are_refused() -> No
         pooled_mean([], 100, 0)
 
 
+def test_a_seed_that_measured_one_feature_or_none_has_no_interval_and_ends_no_report() -> None:
+    """Of seed 4 the writer failed for all features but one, of seed 5 for all: seed 3 alone tells."""
+    whole = {name: evaluated([value] * 4) for name, value in (("sft", 0.25), ("r2", 0.5), ("best_of_6", 1.0))}
+    seeds = [variant("seed3", SEEDS, whole, seed=3, split="test")]
+    for seed, known in ((4, 1), (5, 0)):
+        partly = {
+            name: [replace(row, generative_accuracy=math.nan) if at >= known else row for at, row in enumerate(rows)]
+            for name, rows in whole.items()
+        }
+        seeds.append(variant(f"seed{seed}", SEEDS, partly, seed=seed, split="test"))
+    found = confirmed(*seeds)
+    assert found["evaluations"]["r2"]["generative_accuracy"]["n"] == 4
+    assert found["gains"]["r2"]["generative_accuracy"] == {"value": 0.25, "low": 0.25, "high": 0.25, "n": 4}
+    assert found["gains"]["r2"]["hallucination_rate"]["n"] == 12
+    assert found["costs"]["best_of_6"]["reached"] == {"value": 0.5, "low": 0.5, "high": 0.5, "n": 4}
+
+
 def test_the_page_needs_only_the_json_and_nothing_measured_is_a_page_too() -> None:
     ablation = ablated(variant("up0", "up", rounds([value + 0.25 for value in LEVELS]), "base0"))
     confirmation = confirmed(seed(3), lower(3, LEVELS, 0.0))

@@ -30,11 +30,21 @@ def test_the_share_is_a_mean_of_candidates_and_of_no_other_split() -> None:
 
 def test_a_candidate_whose_texts_failed_does_not_count() -> None:
     """Afterwards feature a is measured by one of two candidates, b by none: a's share rises from 0 to 1."""
-    before = [*scored("a", [0.0]), *scored("b", [1.0])]
-    after = [*scored("a", [1.0]), *scored("a", [], reward=None), *scored("b", [], reward=None)]
-    assert shares(after, 0.5) == {"a": 1.0}
-    assert gain(before, after, 0.5, 10, 0) == Interval(1.0, 1.0, 1.0, 1)
-    assert gain(after, before, 0.5, 10, 0) == Interval(-1.0, -1.0, -1.0, 1)
+    before = [*scored("a", [0.0]), *scored("b", [1.0]), *scored("c", [0.0])]
+    after = [*scored("a", [1.0]), *scored("a", [], reward=None), *scored("b", [], reward=None), *scored("c", [1.0])]
+    assert shares(after, 0.5) == {"a": 1.0, "c": 1.0}
+    assert gain(before, after, 0.5, 10, 0) == Interval(1.0, 1.0, 1.0, 2)
+    assert gain(after, before, 0.5, 10, 0) == Interval(-1.0, -1.0, -1.0, 2)
+
+
+def test_one_feature_or_none_decides_nothing() -> None:
+    """All but a's calls failed, or all of them, or there is no valid feature."""
+    none, one = scored("b", [], reward=None), scored("a", [0.0])
+    for rows, count in (([*one, *none], 1), (none, 0), (scored("a", [1.0], split="dpo"), 0)):
+        with pytest.raises(
+            UserError, match=f"rounds: {count} valid features are measured .* raise extract_activations"
+        ):
+            gain(rows, rows, 0.5, 10, 0)
 
 
 # Two valid features, one candidate of two texts each: how many of them fire, before and after; (value, low, high).

@@ -150,7 +150,8 @@ def test_what_explanations_and_pairs_cost_are_metrics(project):
     whole = {name: value for name, value in parent.data.metrics.items() if name.startswith("cost_")}
     assert whole == pytest.approx({
         "cost_calls/pair/r1": 10.0, "cost_call_tokens/pair/r1": 60.0, "cost_usd/pair/r1": 0.06,
-        "cost_calls/total": 6.0, "cost_call_tokens/total": 60.0, "cost_usd/total": 0.06,  # only evaluate@r1 was timed
+        # Timed or not: of the round 20 + 30 and 120 + 180, of four evaluations 2 + 4 + 6 + 8 and 20 + 40 + 60 + 80.
+        "cost_calls/total": 70.0, "cost_call_tokens/total": 500.0, "cost_usd/total": 0.5,
     })  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from control_room import free_port, program
@@ -26,6 +27,7 @@ from saeexplainer.config import Architecture, Structured, WriterKind
 from saeexplainer.config import Writer as WriterConfig
 from saeexplainer.errors import UserError
 from saeexplainer.models import generate
+from saeexplainer.neighbours import Neighbourhoods, Responses
 from saeexplainer.records import CandidateRow, DroppedFeature, FeatureRow, NeighbourRow, PreferencePair, ScoreRow, Usage
 from saeexplainer.storage import read_rows, write_rows
 from saeexplainer.writers import Writer, open_writer
@@ -139,6 +141,39 @@ def test_feedback_at_inference_counts_the_calls_of_whoever_writes(serve, tmp_pat
         )  # fmt: skip
         spent[name] = sources._spent(bench, "any animal", texts)
     assert spent == {"here": (2, 2 * (4 + 1) + (3 + 1) + (2 + 1)), "served": (1, 15)}
+
+
+@pytest.mark.parametrize(
+    ("rewards", "chosen"),
+    [
+        ([None, 0.1, 0.3], 2),  # nobody knows what the greedy one is worth
+        ([0.2, None, 0.2], 0),
+        ([None, 0.0, 0.0], 0),  # a 0 is no better than what nobody knows
+        ([0.0, None, 0.0], 0),
+        ([None, None, None], 0),
+        ([0.1, 0.4, 0.4], 1),
+    ],
+)
+def test_the_best_of_some_samples_is_one_that_earned_something(rewards, chosen):
+    trials = [sources.Trial([], Responses([], []), earned, 0.5, 0, 0) for earned in rewards]
+    assert sources.best_tried(trials) == chosen
+
+
+def test_a_trial_whose_calls_failed_has_no_reward_and_an_empty_explanation_has_0(serve, tmp_path):
+    """A served writer that answers about a cat alone; nothing is known of the dog, an empty explanation earns 0."""
+    server = serve(json.dumps({"texts": ["a cat", "the cat"]}), "no", "no")
+    config = served(server, tmp_path, texts=2, temperatures=[1.0], concurrency=1, max_failed_share=0.5)
+    scoring = replace(settings().score_explanations, writer=config)
+    near = Neighbourhoods([FeatureRow("s/main/0", "main", 0, "test", 2.0, 0.1)], [])
+    fired = SimpleNamespace(of=lambda sae, texts, latents: np.full((len(texts), len(latents)), 2.0))
+    bench = SimpleNamespace(
+        training_author=open_writer(config, "score_explanations.writer", None, tiny_tokenizer()), near=near,
+        params=replace(settings(), score_explanations=scoring), features=list(near.features.values()),
+        sae_name="main", read=lambda texts, latents: fired,
+    )  # fmt: skip
+    tried = sources.try_out(bench, [(0, "any cat"), (0, "the dog"), (0, "")])
+    assert [trial.reward for trial in tried][1:] == [None, 0.0] and tried[0].reward > 0
+    assert sources.best_tried(tried[1:]) == 0 and tried[1].calls == 2  # they were asked, and paid
 
 
 EXPLANATIONS = [f"the word {word}" for word in WORDS] + [f"any {word} thing" for word in WORDS]
