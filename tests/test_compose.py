@@ -85,6 +85,7 @@ WRONG = {
     "type": ("train_sft.epochs=two", "train_sft.epochs"),
     "value": ("prepare_sae.hook_block=7", "prepare_sae.hook_block: is 7"),
     "grammar": ("train_sft.epochs", "train_sft.epochs"),
+    "a round without a plus": ("rounds.r9={start: r3}", "to add it write +rounds.r9=..."),
 }
 
 
@@ -98,6 +99,19 @@ def test_a_wrong_override_is_one_line_and_leaves_the_file(
     message = capsys.readouterr().err
     assert message.startswith("error: conf") and said in message and message.count("\n") == 1
     assert path.read_text(encoding="utf-8") == "kept"
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [("request={seed: 1}", "to add an entry write +{key}.NAME=..."), ("request.seed=1", "to add it write +{key}=...")],
+)
+def test_a_field_that_requests_do_not_have_yet_is_added_with_a_plus(override: str, said: str) -> None:
+    place = "evaluate.writer.endpoint."
+    with pytest.raises(UserError) as caught:
+        compose.composed(["writer=endpoint", place + override])
+    assert said.format(key=(place + override).partition("=")[0]) in str(caught.value)
+    found = yaml.safe_load(compose.composed(["writer=endpoint", f"+{place}request.seed=1"]))
+    assert found["evaluate"]["writer"]["endpoint"]["request"] == {"max_tokens": 1200.0, "seed": 1.0}
 
 
 def test_overrides_change_only_what_they_name() -> None:
