@@ -384,7 +384,8 @@ def _labeller(params: Params) -> Iterator[str]:
 
 def _model_and_endpoint(key: str, asked: Writer | Judge | Labeller) -> Iterator[str]:
     if (asked.model is None) is (asked.kind == "chat"):
-        yield f"{key}.model: kind is {asked.kind}; only kind chat has one, and must: {{source: FOLDER, ...}}"
+        advice = "and must: {source: FOLDER, ...}" if asked.model is None else f"give null for {asked.model.source}"
+        yield f"{key}.model: kind is {asked.kind}; only kind chat has one, {advice}"
     if (asked.endpoint is None) is (asked.kind == "endpoint"):
         yield f"{key}.endpoint: kind is {asked.kind}; only kind endpoint has one, and must"
     if asked.endpoint is not None:

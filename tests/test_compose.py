@@ -101,6 +101,17 @@ def test_a_wrong_override_is_one_line_and_leaves_the_file(
     assert path.read_text(encoding="utf-8") == "kept"
 
 
+@pytest.mark.parametrize("name", ["gpt2_small", "gemma2_2b", "llama31_8b_l15", "qwen3"])
+def test_a_real_experiment_takes_another_writer_and_judge(name: str) -> None:
+    served = yaml.safe_load(compose.composed([f"experiment={name}", "writer=endpoint", "judge=endpoint"]))
+    for stage in ("score_explanations", "evaluate"):
+        assert served[stage]["writer"]["kind"] == "endpoint" and served[stage]["writer"]["model"] is None
+    assert [judge["kind"] for judge in served["evaluate"]["judges"]] == ["endpoint", "likelihood"]
+    own = yaml.safe_load(compose.composed([f"experiment={name}"]))
+    asked = [own["score_explanations"]["writer"], own["evaluate"]["writer"], own["evaluate"]["judges"][0]]
+    assert [one["model"] for one in asked] == [own["train_sft"]["pretrained"]] * 3
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [("request={seed: 1}", "to add an entry write +{key}.NAME=..."), ("request.seed=1", "to add it write +{key}=...")],
