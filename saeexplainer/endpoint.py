@@ -143,8 +143,8 @@ class Client:
         again = ", those that made no sense too: change request to ask anew" if failures[Failure.unreadable] else ""
         return (
             f"{self.where}.endpoint: {failures.total()} of {asked} calls failed ({_reasons(failures)}); "
-            f"last: {self._complaint}, from {self.endpoint.base_url}; correct that or raise max_failed_share. Answers so "
-            f"far are in {self.endpoint.cache}{again}"
+            f"last: {self._complaint}, from {self.endpoint.base_url}; correct that or raise max_failed_share. Answers "
+            f"so far are in {self.endpoint.cache}{again}"
         )
 
     def _answer(self, one: Ask[Value], http: "httpx.Client", stopped: threading.Event) -> Answer[Value]:

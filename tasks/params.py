@@ -151,8 +151,8 @@ def check(params: Params) -> None:
     for key, name, value in leaves(params):
         _check_leaf(key, name, value)
     finders = (
-        _models, _shapes, _processes, _text, _explainer, _sampling, _writers, _labeller, _saes, _features, _limits, _rounds,
-        _evaluations, _judges, _comparison,
+        _models, _shapes, _processes, _text, _explainer, _sampling, _writers, _labeller, _saes, _features, _limits,
+        _rounds, _evaluations, _judges, _comparison,
     )  # fmt: skip
     for complaint in chain(*(find(params) for find in finders)):
         raise UserError(complaint)

@@ -57,7 +57,8 @@ def answer(overrides: list[str], choice: Choice) -> Answer:
     lengths, runs = measured()
     if choice.hardware not in (known := sorted({run.hardware for run in runs})):
         raise UserError(
-            f"--hardware {choice.hardware}: unknown; choose from {', '.join(known)}, or add a run on it to conf/throughput.yaml"
+            f"--hardware {choice.hardware}: unknown; choose from {', '.join(known)}, or add a run on it to "
+            f"{_place(THROUGHPUT)}"
         )
     fitting = planning.fitting(runs, params, shapes, models, choice.hardware)
     here = lengths.get(params.prepare_subject.domain)
