@@ -48,17 +48,24 @@ def test_a_corpus_composes_with_what_it_cannot_give_taken_out() -> None:
             compose.composed(["subject=corpus", *others[:left_out], *others[left_out + 1 :]])
 
 
+OF_OTHERS = ["explainer=lora", "train_sft.pretrained.source=folder"]  # what the choices named explainer need
+
+
 @pytest.mark.parametrize("judge", sorted(path.stem for path in (ROOT / "conf" / "judge").glob("*.yaml")))
 def test_every_judge_composes_and_is_the_first(judge: str) -> None:
-    found = yaml.safe_load(compose.composed([f"judge={judge}", "evaluate.judges.0.batch_size=7"]))["evaluate"]["judges"]
-    assert (found[0]["kind"], found[0]["batch_size"], found[-1]["kind"]) == (judge, 7, "likelihood")
+    given = [f"judge={judge}", "evaluate.judges.0.batch_size=7", *OF_OTHERS * (judge == "explainer")]
+    found = yaml.safe_load(compose.composed(given))["evaluate"]["judges"]
+    kind = {"explainer": "chat"}.get(judge, judge)
+    assert (found[0]["kind"], found[0]["batch_size"], found[-1]["kind"]) == (kind, 7, "likelihood")
 
 
 @pytest.mark.parametrize("writer", sorted(path.stem for path in (ROOT / "conf" / "writer").glob("*.yaml")))
 def test_every_writer_composes_and_asks_another_way_in_the_evaluation(writer: str) -> None:
-    found = yaml.safe_load(compose.composed([f"writer={writer}", "evaluate.writer.texts=7"]))
+    given = [f"writer={writer}", "evaluate.writer.texts=7", *OF_OTHERS * (writer == "explainer")]
+    found = yaml.safe_load(compose.composed(given))
     training, measuring = found["score_explanations"]["writer"], found["evaluate"]["writer"]
-    assert training["kind"] == measuring["kind"] == writer and measuring["texts"] == 7
+    kind = {"explainer": "chat"}.get(writer, writer)
+    assert training["kind"] == measuring["kind"] == kind and measuring["texts"] == 7
     assert training["prompt"] != measuring["prompt"]
 
 
