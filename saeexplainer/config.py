@@ -55,6 +55,9 @@ class DpoLoss(StrEnum):
     ipo = "ipo"  # (difference a token - 1 / (2 beta))^2, arXiv 2310.12036: beta is on another scale than sigmoid's
 
 
+DTYPES = ("float32", "bfloat16", "float16")  # number types of the weights of a model of others
+
+
 @dataclass(frozen=True)
 class Pretrained:
     """A causal LM that others trained."""
@@ -100,7 +103,7 @@ class Adapter:
 
     rank: int  # of each layer's update
     alpha: float  # the update counts alpha / rank times
-    dropout: float  # of the updates' inputs, in supervised training; TRL's DPO switches it off
+    dropout: float  # of the updates' inputs, below 1, in supervised training; TRL's DPO switches it off
     quantize: bool  # the model in 4 bits (QLoRA); needs the package bitsandbytes
 
 

@@ -140,10 +140,11 @@ class Client:
         return [*self._purse.notes(), *([said] if failed else [])]
 
     def _too_many(self, failures: Counter[Failure], asked: int) -> str:
+        again = ", those that made no sense too: change request to ask anew" if failures[Failure.unreadable] else ""
         return (
             f"{self.where}.endpoint: {failures.total()} of {asked} calls failed ({_reasons(failures)}); "
-            f"last: {self._complaint}; correct it or raise max_failed_share. Answers so far are in "
-            f"{self.endpoint.cache}"
+            f"last: {self._complaint}, from {self.endpoint.base_url}; correct that or raise max_failed_share. Answers "
+            f"so far are in {self.endpoint.cache}{again}"
         )
 
     def _answer(self, one: Ask[Value], http: "httpx.Client", stopped: threading.Event) -> Answer[Value]:
@@ -244,8 +245,7 @@ class Client:
     def _check_status(self, response: "httpx.Response") -> None:
         status = response.status_code
         if status in KEY_REFUSED:
-            said = f"key_variable: {self.endpoint.key_variable} holds no key that"
-            raise UserError(f"{self.where}.endpoint.{said} {self.endpoint.base_url} takes ({status})")
+            raise UserError(f"{self.where}.endpoint.key_variable: {self._refused(status)}")
         if status == NOT_FOUND:
             raise UserError(
                 f"{self.where}.endpoint: {self.endpoint.base_url} has no model {self.endpoint.model!r} or no chat "
@@ -257,6 +257,13 @@ class Client:
         if status in WORTH_A_RETRY or response.is_server_error:
             raise _Passing(complaint, _seconds(response.headers.get("Retry-After", "")))
         raise _Lasting(complaint)
+
+    def _refused(self, status: int) -> str:
+        """What to do about a key that is not taken."""
+        variable, place = self.endpoint.key_variable, self.endpoint.base_url
+        if variable is None:
+            return f"is null, and {place} asks for a key ({status}); name the environment variable that holds it"
+        return f"{variable} holds no key that {place} takes ({status}); export another under that name"
 
     def _content(self, response: "httpx.Response", bill: Bill) -> tuple[str, dict[str, int] | None]:
         """Text and reported usage of a chat completion. Raises _Passing if it is none, such as a page of HTML."""
@@ -332,11 +339,14 @@ def _seconds(text: str) -> float:
 def _key(variable: str | None, where: str) -> str:
     if variable is None:
         return ""
-    if not os.environ.get(variable):
+    key = os.environ.get(variable, "").strip()
+    if not key:
         raise UserError(
             f"{where}.endpoint.key_variable: {variable} is not set in the environment; export the key under that name"
         )
-    return os.environ[variable]
+    if not (key.isascii() and key.isprintable()):  # no header can hold it
+        raise UserError(f"{where}.endpoint.key_variable: what {variable} holds is no key; export it again, in one line")
+    return key
 
 
 def _reasons(failures: Counter[Failure]) -> str:

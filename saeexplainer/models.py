@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from saeexplainer.config import Pretrained
+from saeexplainer.config import DTYPES, Pretrained
 from saeexplainer.errors import UserError
 from saeexplainer.processes import spread
 from saeexplainer.storage import read_json, write_json
@@ -25,9 +25,9 @@ from saeexplainer.storage import read_json, write_json
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-DTYPES = ("float32", "bfloat16", "float16")
 POINTER = "pretrained.json"  # in a folder of the pipeline without a model's weights: where they are, how to load them
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")  # peft's, in a folder of the pipeline beside a pointer
+PLACEMENTS = ("auto", "balanced", "balanced_low_0", "sequential")  # transformers spreads the blocks over devices
 ROOM = 2**28  # numbers in one array, 1 GiB in float32: what reads many texts at once takes a small multiple of it
 # What chat templates are given. One that knows enable_thinking then opens the answer itself; those of Llama 3 say what
 # day it is, which would be another at every run. The others ignore both.
@@ -139,6 +139,7 @@ def load_model(
         raise UserError(f"{source}: not a model folder (no config.json); name a folder that transformers saved")
     if dtype not in DTYPES:
         raise UserError(f"{source}: dtype {dtype!r} is not known; choose one of {', '.join(DTYPES)}")
+    _check_device(device_map, source)
     try:
         whole = AutoConfig.from_pretrained(source, **where)
         config = whole.get_text_config()
@@ -151,6 +152,10 @@ def load_model(
                 ignore_mismatched_sizes=True, **_four_bits(quantize), **where,
             )  # fmt: skip
     except (OSError, ValueError, ImportError, SafetensorError) as error:
+        if attention is not None and re.search("attn|attention", str(error), re.IGNORECASE):
+            raise UserError(
+                f"{source}: attention {attention!r} cannot be had ({_reason(error)}); choose another, or null"
+            ) from None
         raise UserError(f"{source}: no causal language model in it ({_reason(error)}){_hub_advice(where)}") from None
     # transformers fills what is missing, or of another size, with random numbers, and only warns.
     if wrong := sorted({*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}):
@@ -199,7 +204,7 @@ def _where(source: Path | str, revision: str | None) -> dict[str, Any]:
     if revision is None or not _COMMIT.fullmatch(revision):
         raise UserError(
             f"{source}: no such folder, and a model of the hub needs a pinned revision, the 40 hex digits of a commit; "
-            f"it is {revision!r}"
+            f"the revision is {'null' if revision is None else repr(revision)}"
         )
     return {"revision": revision, "trust_remote_code": False}
 
@@ -207,7 +212,26 @@ def _where(source: Path | str, revision: str | None) -> dict[str, Any]:
 def _hub_advice(where: dict[str, Any]) -> str:
     if "revision" not in where:
         return ""
-    return "; check id and revision; a gated model needs its licence accepted and HF_TOKEN in the environment"
+    return "; check the connection, id and revision; a gated model needs its licence accepted and HF_TOKEN in the environment"
+
+
+def _check_device(device_map: str | None, source: Path | str) -> None:
+    """Raise UserError if weights cannot be put where a device map says; torch would end in an assertion."""
+    if device_map is None or device_map in PLACEMENTS:
+        return
+    try:
+        device = torch.device(device_map)
+    except RuntimeError:
+        raise UserError(
+            f"{source}: device_map {device_map!r} is not known; give a device such as cuda or cuda:1, "
+            f"one of {', '.join(PLACEMENTS)}, or null for the CPU"
+        ) from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"{source}: device_map is {device_map!r}, but torch finds no GPU here; give null for the CPU")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"{source}: device_map is {device_map!r}, but there are {torch.cuda.device_count()} GPUs, counted from 0"
+        )
 
 
 def _four_bits(quantize: bool) -> dict[str, Any]:
@@ -220,7 +244,7 @@ def _four_bits(quantize: bool) -> dict[str, Any]:
 
     if find_spec("bitsandbytes") is None:
         raise UserError(
-            "adapter.quantize: needs the package bitsandbytes, which is not here; install it, or give false"
+            "train_sft.adapter.quantize: needs the package bitsandbytes, which is not here; install it, or give false"
         )
     return {
         "quantization_config": BitsAndBytesConfig(

@@ -126,7 +126,7 @@ def load(
     from safetensors import SafetensorError
 
     if sae_id is None and not Path(source, "cfg.json").is_file():
-        raise UserError(f"{source}: not an SAE folder (no cfg.json); name one that sae-lens saved")
+        raise UserError(f"{source}: not an SAE folder (no cfg.json); name one that sae-lens saved, or for a release give sae_id")
     try:
         with warnings.catch_warnings():
             # Both are dealt with below.
@@ -137,7 +137,7 @@ def load(
         raise UserError(f"{source}: sae-lens reads no SAE of that kind ({error}); save its inference form") from None
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{source}: no SAE {sae_id or ''} that sae-lens reads ({reason}); check its name") from None
+        raise UserError(f"{source}: no SAE {sae_id or ''} that sae-lens reads ({reason}); check its name, and the connection") from None
     _check(sae, source, d_model)
     _fold(sae, source, norm_scaling_factor)
     return sae.eval()

@@ -90,12 +90,17 @@ def read_rows(path: Path, record: type[Record]) -> list[Record]:
     import pyarrow.parquet as pq
 
     if not path.is_file():
-        raise UserError(f"{path}: no such table; run `dvc repro` to make it")
+        raise UserError(f"{path}: no such table; run `{_maker(path)}` to make it")
     table = pq.read_table(path)
     expected = [field.name for field in fields(record)]  # type: ignore[arg-type]
     if table.column_names != expected:
-        raise UserError(f"{path}: columns are {table.column_names}, expected {expected}; run `dvc repro` to remake it")
+        raise UserError(f"{path}: columns are {table.column_names}, expected {expected}; run `{_maker(path)}` to remake it")
     return [record(**row) for row in table.to_pylist()]
+
+
+def _maker(path: Path) -> str:
+    """The command that makes a table: what others made is no output of a stage."""
+    return "sae-explainer import FILE" if path.parent.name == "imported" else "dvc repro"
 
 
 def read_notes(path: Path) -> dict[str, Any]:
@@ -103,7 +108,7 @@ def read_notes(path: Path) -> dict[str, Any]:
     import pyarrow.parquet as pq
 
     if not path.is_file():
-        raise UserError(f"{path}: no such table; run `dvc repro` to make it")
+        raise UserError(f"{path}: no such table; run `{_maker(path)}` to make it")
     return json.loads((pq.read_schema(path).metadata or {}).get(NOTES.encode(), b"{}"))
 
 

@@ -16,6 +16,7 @@ from typer.exceptions import TyperException
 
 from saeexplainer.errors import UserError
 from saeexplainer.records import NOT_EXPLAINED
+from tasks import progress
 
 REPORT = Path("reports/report.html")
 CHAMPION = "champion"
@@ -54,7 +55,7 @@ def explain(
     from saeexplainer.records import FeatureRow
     from saeexplainer.storage import read_rows
     from tasks import explain as local
-    from tasks import params, progress
+    from tasks import params
 
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its remarks on settings are no answer
     progress.install("explain")
@@ -190,7 +191,7 @@ def fetch(
 
     Example: sae-explainer fetch llama3.1-8b/15-llamascope-res-32k --features 0-99 --to llama.jsonl
     """
-    from tasks import exchange, progress
+    from tasks import exchange
 
     progress.install("fetch")
     print("\n".join(exchange.fetch(source, features, to, base_url, per_minute, cache, force)))
@@ -322,6 +323,7 @@ def doctor(as_json: AsJson = False) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """The command line; the exit status."""
     given = sys.argv[1:] if arguments is None else arguments
+    progress.quiet_retries()
     try:
         return app(args=given or ["--help"], prog_name="sae-explainer", standalone_mode=False) or 0
     except UserError as error:

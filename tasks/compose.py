@@ -23,6 +23,7 @@ from saeexplainer.storage import replacing
 from tasks import params as parameters
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
+OPEN = ("request", "rounds", "evaluations")  # sections that hold entries of any name
 
 
 def composed(overrides: list[str]) -> str:
@@ -54,6 +55,11 @@ def _explained(error: Exception, overrides: list[str]) -> str:
 
 
 def _advice(key: str) -> str:
+    section, _, name = key.rpartition(".")
+    if name in OPEN:
+        return f"to add an entry write +{key}.NAME=..."
+    if section.rpartition(".")[2] in OPEN:
+        return f"to add it write +{key}=..."
     known = [leaf for leaf, _, _ in parameters.leaves(parameters.build(_compose([]), "conf"))]
     groups = [path.name for path in CONF.iterdir() if path.is_dir()]
     close = get_close_matches(key, known + groups, n=1)

@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from saeexplainer.comparison import METRICS
 from saeexplainer.config import (
+    DTYPES,
     Architecture,
     Corpus,
     DomainName,
@@ -32,6 +33,7 @@ from saeexplainer.config import (
     Labeller,
     Params,
     PrepareSubject,
+    Pretrained,
     PromptKind,
     Writer,
     WriterKind,
@@ -56,6 +58,7 @@ AT_MOST_ONE = {
     "max_quarantined_share", "best_is_zero", "below_floor", "best_is_empty", "no_spread", "no_gap", "max_top_share",
     "min_distinct_share", "max_dropped_drift", "max_vocabulary_drift", "max_failed_share",
 }  # fmt: skip
+_COMMIT = re.compile("[0-9a-f]{40}")
 EXPLAINERS = Path("data/explainers")
 CONTEXTS = Path("data/activations/contexts.parquet")  # from which domain and labeller label
 
@@ -148,8 +151,8 @@ def check(params: Params) -> None:
     for key, name, value in leaves(params):
         _check_leaf(key, name, value)
     finders = (
-        _shapes, _processes, _text, _explainer, _sampling, _writers, _labeller, _saes, _features, _limits, _rounds,
-        _evaluations, _judges, _comparison,
+        _models, _shapes, _processes, _text, _explainer, _sampling, _writers, _labeller, _saes, _features, _limits,
+        _rounds, _evaluations, _judges, _comparison,
     )  # fmt: skip
     for complaint in chain(*(find(params) for find in finders)):
         raise UserError(complaint)
@@ -182,6 +185,27 @@ def _check_leaf(key: str, name: str, value: Any) -> None:
         raise UserError(f"{key}: is {value}; must be above 0")
     if name in AT_MOST_ONE and value > 1:
         raise UserError(f"{key}: is {value}; must be at most 1")
+
+
+def _models(params: Params) -> Iterator[str]:
+    """What can be said of models of others, wherever they stand, before they are there."""
+    for key, model in _pretrained(params):
+        if model.revision is not None and not _COMMIT.fullmatch(model.revision):
+            yield f"{key}.revision: is {model.revision!r}; must be the 40 hex digits of a commit, or null for a folder"
+        if model.dtype not in DTYPES:
+            yield f"{key}.dtype: is {model.dtype!r}; choose one of {', '.join(DTYPES)}"
+
+
+def _pretrained(node: Any, key: str = "") -> Iterator[tuple[str, Pretrained]]:
+    """(full key, model) of every model of others."""
+    if isinstance(node, Pretrained):
+        yield key, node
+    elif is_dataclass(node):
+        for field in fields(node):
+            yield from _pretrained(getattr(node, field.name), f"{key}.{field.name}".removeprefix("."))
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from _pretrained(value, f"{key}[{index}]")
 
 
 def _shapes(params: Params) -> Iterator[str]:
@@ -283,7 +307,7 @@ def _hub(key: str, corpus: Corpus) -> Iterator[str]:
             if getattr(corpus, name) is not None:
                 yield f"{key}.{name}: is {getattr(corpus, name)!r}; files have none; give null, or a revision"
         return
-    if not re.fullmatch("[0-9a-f]{40}", corpus.revision):
+    if not _COMMIT.fullmatch(corpus.revision):
         yield f"{key}.revision: is {corpus.revision!r}; must be the 40 hex digits of a commit, or null for files"
     if corpus.split is None:
         yield f"{key}.split: is null; a data set of the hub needs one, such as train"
@@ -301,6 +325,8 @@ def _explainer(params: Params) -> Iterator[str]:
     wanted = ["{feature}", *["{contexts}"] * bool(prompt.shown_contexts)]
     if prompt.kind is PromptKind.chat and sorted(re.findall(r"{\w*}", prompt.instruction or "")) != sorted(wanted):
         yield f"train_sft.prompt.instruction: is {prompt.instruction!r}; must hold {' and '.join(wanted)}, each once"
+    if config.adapter is not None and config.adapter.dropout == 1:
+        yield "train_sft.adapter.dropout: is 1.0; must be below 1, or nothing reaches the adapter"
     if config.adapter is None and config.pretrained is not None and config.pretrained.dtype != "float32":
         yield (
             f"train_sft.pretrained.dtype: is {config.pretrained.dtype!r}; without train_sft.adapter every weight is "
@@ -358,7 +384,8 @@ def _labeller(params: Params) -> Iterator[str]:
 
 def _model_and_endpoint(key: str, asked: Writer | Judge | Labeller) -> Iterator[str]:
     if (asked.model is None) is (asked.kind == "chat"):
-        yield f"{key}.model: kind is {asked.kind}; only kind chat has one, and must: {{source: FOLDER, ...}}"
+        advice = "and must: {source: FOLDER, ...}" if asked.model is None else f"give null for {asked.model.source}"
+        yield f"{key}.model: kind is {asked.kind}; only kind chat has one, {advice}"
     if (asked.endpoint is None) is (asked.kind == "endpoint"):
         yield f"{key}.endpoint: kind is {asked.kind}; only kind endpoint has one, and must"
     if asked.endpoint is not None:

@@ -55,6 +55,11 @@ def answer(overrides: list[str], choice: Choice) -> Answer:
     dtype = _dtype(choice, pretrained)
     models = _models(params, choice)
     lengths, runs = measured()
+    if choice.hardware not in (known := sorted({run.hardware for run in runs})):
+        raise UserError(
+            f"--hardware {choice.hardware}: unknown; choose from {', '.join(known)}, or add a run on it to "
+            f"{_place(THROUGHPUT)}"
+        )
     fitting = planning.fitting(runs, params, shapes, models, choice.hardware)
     here = lengths.get(params.prepare_subject.domain)
     trained_here = choice.model is None and pretrained is None

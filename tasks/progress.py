@@ -7,6 +7,7 @@ Every bar of a stage is tqdm's, whoever draws it: this project, TRL's and transf
 every `EVERY` seconds and once more at its end; one that is done sooner says nothing. In a terminal bars stay bars.
 """
 
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -35,6 +36,11 @@ def install(label: str) -> None:
 def silence() -> None:
     """No bars in this process: one of several that all do the same says where they are."""
     os.environ["TQDM_DISABLE"] = "1"
+
+
+def quiet_retries() -> None:
+    """Without a line for each time that a connection to the hub is tried again: what comes of it is one line."""
+    logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)
 
 
 def close_bars() -> None:

@@ -54,6 +54,7 @@ def main(run: Callable[..., Report], arguments: list[str] | None = None, *, para
     stage = Path(inspect.getfile(run)).stem
     arguments = sys.argv[1:] if arguments is None else arguments
     signal.signal(signal.SIGTERM, _terminate)
+    progress.quiet_retries()
     if processes.is_first():
         progress.install(" ".join([stage, *arguments]))
     else:

@@ -48,17 +48,24 @@ def test_a_corpus_composes_with_what_it_cannot_give_taken_out() -> None:
             compose.composed(["subject=corpus", *others[:left_out], *others[left_out + 1 :]])
 
 
+OF_OTHERS = ["explainer=lora", "train_sft.pretrained.source=folder"]  # what the choices named explainer need
+
+
 @pytest.mark.parametrize("judge", sorted(path.stem for path in (ROOT / "conf" / "judge").glob("*.yaml")))
 def test_every_judge_composes_and_is_the_first(judge: str) -> None:
-    found = yaml.safe_load(compose.composed([f"judge={judge}", "evaluate.judges.0.batch_size=7"]))["evaluate"]["judges"]
-    assert (found[0]["kind"], found[0]["batch_size"], found[-1]["kind"]) == (judge, 7, "likelihood")
+    given = [f"judge={judge}", "evaluate.judges.0.batch_size=7", *OF_OTHERS * (judge == "explainer")]
+    found = yaml.safe_load(compose.composed(given))["evaluate"]["judges"]
+    kind = {"explainer": "chat"}.get(judge, judge)
+    assert (found[0]["kind"], found[0]["batch_size"], found[-1]["kind"]) == (kind, 7, "likelihood")
 
 
 @pytest.mark.parametrize("writer", sorted(path.stem for path in (ROOT / "conf" / "writer").glob("*.yaml")))
 def test_every_writer_composes_and_asks_another_way_in_the_evaluation(writer: str) -> None:
-    found = yaml.safe_load(compose.composed([f"writer={writer}", "evaluate.writer.texts=7"]))
+    given = [f"writer={writer}", "evaluate.writer.texts=7", *OF_OTHERS * (writer == "explainer")]
+    found = yaml.safe_load(compose.composed(given))
     training, measuring = found["score_explanations"]["writer"], found["evaluate"]["writer"]
-    assert training["kind"] == measuring["kind"] == writer and measuring["texts"] == 7
+    kind = {"explainer": "chat"}.get(writer, writer)
+    assert training["kind"] == measuring["kind"] == kind and measuring["texts"] == 7
     assert training["prompt"] != measuring["prompt"]
 
 
@@ -85,6 +92,7 @@ WRONG = {
     "type": ("train_sft.epochs=two", "train_sft.epochs"),
     "value": ("prepare_sae.hook_block=7", "prepare_sae.hook_block: is 7"),
     "grammar": ("train_sft.epochs", "train_sft.epochs"),
+    "a round without a plus": ("rounds.r9={start: r3}", "to add it write +rounds.r9=..."),
 }
 
 
@@ -98,6 +106,30 @@ def test_a_wrong_override_is_one_line_and_leaves_the_file(
     message = capsys.readouterr().err
     assert message.startswith("error: conf") and said in message and message.count("\n") == 1
     assert path.read_text(encoding="utf-8") == "kept"
+
+
+@pytest.mark.parametrize("name", ["gpt2_small", "gemma2_2b", "llama31_8b_l15", "qwen3"])
+def test_a_real_experiment_takes_another_writer_and_judge(name: str) -> None:
+    served = yaml.safe_load(compose.composed([f"experiment={name}", "writer=endpoint", "judge=endpoint"]))
+    for stage in ("score_explanations", "evaluate"):
+        assert served[stage]["writer"]["kind"] == "endpoint" and served[stage]["writer"]["model"] is None
+    assert [judge["kind"] for judge in served["evaluate"]["judges"]] == ["endpoint", "likelihood"]
+    own = yaml.safe_load(compose.composed([f"experiment={name}"]))
+    asked = [own["score_explanations"]["writer"], own["evaluate"]["writer"], own["evaluate"]["judges"][0]]
+    assert [one["model"] for one in asked] == [own["train_sft"]["pretrained"]] * 3
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [("request={seed: 1}", "to add an entry write +{key}.NAME=..."), ("request.seed=1", "to add it write +{key}=...")],
+)
+def test_a_field_that_requests_do_not_have_yet_is_added_with_a_plus(override: str, said: str) -> None:
+    place = "evaluate.writer.endpoint."
+    with pytest.raises(UserError) as caught:
+        compose.composed(["writer=endpoint", place + override])
+    assert said.format(key=(place + override).partition("=")[0]) in str(caught.value)
+    found = yaml.safe_load(compose.composed(["writer=endpoint", f"+{place}request.seed=1"]))
+    assert found["evaluate"]["writer"]["endpoint"]["request"] == {"max_tokens": 1200.0, "seed": 1.0}
 
 
 def test_overrides_change_only_what_they_name() -> None:

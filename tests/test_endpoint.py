@@ -83,7 +83,7 @@ def test_nobody_waits_longer_than_the_timeout(serve, tmp_path, step):
     assert not (tmp_path / "cache").exists()
 
 
-@pytest.mark.parametrize(("status", "said"), [(401, "key_variable: None holds no key"), (403, "403"), (404, "'tiny'")])
+@pytest.mark.parametrize(("status", "said"), [(401, "key_variable: is null, and http.* asks for a key"), (403, "403"), (404, "'tiny'")])
 def test_what_no_call_can_survive_stops_at_once_and_keeps_the_rest(serve, tmp_path, status, said):
     server = serve(Mood.right, status)
     with pytest.raises(UserError, match=rf"^x\.endpoint.*{said}") as caught:
@@ -92,6 +92,18 @@ def test_what_no_call_can_survive_stops_at_once_and_keeps_the_rest(serve, tmp_pa
     assert "\n" not in str(caught.value) and kept == len(server.paid) and kept >= 1
     done = Client(endpoint(server, tmp_path), "x").ask(NAMES, "")
     assert len(done) == 6 and len(server.paid) == len(set(server.paid)) == 6
+
+
+def test_a_key_is_one_word_and_the_end_of_its_line_is_no_part_of_it(serve, tmp_path, monkeypatch):
+    server = serve()
+    for value in ("schlüssel-a", "two\nlines", " \n"):
+        monkeypatch.setenv("SOME_KEY", value)
+        with pytest.raises(UserError, match="SOME_KEY") as caught:
+            Client(endpoint(server, tmp_path, key_variable="SOME_KEY"), "x")
+        assert value.strip() not in str(caught.value) or not value.strip()
+    monkeypatch.setenv("SOME_KEY", "a-secret\n")
+    Client(endpoint(server, tmp_path, key_variable="SOME_KEY"), "x").ask(NAMES[:1], "")
+    assert server.keys == {"Bearer a-secret"}
 
 
 @pytest.mark.parametrize(

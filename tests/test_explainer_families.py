@@ -321,7 +321,7 @@ def test_an_explainer_starts_where_the_subjects_pointer_says(trained, tmp_path):
     again = open_model(tmp_path / "whole")
     assert again.dtype is torch.float32 and again.config._attn_implementation == "eager"
     if find_spec("bitsandbytes") is None:
-        with pytest.raises(UserError, match="adapter.quantize: needs the package bitsandbytes"):
+        with pytest.raises(UserError, match="train_sft.adapter.quantize: needs the package bitsandbytes"):
             explainer_folder.start(
                 replace(config, adapter=replace(config.adapter, quantize=True)), tmp_path, WIDTH, seed=0
             )

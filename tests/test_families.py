@@ -179,7 +179,7 @@ def test_a_pinned_hub_model_loads_as_its_folder_does(llama, offline_hub):
     [
         ("owner/absent", COMMIT, "^owner/absent: no causal language model in it.*HF_TOKEN in the environment"),
         ("owner/absent", None, "^owner/absent: no such folder, and a model of the hub needs a pinned revision"),
-        ("owner/absent", "main", "the 40 hex digits of a commit; it is 'main'"),
+        ("owner/absent", "main", "the 40 hex digits of a commit; the revision is 'main'"),
         ("llama", COMMIT, f"a folder has no revision .{COMMIT}.; leave it out"),
     ],
 )
@@ -222,7 +222,12 @@ def test_a_gated_model_says_what_to_do(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("how", "said"), [({"dtype": "int3"}, "dtype 'int3' is not known"), ({"attention": "clever"}, "clever")]
+    ("how", "said"), [
+        ({"dtype": "int3"}, "dtype 'int3' is not known"),
+        ({"attention": "clever"}, "attention 'clever' cannot be had"),
+        ({"device_map": "gpuu"}, "device_map 'gpuu' is not known; give a device such as cuda"),
+        ({"device_map": "cuda:77"}, "device_map is 'cuda:77', but"),
+    ],
 )
 def test_a_way_of_loading_that_is_not_there_is_one_line(llama, how, said):
     with pytest.raises(UserError, match=said) as caught:
@@ -232,7 +237,7 @@ def test_a_way_of_loading_that_is_not_there_is_one_line(llama, how, said):
 
 def test_attention_that_drops_a_cap_on_logits_is_refused(tmp_path):
     save_family("gemma2", tmp_path)
-    with pytest.raises(UserError, match="no causal language model in it"):
+    with pytest.raises(UserError, match="attention 'sdpa' cannot be had"):
         load_model(tmp_path, attention="sdpa")
     assert load_model(tmp_path).config._attn_implementation == "eager"
 

@@ -70,6 +70,18 @@ WRONG = {
         {"train_sft__prompt__instruction": "What is {feature}?"}, "train_sft.prompt.kind", "chat",
     ),
     "whole training in bfloat16": ({"train_sft__pretrained": BFLOAT16}, "train_sft.pretrained.dtype", "float32"),
+    "a branch for a commit": (
+        {"train_sft__pretrained": PRETRAINED | {"revision": "main"}}, "train_sft.pretrained.revision", "40 hex digits",
+    ),
+    "a judge of an unknown number type": (
+        {"evaluate__judges": [{"kind": "chat", "prompt": None, "model": PRETRAINED | {"dtype": "float8"},
+                               "batch_size": 1, "endpoint": None}]},
+        "evaluate.judges[0].model.dtype", "'float8'; choose one of float32",
+    ),
+    "an adapter that nothing reaches": (
+        {"train_sft__adapter": {"rank": 4, "alpha": 8, "dropout": 1.0, "quantize": False}},
+        "train_sft.adapter.dropout", "below 1",
+    ),
     "no value": ({"prepare_subject__steps": None}, "prepare_subject.steps", ""),
     "unknown choice": ({"train_sft__direction": "up"}, "train_sft.direction", "mean_activation"),
     "missing key": ({"train_sft__epochs": REMOVED}, "train_sft.epochs", "missing"),

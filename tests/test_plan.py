@@ -525,6 +525,11 @@ def test_a_config_that_says_no_size_is_refused(config: dict, said: str) -> None:
         shape_of(config, "x")
 
 
+def test_an_unknown_machine_is_refused() -> None:
+    with pytest.raises(UserError, match="^--hardware a-gpu: unknown; choose from cpu-2-cores, or add"):
+        asked.answer([], replace(ASKED, hardware="a-gpu"))
+
+
 @pytest.mark.parametrize("text", ["", "lengths: {sandbox: {document: 3}}", "runs: [{hardware: x}]", "a: ["])
 def test_a_broken_table_is_named(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "throughput.yaml"

@@ -70,6 +70,12 @@ def test_notes_of_a_table_lie_beside_its_rows(tmp_path):
         read_notes(tmp_path / "nothing")
 
 
+def test_a_table_that_was_imported_is_no_stages_to_make(tmp_path):
+    for folder, command in (("imported", "sae-explainer import FILE"), ("rounds", "dvc repro")):
+        with pytest.raises(UserError, match=f"no such table; run `{command}` to make it"):
+            read_rows(tmp_path / folder / "labels.parquet", records.ExplanationRow)
+
+
 def test_a_value_that_is_unknown_reads_back(tmp_path):
     rows = [evaluation(feature_id="s/m/1", log_probability=math.nan, truth_f1=math.nan)]
     write_rows(tmp_path / "rows.parquet", rows, records.EvaluationRow)

@@ -304,7 +304,7 @@ def test_a_spent_limit_is_one_line_and_the_next_run_goes_on(scored, undisturbed,
 
 
 @pytest.mark.parametrize(
-    ("step", "said"), [(401, "holds no key"), ("As an AI I would rather not.", "no usable answer")]
+    ("step", "said"), [(401, "asks for a key (401)"), ("As an AI I would rather not.", "change request to ask anew")]
 )  # fmt: skip
 def test_an_expired_key_and_a_writer_in_prose_are_one_line(scored, serve, tmp_path, step, said):
     folder = workspace(scored, tmp_path, serve(*[step] * 40))
