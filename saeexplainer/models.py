@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from saeexplainer.config import Pretrained
-from saeexplainer.errors import UserError
+from saeexplainer.errors import UserError, first_line
 from saeexplainer.processes import spread
 from saeexplainer.storage import read_json, write_json
 
@@ -101,7 +101,7 @@ def _with_adapter(model: "PreTrainedModel", folder: Path, trainable: bool) -> "P
     try:
         return PeftModel.from_pretrained(model, folder.as_posix(), is_trainable=trainable).eval()
     except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
-        raise UserError(f"{folder}: the adapter does not fit {model.name_or_path} ({_reason(error)})") from None
+        raise UserError(f"{folder}: the adapter does not fit {model.name_or_path} ({first_line(error)})") from None
 
 
 def load_pretrained(pretrained: Pretrained, blocks: int | None = None, quantize: bool = False) -> "PreTrainedModel":
@@ -151,7 +151,7 @@ def load_model(
                 ignore_mismatched_sizes=True, **_four_bits(quantize), **where,
             )  # fmt: skip
     except (OSError, ValueError, ImportError, SafetensorError) as error:
-        raise UserError(f"{source}: no causal language model in it ({_reason(error)}){_hub_advice(where)}") from None
+        raise UserError(f"{source}: no causal language model in it ({first_line(error)}){_hub_advice(where)}") from None
     # transformers fills what is missing, or of another size, with random numbers, and only warns.
     if wrong := sorted({*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}):
         raise UserError(
@@ -177,7 +177,7 @@ def load_tokenizer(
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **where)
     except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"{source}: no tokenizer in it ({_reason(error)}){_hub_advice(where)}") from None
+        raise UserError(f"{source}: no tokenizer in it ({first_line(error)}){_hub_advice(where)}") from None
     if not tokenizer.is_fast:
         raise UserError(f"{source}: no fast tokenizer (tokenizer.json), which character offsets need; save it as one")
     if tokenizer.pad_token_id is None:
@@ -280,11 +280,6 @@ def special_ids(tokenizer: "PreTrainedTokenizerFast") -> list[int]:
     """Every token that is no text: those with a role (BOS, EOS, pad, unknown), and all that were added as special."""
     added = (number for number, token in tokenizer.added_tokens_decoder.items() if token.special)
     return sorted({*tokenizer.all_special_ids, *added})
-
-
-def _reason(error: Exception) -> str:
-    """The first line of a library's message."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def transformer_blocks(model: nn.Module) -> nn.ModuleList:

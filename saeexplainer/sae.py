@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from saeexplainer.config import PrepareSae, SaeSpec
-from saeexplainer.errors import UserError
+from saeexplainer.errors import UserError, first_line
 from saeexplainer.models import fitting
 from saeexplainer.sites import Place, Site, parse_site
 from saeexplainer.storage import read_json, write_json
@@ -136,7 +136,7 @@ def load(
     except KeyError as error:
         raise UserError(f"{source}: sae-lens reads no SAE of that kind ({error}); save its inference form") from None
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(f"{source}: no SAE {sae_id or ''} that sae-lens reads ({reason}); check its name") from None
     _check(sae, source, d_model)
     _fold(sae, source, norm_scaling_factor)
