@@ -112,7 +112,6 @@ def load(
     d_model: int,
     *,
     sae_id: str | None = None,
-    dtype: str = "float32",
     device: str = "cpu",
     norm_scaling_factor: float | None = None,
 ) -> "SAE":
@@ -132,7 +131,7 @@ def load(
             # Both are dealt with below.
             warnings.filterwarnings("ignore", message=r"\s*This SAE has non-empty model_from_pretrained_kwargs")
             warnings.filterwarnings("ignore", message="norm_scaling_factor not found")
-            sae = _read(source, sae_id, dtype, device)
+            sae = _read(source, sae_id, device)
     except KeyError as error:
         raise UserError(f"{source}: sae-lens reads no SAE of that kind ({error}); save its inference form") from None
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -143,12 +142,12 @@ def load(
     return sae.eval()
 
 
-def _read(source: Path | str, sae_id: str | None, dtype: str, device: str) -> "SAE":
+def _read(source: Path | str, sae_id: str | None, device: str) -> "SAE":
     from sae_lens import SAE
 
     if sae_id is None:
-        return SAE.load_from_disk(source, device=device, dtype=dtype)
-    return SAE.from_pretrained(str(source), sae_id, device=device, dtype=dtype)
+        return SAE.load_from_disk(source, device=device, dtype="float32")
+    return SAE.from_pretrained(str(source), sae_id, device=device, dtype="float32")
 
 
 def _check(sae: "SAE", source: Path | str, d_model: int) -> None:
