@@ -7,7 +7,7 @@ The pipeline's own folders hold a model, or a pointer to one of others: `open_mo
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from saeexplainer.config import Pretrained
 from saeexplainer.errors import UserError, first_line
@@ -379,6 +380,12 @@ def encode_batch(
     return ids, mask, valid
 
 
+def padded(sequences: Iterable[Sequence[int]], value: int, side: str = "right") -> Int[Tensor, "batch tokens"]:
+    """Whole numbers, such as token ids, in rows of one length; on the CPU."""
+    rows = [torch.tensor(sequence) for sequence in sequences]
+    return pad_sequence(rows, batch_first=True, padding_value=value, padding_side=side)
+
+
 def fitting(most: int, numbers: int) -> int:
     """How many things to compute at once: at most `most`, at least one, and few enough that an array of `numbers`
     numbers for each stays within ROOM."""
@@ -446,12 +453,8 @@ def _continued(
     config: "GenerationConfig",
 ) -> list[str]:  # fmt: skip
     """Continuations of one batch, padded on the left."""
-    width, device = max(map(len, prompts)), device_of(model)
-    ids = torch.full((len(prompts), width), tokenizer.pad_token_id)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.tensor(prompt)
-        mask[row, width - len(prompt) :] = 1
-    output = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config)
-    texts = tokenizer.batch_decode(output[:, width:].cpu(), skip_special_tokens=True)
+    ids = padded(prompts, tokenizer.pad_token_id, side="left").to(device_of(model))
+    mask = padded([[1] * len(prompt) for prompt in prompts], 0, side="left").to(ids.device)
+    output = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+    texts = tokenizer.batch_decode(output[:, ids.shape[1] :].cpu(), skip_special_tokens=True)
     return [text.strip() for text in texts]
