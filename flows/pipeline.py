@@ -9,7 +9,6 @@ Limits and retries: conf/control.yaml. Nobody else may write in the workspace me
 """
 
 import argparse
-import signal
 import sys
 import time
 from collections import Counter
@@ -20,8 +19,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import groupby
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import yaml
 from prefect import flow, get_run_logger, runtime, task
@@ -275,10 +273,6 @@ def _differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     ]
 
 
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    sys.exit(128 + number)  # unwinds, so that the running stage is stopped too
-
-
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m flows.pipeline", description="Bring every stage up to date.")
     parser.add_argument("overrides", nargs="*", help="compose params.yaml first, with these: experiment=nano, seed=1")
@@ -292,7 +286,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """The command line; the exit status."""
     options = _options(arguments)
-    signal.signal(signal.SIGTERM, _terminate)
+    repro.unwind_on_sigterm()
     try:
         control.load()
         if not options.overrides:

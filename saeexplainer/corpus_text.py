@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from saeexplainer.config import Corpus
-from saeexplainer.errors import UserError
+from saeexplainer.errors import UserError, first_line
 
 SOURCE, COLUMN = "prepare_subject.corpus.source", "prepare_subject.corpus.column"
 ROWS = 256  # of a parquet file in memory
@@ -31,7 +31,7 @@ def _file_texts(corpus: Corpus) -> Iterator[str]:
         try:
             yield from READERS[file.suffix](file, corpus.column)
         except OSError as error:
-            raise UserError(f"{file}: cannot be read ({_reason(error)}); give yourself access to it") from None
+            raise UserError(f"{file}: cannot be read ({first_line(error)}); give yourself access to it") from None
 
 
 def _files(source: Path) -> list[Path]:
@@ -106,7 +106,7 @@ def _parquet_rows(file: Path, column: str) -> Iterator[str]:
                     number += 1
                     yield from _text({column: value}, column, f"{file}:row {number}")
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{file}: no readable parquet file ({_reason(error)}); write it again") from None
+        raise UserError(f"{file}: no readable parquet file ({first_line(error)}); write it again") from None
 
 
 READERS: dict[str, Callable[[Path, str], Iterator[str]]] = {
@@ -131,7 +131,7 @@ def hub_texts(corpus: Corpus) -> Iterator[str]:
             yield from _text(row, corpus.column, f"{corpus.source}:row {number}")
     except (OSError, ValueError, httpx.HTTPError, exceptions.DatasetsError) as error:
         raise UserError(
-            f"{place}: cannot be read ({_reason(error)}); check source, revision, subset, split and the connection; a "
+            f"{place}: cannot be read ({first_line(error)}); check source, revision, subset, split and the connection; a "
             "gated data set needs its terms accepted and HF_TOKEN in the environment"
         ) from None
 
@@ -158,8 +158,3 @@ def _check_column(names: list[str], column: str, place: str) -> None:
 
 def _shown(value: Any) -> str:
     return repr(value)[:SHOWN]
-
-
-def _reason(error: Exception) -> str:
-    """The first line of a library's message."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -21,7 +21,7 @@ from saeexplainer.domain import ABOUT, EXPLAIN, FEATURE
 from saeexplainer.errors import UserError
 from saeexplainer.explainer_folder import open_parts
 from saeexplainer.feature_tokens import FeatureTokens, first_feature_id
-from saeexplainer.models import CHAT, by_length, check_context, fitting, generate
+from saeexplainer.models import CHAT, by_length, check_context, device_of, fitting, generate, padded
 from saeexplainer.records import ContextRow, FeatureRow
 from saeexplainer.storage import read_rows
 
@@ -199,7 +199,7 @@ class Explainer:
         lengths = [len(example["input_ids"]) for example in examples]
         words = self.model.get_input_embeddings().weight.shape[0]
         for indices in by_length(lengths, fitting(self.generation.batch_size, max(lengths, default=1) * words)):
-            ids, mask, labels = self._padded([examples[index] for index in indices])
+            ids, mask, labels = self._batch([examples[index] for index in indices])
             logits = self.model(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
             labels = labels.to(logits.device)
             losses = F.cross_entropy(logits.transpose(1, 2), labels[:, 1:], reduction="none", ignore_index=-100)
@@ -209,14 +209,9 @@ class Explainer:
                     found[index] = mean
         return found
 
-    def _padded(self, examples: list[dict[str, list[int]]]) -> tuple[Tensor, Tensor, Tensor]:
+    def _batch(self, examples: list[dict[str, list[int]]]) -> tuple[Tensor, Tensor, Tensor]:
         """Ids, attention mask and labels [batch, tokens], padded on the right."""
-        shape = (len(examples), max(len(example["input_ids"]) for example in examples))
-        ids, mask, labels = torch.full(shape, self.tokenizer.pad_token_id), torch.zeros(shape), torch.full(shape, -100)
-        for row, example in enumerate(examples):
-            length = len(example["input_ids"])
-            ids[row, :length] = torch.tensor(example["input_ids"])
-            mask[row, :length] = 1
-            labels[row, :length] = torch.tensor(example["labels"])
-        device = self.model.get_input_embeddings().weight.device
-        return ids.to(device), mask.long().to(device), labels
+        device = device_of(self.model)
+        ids = padded([example["input_ids"] for example in examples], self.tokenizer.pad_token_id)
+        mask = padded([[1] * len(example["input_ids"]) for example in examples], 0)
+        return ids.to(device), mask.to(device), padded([example["labels"] for example in examples], -100)

@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from saeexplainer.judge import Question
-from saeexplainer.models import by_length, device_of, fitting, special_ids
+from saeexplainer.models import by_length, device_of, fitting, padded, special_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -88,7 +87,7 @@ class LikelihoodJudge:
         special = set(special_ids(self.tokenizer))
         widest = max(lengths, default=0) * self.model.get_input_embeddings().weight.shape[0]
         for indices in by_length(lengths, fitting(self.batch_size, max(widest, 1))):
-            ids = _padded([asked[at][0] + texts[at] for at in indices], self.tokenizer.pad_token_id)
+            ids = padded([asked[at][0] + texts[at] for at in indices], self.tokenizer.pad_token_id)
             ids = ids.to(device_of(self.model))
             # Without a mask: what is padded on the right no token to its left can see.
             logits = self.model(input_ids=ids, use_cache=False).logits[:, :-1].float()
@@ -99,11 +98,3 @@ class LikelihoodJudge:
                 values = scores[row, start - 1 : start - 1 + len(texts[at])].tolist()
                 found[at] = [value for value, token in zip(values, texts[at], strict=True) if token not in special]
         return found
-
-
-def _padded(sequences: list[list[int]], pad: int) -> Tensor:
-    """Ids [batch, tokens], padded on the right."""
-    ids = torch.full((len(sequences), max(map(len, sequences))), pad)
-    for row, sequence in enumerate(sequences):
-        ids[row, : len(sequence)] = torch.tensor(sequence)
-    return ids

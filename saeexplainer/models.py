@@ -7,7 +7,7 @@ The pipeline's own folders hold a model, or a pointer to one of others: `open_mo
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from saeexplainer.config import DTYPES, Pretrained
-from saeexplainer.errors import UserError
+from saeexplainer.errors import UserError, first_line
 from saeexplainer.processes import spread
 from saeexplainer.storage import read_json, write_json
 
@@ -101,7 +102,7 @@ def _with_adapter(model: "PreTrainedModel", folder: Path, trainable: bool) -> "P
     try:
         return PeftModel.from_pretrained(model, folder.as_posix(), is_trainable=trainable).eval()
     except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
-        raise UserError(f"{folder}: the adapter does not fit {model.name_or_path} ({_reason(error)})") from None
+        raise UserError(f"{folder}: the adapter does not fit {model.name_or_path} ({first_line(error)})") from None
 
 
 def load_pretrained(pretrained: Pretrained, blocks: int | None = None, quantize: bool = False) -> "PreTrainedModel":
@@ -154,9 +155,9 @@ def load_model(
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         if attention is not None and re.search("attn|attention", str(error), re.IGNORECASE):
             raise UserError(
-                f"{source}: attention {attention!r} cannot be had ({_reason(error)}); choose another, or null"
+                f"{source}: attention {attention!r} cannot be had ({first_line(error)}); choose another, or null"
             ) from None
-        raise UserError(f"{source}: no causal language model in it ({_reason(error)}){_hub_advice(where)}") from None
+        raise UserError(f"{source}: no causal language model in it ({first_line(error)}){_hub_advice(where)}") from None
     # transformers fills what is missing, or of another size, with random numbers, and only warns.
     if wrong := sorted({*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}):
         raise UserError(
@@ -182,7 +183,7 @@ def load_tokenizer(
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **where)
     except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"{source}: no tokenizer in it ({_reason(error)}){_hub_advice(where)}") from None
+        raise UserError(f"{source}: no tokenizer in it ({first_line(error)}){_hub_advice(where)}") from None
     if not tokenizer.is_fast:
         raise UserError(f"{source}: no fast tokenizer (tokenizer.json), which character offsets need; save it as one")
     if tokenizer.pad_token_id is None:
@@ -212,7 +213,8 @@ def _where(source: Path | str, revision: str | None) -> dict[str, Any]:
 def _hub_advice(where: dict[str, Any]) -> str:
     if "revision" not in where:
         return ""
-    return "; check the connection, id and revision; a gated model needs its licence accepted and HF_TOKEN in the environment"
+    gated = "a gated model needs its licence accepted and HF_TOKEN in the environment"
+    return f"; check the connection, id and revision; {gated}"
 
 
 def _check_device(device_map: str | None, source: Path | str) -> None:
@@ -304,11 +306,6 @@ def special_ids(tokenizer: "PreTrainedTokenizerFast") -> list[int]:
     """Every token that is no text: those with a role (BOS, EOS, pad, unknown), and all that were added as special."""
     added = (number for number, token in tokenizer.added_tokens_decoder.items() if token.special)
     return sorted({*tokenizer.all_special_ids, *added})
-
-
-def _reason(error: Exception) -> str:
-    """The first line of a library's message."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def transformer_blocks(model: nn.Module) -> nn.ModuleList:
@@ -408,6 +405,12 @@ def encode_batch(
     return ids, mask, valid
 
 
+def padded(sequences: Iterable[Sequence[int]], value: int, side: str = "right") -> Int[Tensor, "batch tokens"]:
+    """Whole numbers, such as token ids, in rows of one length; on the CPU."""
+    rows = [torch.tensor(sequence) for sequence in sequences]
+    return pad_sequence(rows, batch_first=True, padding_value=value, padding_side=side)
+
+
 def fitting(most: int, numbers: int) -> int:
     """How many things to compute at once: at most `most`, at least one, and few enough that an array of `numbers`
     numbers for each stays within ROOM."""
@@ -475,12 +478,8 @@ def _continued(
     config: "GenerationConfig",
 ) -> list[str]:  # fmt: skip
     """Continuations of one batch, padded on the left."""
-    width, device = max(map(len, prompts)), device_of(model)
-    ids = torch.full((len(prompts), width), tokenizer.pad_token_id)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.tensor(prompt)
-        mask[row, width - len(prompt) :] = 1
-    output = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config)
-    texts = tokenizer.batch_decode(output[:, width:].cpu(), skip_special_tokens=True)
+    ids = padded(prompts, tokenizer.pad_token_id, side="left").to(device_of(model))
+    mask = padded([[1] * len(prompt) for prompt in prompts], 0, side="left").to(ids.device)
+    output = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+    texts = tokenizer.batch_decode(output[:, ids.shape[1] :].cpu(), skip_special_tokens=True)
     return [text.strip() for text in texts]

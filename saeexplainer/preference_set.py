@@ -88,9 +88,7 @@ def distinct_share(texts: Sequence[str]) -> float:
     return len(set(map(normal, texts))) / len(texts) if texts else 1.0
 
 
-def reason_shares(
-    left: Sequence[PreferencePair], pairs: Sequence[PreferencePair], dropped: Sequence[DroppedFeature]
-) -> dict[str, float]:
+def reason_shares(pairs: Sequence[PreferencePair], dropped: Sequence[DroppedFeature]) -> dict[str, float]:
     """Reason for a feature to be dropped -> share of all features; every reason with a limit of its own is there, and
     whatever else was said."""
     features = {row.feature_id for row in (*pairs, *dropped) if row.feature_id}

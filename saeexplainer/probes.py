@@ -3,7 +3,7 @@
 They depend on the feature alone, so all evaluations are asked the same.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,11 +79,3 @@ def probe_rows(
         for (feature, text), (tokens, values) in zip(asked, read, strict=True)
         if tokens
     ]
-
-
-def by_feature(rows: Sequence[ProbeRow]) -> Mapping[str, list[ProbeRow]]:
-    """The probes of each feature, in the table's order."""
-    found: dict[str, list[ProbeRow]] = {}
-    for row in rows:
-        found.setdefault(row.feature_id, []).append(row)
-    return found

@@ -7,8 +7,12 @@ Glossary of shape names: batch, tokens (positions of a sequence), d_model (width
 of an SAE), features (rows of a feature table), texts (texts of one explanation), rows (feature tokens).
 """
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
+
+Row = TypeVar("Row", bound=Any)  # of a table with a column feature_id
 
 # Splits of live features that are neither trained on nor evaluated: what is too close to a valid or test feature, and
 # what extract_activations.max_features left over. They are rivals and neighbours all the same.
@@ -208,3 +212,11 @@ class QuarantinedPair(PreferencePair):
     """A pair that no training may see."""
 
     reason: str  # names of the expectations it fails, joined by "; "
+
+
+def by_feature(rows: Iterable[Row]) -> defaultdict[str, list[Row]]:
+    """The rows of each feature, in the table's order; none of a feature that the table does not have."""
+    found: defaultdict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        found[row.feature_id].append(row)
+    return found

@@ -1,12 +1,11 @@
 """From activations to a reward: pure."""
 
 import random
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
 from saeexplainer.config import Reward
-from saeexplainer.records import ScoreRow
+from saeexplainer.records import ScoreRow, by_feature
 
 
 def reward(activations: Sequence[float], neighbours: Sequence[float], config: Reward) -> float:
@@ -36,12 +35,9 @@ def _clipped_mean(values: Sequence[float]) -> float:
 def shuffled(rows: Sequence[ScoreRow], seed: int) -> list[ScoreRow]:
     """The control: rewards permuted among the candidates of each feature, everything else untouched; a candidate
     without a reward stays without."""
-    by_feature: dict[str, list[ScoreRow]] = defaultdict(list)
-    for row in rows:
-        by_feature[row.feature_id].append(row)
     draw = random.Random(seed)
     result = []
-    for group in by_feature.values():
+    for group in by_feature(rows).values():
         rewards = [row.reward for row in group if row.reward is not None]
         draw.shuffle(rewards)
         order = iter(rewards)

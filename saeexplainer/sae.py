@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from saeexplainer.config import PrepareSae, SaeSpec
-from saeexplainer.errors import UserError
+from saeexplainer.errors import UserError, first_line
 from saeexplainer.models import fitting
 from saeexplainer.sites import Place, Site, parse_site
 from saeexplainer.storage import read_json, write_json
@@ -112,7 +112,6 @@ def load(
     d_model: int,
     *,
     sae_id: str | None = None,
-    dtype: str = "float32",
     device: str = "cpu",
     norm_scaling_factor: float | None = None,
 ) -> "SAE":
@@ -126,29 +125,30 @@ def load(
     from safetensors import SafetensorError
 
     if sae_id is None and not Path(source, "cfg.json").is_file():
-        raise UserError(f"{source}: not an SAE folder (no cfg.json); name one that sae-lens saved, or for a release give sae_id")
+        advice = "name one that sae-lens saved, or for a release give sae_id"
+        raise UserError(f"{source}: not an SAE folder (no cfg.json); {advice}")
     try:
         with warnings.catch_warnings():
             # Both are dealt with below.
             warnings.filterwarnings("ignore", message=r"\s*This SAE has non-empty model_from_pretrained_kwargs")
             warnings.filterwarnings("ignore", message="norm_scaling_factor not found")
-            sae = _read(source, sae_id, dtype, device)
+            sae = _read(source, sae_id, device)
     except KeyError as error:
         raise UserError(f"{source}: sae-lens reads no SAE of that kind ({error}); save its inference form") from None
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{source}: no SAE {sae_id or ''} that sae-lens reads ({reason}); check its name, and the connection") from None
+        advice = "check its name, and the connection"
+        raise UserError(f"{source}: no SAE {sae_id or ''} that sae-lens reads ({first_line(error)}); {advice}") from None
     _check(sae, source, d_model)
     _fold(sae, source, norm_scaling_factor)
     return sae.eval()
 
 
-def _read(source: Path | str, sae_id: str | None, dtype: str, device: str) -> "SAE":
+def _read(source: Path | str, sae_id: str | None, device: str) -> "SAE":
     from sae_lens import SAE
 
     if sae_id is None:
-        return SAE.load_from_disk(source, device=device, dtype=dtype)
-    return SAE.from_pretrained(str(source), sae_id, device=device, dtype=dtype)
+        return SAE.load_from_disk(source, device=device, dtype="float32")
+    return SAE.from_pretrained(str(source), sae_id, device=device, dtype="float32")
 
 
 def _check(sae: "SAE", source: Path | str, d_model: int) -> None:

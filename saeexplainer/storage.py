@@ -94,7 +94,8 @@ def read_rows(path: Path, record: type[Record]) -> list[Record]:
     table = pq.read_table(path)
     expected = [field.name for field in fields(record)]  # type: ignore[arg-type]
     if table.column_names != expected:
-        raise UserError(f"{path}: columns are {table.column_names}, expected {expected}; run `{_maker(path)}` to remake it")
+        found = f"columns are {table.column_names}, expected {expected}"
+        raise UserError(f"{path}: {found}; run `{_maker(path)}` to remake it")
     return [record(**row) for row in table.to_pylist()]
 
 

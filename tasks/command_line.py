@@ -223,11 +223,10 @@ def rounds(
 
     Example: sae-explainer rounds --at-most 5
     """
-    import signal
-
+    from tasks import repro
     from tasks import rounds as preference_rounds
 
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # unwinds, and stops the running stage
+    repro.unwind_on_sigterm()
     print(f"rounds: {preference_rounds.run(at_most)}")
 
 

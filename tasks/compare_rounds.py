@@ -61,9 +61,7 @@ def write(comparison: dict, folder: Path = REPORTS) -> None:
         temporary.write_text(report.results_table(comparison), encoding="utf-8")
 
 
-def write_confidence(
-    params: Params, evaluations: Mapping[str, Sequence[EvaluationRow]], folder: Path = REPORTS
-) -> None:  # fmt: skip
+def write_confidence(params: Params, evaluations: Mapping[str, Sequence[EvaluationRow]]) -> None:
     """confidence.json and confidence.csv: the evaluations whose explanations a model gave a log-probability."""
     settings = params.compare_rounds
     found = {
@@ -74,15 +72,14 @@ def write_confidence(
         for name, rows in evaluations.items()
         if confidence.is_known(rows)
     }  # fmt: skip
-    write_json(folder / "confidence.json", found)
+    write_json(REPORTS / "confidence.json", found)
     points = [point for one in found.values() for point in one.curve]
-    write_csv(folder / "confidence.csv", points, confidence.CurvePoint)
+    write_csv(REPORTS / "confidence.csv", points, confidence.CurvePoint)
 
 
 def write_costs(
-    params: Params, evaluations: Mapping[str, Sequence[EvaluationRow]], scores: Mapping[str, Sequence[ScoreRow]],
-    folder: Path = REPORTS,
-) -> None:  # fmt: skip
+    params: Params, evaluations: Mapping[str, Sequence[EvaluationRow]], scores: Mapping[str, Sequence[ScoreRow]]
+) -> None:
     """costs.json: calls and tokens of each round and evaluation; what an explainer reads and says is counted with its
     own tokenizer, texts with the subject's."""
     from saeexplainer.models import open_tokenizer
@@ -105,7 +102,7 @@ def write_costs(
         )
         for name, rows in evaluations.items()
     }
-    write_json(folder / "costs.json", costs.Costs(rounds, measured))
+    write_json(REPORTS / "costs.json", costs.Costs(rounds, measured))
 
 
 def _usage(table: Path) -> Usage | None:
@@ -129,7 +126,7 @@ def _sampling_costs(params: Params, item: str, rows: Sequence[ScoreRow]) -> cost
     )
 
 
-def write_page(params: Params, comparison: dict, folder: Path = REPORTS) -> None:
+def write_page(params: Params, comparison: dict) -> None:
     """report.html: every evaluation, round and feature."""
     sources = report_page.Sources(
         features=ACTIVATIONS / "features.parquet",
@@ -144,7 +141,7 @@ def write_page(params: Params, comparison: dict, folder: Path = REPORTS) -> None
     known = domain.truth_known and table.is_file()
     truth = report_page.true_concepts(table, sources.features, comparison["sae"], domain) if known else {}
     starts = {name: settings.start for name, settings in params.rounds.items()}
-    report_page.write(folder / "report.html", comparison, sources, truth, starts)
+    report_page.write(REPORTS / "report.html", comparison, sources, truth, starts)
 
 
 def write_csv(path: Path, rows: Sequence[Any], record: type) -> None:

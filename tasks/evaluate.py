@@ -21,9 +21,8 @@ from saeexplainer.domains import open_domain
 from saeexplainer.evaluation import Answers, Explanation
 from saeexplainer.judge import Judge, Question, open_judges
 from saeexplainer.neighbours import Neighbourhoods
-from saeexplainer.probes import by_feature
 from saeexplainer.reading import open_reader
-from saeexplainer.records import EvaluationRow, FeatureRow, NeighbourRow, ProbeRow, SteeredRow, unwritten
+from saeexplainer.records import EvaluationRow, FeatureRow, NeighbourRow, ProbeRow, SteeredRow, by_feature, unwritten
 from saeexplainer.seeds import seed_torch, stage_seed
 from saeexplainer.storage import read_rows, write_rows
 from saeexplainer.writers import Writer, open_writer
@@ -51,9 +50,8 @@ class Bench:
         self.domain = open_domain(params.prepare_subject.domain, params.seed, params.prepare_subject.corpus)
         self.near = Neighbourhoods(self.all_rows, read_rows(ACTIVATIONS / "neighbours.parquet", NeighbourRow))
         self.probes = by_feature(read_rows(PROBES / "contexts.parquet", ProbeRow))
-        self.steered: dict[str, list[str]] = {}
-        for row in read_rows(PROBES / "steered.parquet", SteeredRow):
-            self.steered.setdefault(row.feature_id, []).append(row.text)
+        steered = by_feature(read_rows(PROBES / "steered.parquet", SteeredRow))
+        self.steered = {feature_id: [row.text for row in rows] for feature_id, rows in steered.items()}
         self.judges = open_judges(params.evaluate, self.model, self.tokenizer, params.prepare_subject.context_length)
         self.author = open_writer(params.evaluate.writer, "evaluate.writer", self.model, self.tokenizer)
 
@@ -168,7 +166,7 @@ def input_accuracies(
 def answers(bench: Bench, named: Sequence[str]) -> list[Answers]:
     """What the first judge makes of each explanation: contexts, tokens, and the feature's steered texts among three
     bundles; and how far the other judges agree with it about the contexts."""
-    judge, probes = bench.judges[0], [bench.probes.get(feature.feature_id, []) for feature in bench.features]
+    judge, probes = bench.judges[0], [bench.probes[feature.feature_id] for feature in bench.features]
     texts = [probe.text for own in probes for probe in own]
     names = [name for name, own in zip(named, probes) for _ in own]
     cut = text_activations.cut_texts(texts, bench.tokenizer, bench.params.prepare_subject.context_length)

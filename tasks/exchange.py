@@ -8,7 +8,6 @@ What is written appears whole or not at all, and nothing is overwritten unasked.
 import gzip
 import re
 import zlib
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +23,7 @@ from saeexplainer.records import (
     FeatureRecord,
     FeatureRow,
     PreferencePair,
+    by_feature,
 )
 from saeexplainer.storage import read_json, read_rows, replacing, write_rows
 from tasks import params as parameters
@@ -96,10 +96,7 @@ def export_explanations(evaluation: str | None, to: Path, force: bool) -> str:
         _choose("--evaluation", evaluation, list(params.evaluations))
         scores = {row.feature_id: row for row in read_rows(EVALUATIONS / f"{evaluation}.parquet", EvaluationRow)}
         said = {feature_id: row.explanation for feature_id, row in scores.items()}
-    contexts: dict[str, list[ContextRow]] = defaultdict(list)
-    for context in read_rows(ACTIVATIONS / "contexts.parquet", ContextRow):
-        if context.feature_id in said:
-            contexts[context.feature_id].append(context)
+    contexts = by_feature(read_rows(ACTIVATIONS / "contexts.parquet", ContextRow))
     records = [
         exchange.from_rows(
             row,

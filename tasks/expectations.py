@@ -371,7 +371,7 @@ def set_rules(
             "few_enough_dropped", "dropped_share", dropped_share(left, pairs, dropped), limits.max_dropped_share,
             "max_dropped_share",
         ),
-        *_reason_rules(reason_shares(left, pairs, dropped), params),
+        *_reason_rules(reason_shares(pairs, dropped), params),
         _at_most("no_feature_both_paired_and_dropped", "paired_and_dropped", len(both), 0),
         _at_most("no_length_bias", "length_bias", abs(length_bias(trained)), limits.max_length_bias, "max_length_bias"),
         _at_most("chosen_not_collapsed", "top_chosen_share", top_share(chosen), limits.max_top_share, "max_top_share"),

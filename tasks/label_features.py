@@ -8,7 +8,6 @@ a twin nor spare: the labels that SFT learns from, and the baseline that every r
 """
 
 import random
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +17,7 @@ from saeexplainer.config import Labeller, LabellerKind, Params
 from saeexplainer.contexts import listed
 from saeexplainer.domains import open_domain
 from saeexplainer.errors import UserError
-from saeexplainer.records import NOT_EXPLAINED, ContextRow, ExplanationRow, FeatureRow
+from saeexplainer.records import NOT_EXPLAINED, ContextRow, ExplanationRow, FeatureRow, by_feature
 from saeexplainer.seeds import seed_torch, stage_seed
 from saeexplainer.storage import read_rows, write_rows
 from tasks.stage import Report, main
@@ -57,10 +56,8 @@ def by_the_domain(rows: Sequence[FeatureRow], params: Params, draw: random.Rando
     """What the contexts of each feature share, in the words of the domain."""
     domain = open_domain(params.prepare_subject.domain, params.seed, params.prepare_subject.corpus)
     config = params.label_features
-    contexts: dict[str, list[ContextRow]] = defaultdict(list)
-    for context in read_rows(CONTEXTS, ContextRow):
-        if context.rank < params.probe_features.first_rank:  # later ones are what explanations are asked about
-            contexts[context.feature_id].append(context)
+    last = params.probe_features.first_rank  # from there on they are what explanations are asked about
+    contexts = by_feature(context for context in read_rows(CONTEXTS, ContextRow) if context.rank < last)
     frequency = labels.concept_frequency(context for row in rows for context in contexts[row.feature_id])
     return [labels.label(contexts[row.feature_id], domain, config, draw, frequency) for row in rows]
 

@@ -232,6 +232,11 @@ def is_torn(path: Path) -> bool:
     return False
 
 
+def unwind_on_sigterm() -> None:
+    """SIGTERM leaves every block of this process, so that the running stage is stopped too."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+
+
 def environment() -> dict[str, str]:
     """This process's, with what `dvc repro` needs."""
     return os.environ | {
@@ -302,14 +307,14 @@ def outcome(lines: Iterable[str], stage: str) -> str:
     return next((event for event, hit in reversed(hits) if hit and hit[1] == stage), "ran")
 
 
-def reason(lines: Iterable[str], status: int, fallback: str = "its log above says why") -> str:
-    """Why it failed, in one line: the stage's own words, else DVC's, else its exit status and the fallback."""
+def reason(lines: Iterable[str], status: int) -> str:
+    """Why it failed, in one line: the stage's own words, else DVC's, else its exit status."""
     lines = list(lines)
     if _is_busy(lines):
         return "another DVC command is at work in this workspace; let it finish or stop it, then start again"
     own = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     dvc = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
-    return (own or dvc or [f"failed with exit status {status}; {fallback}"])[-1]
+    return (own or dvc or [f"failed with exit status {status}; its log above says why"])[-1]
 
 
 def may_pass(lines: Iterable[str], attempt: int) -> bool:

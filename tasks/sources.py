@@ -5,7 +5,6 @@ and the reward of training, never by those of the evaluation.
 """
 
 import random
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -20,7 +19,7 @@ from saeexplainer.errors import UserError
 from saeexplainer.evaluation import Explanation
 from saeexplainer.explainer import Explainer, shown_contexts
 from saeexplainer.neighbours import Responses
-from saeexplainer.records import ContextRow, ExplanationRow, unwritten
+from saeexplainer.records import ContextRow, ExplanationRow, by_feature, unwritten
 from saeexplainer.seeds import stage_seed
 from saeexplainer.storage import read_notes, read_rows, read_tensors
 
@@ -130,10 +129,8 @@ def from_agent(bench: "Bench", folder: Path) -> list[Explanation]:
     """Hypotheses, tests, refinement: `saeexplainer.agent`, all features in step. `folder` holds the top contexts, of
     which the agent sees those that are not kept for the probes. A hypothesis is one call, a text another."""
     params, domain = bench.params, bench.domain
-    contexts: dict[str, list[ContextRow]] = defaultdict(list)
-    for row in read_rows(folder / "contexts.parquet", ContextRow):
-        if row.rank < params.probe_features.first_rank:
-            contexts[row.feature_id].append(row)
+    rows = read_rows(folder / "contexts.parquet", ContextRow)
+    contexts = by_feature(row for row in rows if row.rank < params.probe_features.first_rank)
     frequency = labels.concept_frequency(context for rows in contexts.values() for context in rows)
     seen = [agent.from_contexts(contexts[feature.feature_id]) for feature in bench.features]
     tested: list[list[agent.Hypothesis]] = [[] for _ in bench.features]

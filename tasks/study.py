@@ -19,7 +19,6 @@ import hashlib
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -28,8 +27,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn, Self
+from typing import Any, Self
 
 import yaml
 
@@ -394,7 +392,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--report-only", action="store_true", help="only write the pages from what is there")
     parser.add_argument("--forget", action="store_true", help="let go of figures whose runs are no longer here")
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, _terminate)
+    repro.unwind_on_sigterm()
     os.environ.pop("MLFLOW_TRACKING_URI", None)  # a variant's runs stay with it: on a shared server it might be champion
     try:
         specs, resamples = load_specs(CONF / f"{options.plan}.yaml")
@@ -414,10 +412,6 @@ def main(arguments: list[str] | None = None) -> int:
     written = ("STUDY.md", "RESULTS.md") if options.plan == "study" else ("RESULTS.md",)
     print(f"{' and '.join(str(DOCS / name) for name in written)}: written")
     return 1 if failed else 0
-
-
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    sys.exit(128 + number)  # unwinds, so that the running stage is stopped too
 
 
 if __name__ == "__main__":

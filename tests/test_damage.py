@@ -120,7 +120,6 @@ def swapped_texts(found: PreferenceSet) -> Damaged:
     return changed(found, row, **texts)
 
 
-CHOSEN = "chosen_explanation"
 # Damage to rows: what is done, the expectations that must name it, all of them.
 ROWS: dict[str, tuple[Callable[[PreferenceSet], Damaged], set[str]]] = {
     "empty chosen explanation": (one(chosen_explanation=""), {"chosen_explanation_not_empty"}),

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from saeexplainer.probes import ProbeFigures, by_feature, figures, held_out_contexts, probe_rows, silent_texts
-from saeexplainer.records import ContextRow, FeatureRow, ProbeRow, SteeredRow
+from saeexplainer.probes import ProbeFigures, figures, held_out_contexts, probe_rows, silent_texts
+from saeexplainer.records import ContextRow, FeatureRow, ProbeRow, SteeredRow, by_feature
 
 A, B = (FeatureRow(f"subject/main/{index}", "main", index, "test", 2.0, 0.01) for index in (0, 1))
 

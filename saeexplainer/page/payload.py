@@ -131,10 +131,10 @@ def summary(records: FeatureRecords) -> dict[str, Any]:
     }
 
 
-def top_tokens(contexts: Sequence[ContextRow], count: int = SUMMARY_TOKENS) -> list[str]:
+def top_tokens(contexts: Sequence[ContextRow]) -> list[str]:
     """The tokens at the peaks of the contexts, most frequent first, then strongest first; case does not count."""
     peaks = [context.tokens[context.peak].strip().lower() for context in contexts if context.tokens]
-    return [token for token, _ in Counter(token for token in peaks if token).most_common(count)]
+    return [token for token, _ in Counter(token for token in peaks if token).most_common(SUMMARY_TOKENS)]
 
 
 def outcome(found: RoundRecords) -> str:

@@ -93,8 +93,6 @@ NAMES = tuple(
 )
 NUMBERS = tuple("two three four five six seven eight nine ten eleven twelve".split())
 
-SINGULAR_DETERMINERS = ("the", "this", "every")
-PLURAL_DETERMINERS = ("the", "many", "some", "these")
 DETERMINERS = ("the", "this", "every", "many", "some", "these")
 FUNCTION_WORDS = (*DETERMINERS, "is", "are", "does", "do", "not", "in", "says")
 STOP, QUESTION_MARK, QUOTE_MARK = ".", "?", '"'
