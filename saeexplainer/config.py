@@ -350,7 +350,7 @@ class BuildPreferences:
     """Rewards to pairs (METHOD section 1, step 5)."""
 
     rule: PairingRule
-    floor: float  # a feature whose best reward is below it is dropped
+    floor: float  # a feature whose best reward is below it is dropped; what one lucky text earns should be below
     min_spread: float  # (best - worst) / best at or under which a feature is dropped
     min_gap: float  # relative gap that a rejected candidate must show
     max_pairs: int  # of a feature at most

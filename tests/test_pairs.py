@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from saeexplainer.config import BuildPreferences, PairingRule
 from saeexplainer.pairs import pairs_of_feature
 from saeexplainer.records import DroppedFeature, ScoreRow
+from tasks.build_preferences import single_text_pairs
 
 REFERENCE = BuildPreferences(PairingRule.reference, floor=0.5, min_spread=0.1, min_gap=0.15, max_pairs=1)
 WORST = replace(REFERENCE, rule=PairingRule.best_worst, max_pairs=2)
@@ -192,3 +193,12 @@ def test_all_pairs_never_prefers_what_earned_nothing_or_says_nothing():
         ("the word a", "the word b"),
         ("the word a", "the word c"),
     ]
+
+
+def test_pairs_whose_chosen_explanation_fired_in_one_text_are_counted():
+    once = candidates(0.9, 0.5, 0.1)  # each has a second text, which never fires
+    twice = [replace(row, feature_id="subject/main/8", activations=[0.5, 0.9]) for row in once]
+    pairs = [pair for rows in (once, twice) for pair in pairs_of_feature(rows, WORST)]
+    assert len(pairs) == 4
+    assert single_text_pairs(pairs, once + twice, threshold=0.5) == 2
+    assert single_text_pairs(pairs, once + twice, threshold=0.6) == 4
