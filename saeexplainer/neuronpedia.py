@@ -88,7 +88,9 @@ def fetch(feature_ids: Sequence[str], server: Server) -> Fetched:
 
     if not re.fullmatch(r"https?://[^\s@?#/:]+(:\d+)?(/[^\s@?#]*)?", server.base_url):  # it may hold a password
         raise UserError("--base-url: must be like https://host, without user, password or query")
-    key, found = os.environ.get(KEY_VARIABLE, ""), Fetched([], [], {})
+    key, found = os.environ.get(KEY_VARIABLE, "").strip(), Fetched([], [], {})
+    if not (key.isascii() and key.isprintable()):  # no header can hold it
+        raise UserError(f"{KEY_VARIABLE}: what it holds is no key; export it again, in one line, or unset it")
     pace = Pace(server.per_minute)
     with httpx.Client(timeout=server.timeout_seconds, headers={"x-api-key": key} if key else {}) as client:
         for feature_id in tqdm(feature_ids, desc="asking Neuronpedia"):

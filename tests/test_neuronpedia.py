@@ -143,6 +143,16 @@ def test_the_key_is_sent_and_shown_nowhere(serve, tmp_path, monkeypatch, status)
     assert len(kept) == 1 and "a-secret" not in kept[0].read_text(encoding="utf-8")
 
 
+def test_a_key_with_a_line_end_is_sent_without_it_and_two_lines_are_no_key(serve, tmp_path, monkeypatch):
+    api = serve()
+    monkeypatch.setenv(neuronpedia.KEY_VARIABLE, "a-secret\n")
+    assert said(asked_of(api, tmp_path, 7)) == ["dogs 7"] and api.keys == {"a-secret"}
+    monkeypatch.setenv(neuronpedia.KEY_VARIABLE, "a-secret\nanother")
+    with pytest.raises(UserError, match=f"{neuronpedia.KEY_VARIABLE}: what it holds is no key") as caught:
+        asked_of(api, tmp_path, 8)
+    assert "secret" not in str(caught.value) and len(api.asked) == 1
+
+
 def test_requests_are_evenly_spaced():
     now, waits = [100.0], []
 
