@@ -23,6 +23,8 @@ LOWER_IS_BETTER = (HALLUCINATION, COLLISION)
 # NaN is an answer only here, and in what is measured on texts where these are unwritten; elsewhere it is a fault.
 MAY_BE_UNKNOWN = ("truth_agreement", "truth_f1", "judge_agreement")
 OF_TEXTS = (ACCURACY, HALLUCINATION, COLLISION, "mean_activation", "input_accuracy")
+# What a first look needs: what was rewarded, how often it fails, and two metrics that were no reward.
+HEADLINE = (ACCURACY, HALLUCINATION, "input_accuracy", "truth_agreement")
 BASELINE, START = "open_loop", "sft"
 
 

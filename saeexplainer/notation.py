@@ -41,6 +41,11 @@ def percent(interval: Mapping[str, Any] | None) -> str:
     return DASH if interval is None else "{:.1f} ({:.1f} to {:.1f})".format(*_hundredfold(interval))
 
 
+def short(interval: Mapping[str, Any] | None) -> str:
+    """A share in percent, without its interval."""
+    return DASH if interval is None else f"{100 * interval['value']:.1f}"
+
+
 def points(interval: Mapping[str, Any] | None) -> str:
     """A difference with its interval, in percentage points."""
     return DASH if interval is None else "{:+.1f} ({:+.1f} to {:+.1f})".format(*_hundredfold(interval))

@@ -11,10 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saeexplainer import pictures
-from saeexplainer.comparison import ACCURACY, HALLUCINATION, LOWER_IS_BETTER, chain_of, metrics_of, subtractions
+from saeexplainer.comparison import (
+    ACCURACY,
+    BASELINE,
+    HALLUCINATION,
+    HEADLINE,
+    LOWER_IS_BETTER,
+    chain_of,
+    metrics_of,
+    subtractions,
+)
 from saeexplainer.config import Reward
 from saeexplainer.intervals import bootstrap_mean
-from saeexplainer.notation import bold, heading, held_out, percent, table, words
+from saeexplainer.notation import bold, heading, held_out, percent, short, table, words
 from saeexplainer.records import EvaluationRow, ScoreRow
 from saeexplainer.rewards import reward
 
@@ -135,6 +144,27 @@ def results_table(comparison: dict) -> str:
             "Percentage points, paired by feature. Bold: the 95 % interval leaves zero out.\n",
         ]
     )
+
+
+def headline_table(comparison: dict) -> str:
+    """A markdown table of the metrics of HEADLINE that the comparison knows, and what the last round gained.
+
+    Training started from the first of the chain; the last column is the last of the chain minus the first.
+    """
+    rounds, chain = comparison["rounds"], chain_of(comparison)
+    names = [name for name in rounds if name in (BASELINE, *chain)]
+    last = f"{chain[-1]}-{chain[0]}"
+    rows = [
+        [
+            heading(metric),
+            *(short(rounds[name].get(metric)) for name in names),
+            bold(comparison["differences"][last].get(metric)),
+        ]
+        for metric in metrics_of(comparison)
+        if metric in HEADLINE
+    ]
+    header = ["%", *(f"`{name}`" for name in names), f"`{chain[-1]}` − `{chain[0]}`, 95 % interval"]
+    return f"{table(header, rows)}\n\n{_caption(comparison)} ↑ higher is better, ↓ lower."
 
 
 def _caption(comparison: dict) -> str:

@@ -158,9 +158,9 @@ def test_stage_writes_its_files_and_outlives_a_dead_tracking_server(tmp_path, mo
 def test_readme_block_is_replaced_and_the_rest_is_kept():
     other = "b <!-- results:y:start --><!-- results:y:end -->\n"
     text = f"a\n<!-- results:x:start -->\nold\n<!-- results:x:end -->\n{other}"
-    filled = readme.fill(text, {"x": "| new |\n"})
+    filled = readme.fill(text, {"results:x": "| new |\n"})
     assert filled == text.replace("old", "| new |")
-    assert readme.fill(filled, {"x": "| new |\n"}) == filled
+    assert readme.fill(filled, {"results:x": "| new |\n"}) == filled
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_readme_block_is_replaced_and_the_rest_is_kept():
 )
 def test_readme_markers_must_pair(text):
     with pytest.raises(UserError, match="pairs"):
-        readme.fill(text, {"x": "table"})
+        readme.fill(text, {"results:x": "table"})
 
 
 def test_readme_command_takes_kept_results(comparison, tmp_path, monkeypatch, capsys):
