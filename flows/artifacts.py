@@ -1,6 +1,7 @@
 """What a flow run leaves to look at in Prefect: the table of its stages, the table of rounds, and links to the results.
 
 `make ui` serves reports/ and says where in SAE_EXPLAINER_REPORTS_URL; links are paths of files where nobody does.
+Prefect shows descriptions and texts of links as markdown, so names and paths are written as `literal` has them.
 """
 
 import json
@@ -15,6 +16,8 @@ from pathlib import Path
 from prefect import get_client, get_run_logger
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.client.schemas.objects import Artifact
+
+from saeexplainer.notation import literal
 
 MLFLOW_RUN = "mlflow-run"  # key of the artifact that remembers it for the runs in which compare_rounds is unchanged
 LOGGED = re.compile(r"MLflow: .*\brun ([0-9a-f]{32}) in (\S.*)")  # what compare_rounds prints
@@ -49,7 +52,7 @@ def _publish(rows: Iterable[Row], lines: Iterable[str]) -> None:
         create_markdown_artifact(text, key="rounds", description="The rounds as reports/results.md has them")
     _publish_mlflow_run(lines)
     for key, text, path in _pages():
-        create_link_artifact(_address(path), link_text=text, key=key, description=str(path))
+        create_link_artifact(_address(path), link_text=text, key=key, description=literal(str(path)))
 
 
 def latest(key: str) -> Artifact | None:
@@ -75,10 +78,10 @@ def _address(path: Path) -> str:
 
 
 def _publish_mlflow_run(lines: Iterable[str]) -> None:
-    here = str(Path.cwd())
+    here = literal(str(Path.cwd()))
     hits = [hit for line in lines if (hit := LOGGED.match(line))]
     if hits:
-        link, text = _mlflow_address(hits[-1][1], hits[-1][2]), f"MLflow run {hits[-1][1]} in {hits[-1][2]}"
+        link, text = _mlflow_address(hits[-1][1], hits[-1][2]), literal(f"MLflow run {hits[-1][1]} in {hits[-1][2]}")
     else:
         last = latest(MLFLOW_RUN)  # compare_rounds did not run: what it logged the last time is still the result
         if last is None or here not in (last.description or ""):

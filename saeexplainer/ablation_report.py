@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from saeexplainer.comparison import ACCURACY, METRICS, direction
-from saeexplainer.notation import bold, heading, percent, plain, runs, table, words
+from saeexplainer.notation import bold, heading, literal, percent, plain, runs, table, words
 from saeexplainer.study_figures import (
     Variant,
     against_sources,
@@ -118,7 +118,7 @@ def _preference(ablation: dict[str, Any]) -> str:
 
 def _told(name: str, found: Mapping[str, Any]) -> str:
     """A setting, what it did to the criterion, what else moved beyond its interval, and what is missing."""
-    missing = [f"{variant}: {why}" for variant, why in found["unpaired"].items()]
+    missing = [f"{variant}: {literal(why)}" for variant, why in found["unpaired"].items()]
     if found["verdict"] == NOT_RUN:
         return f"`{name}` ({_changes(found)}): {'; '.join(missing)}"
     differences = found["differences"]
@@ -155,7 +155,7 @@ def _levels(ablation: dict[str, Any]) -> str:
     metrics = known_metrics(found["metrics"] for found in ablation["variants"].values())
     rows = [
         [
-            f"`{name}`", found["group"], state(found), plain(found["seed"], ""), found["round"] or "–",
+            f"`{name}`", literal(found["group"]), literal(state(found)), plain(found["seed"], ""), found["round"] or "–",
             *(percent(found["metrics"][metric]) for metric in metrics),
         ]
         for name, found in ablation["variants"].items()

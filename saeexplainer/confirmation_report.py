@@ -12,7 +12,7 @@ from typing import Any
 from saeexplainer import targets
 from saeexplainer.comparison import ACCURACY, COLLISION, METRICS, START, direction
 from saeexplainer.intervals import pooled_ratio
-from saeexplainer.notation import DASH, bold, heading, percent, plain, points, runs, table, words
+from saeexplainer.notation import DASH, bold, heading, literal, percent, plain, points, runs, table, words
 from saeexplainer.records import EvaluationRow
 from saeexplainer.study_figures import (
     BOOTSTRAP_SEED,
@@ -83,7 +83,7 @@ def _cost(seeds: Sequence[Variant], name: str, last: str, resamples: int) -> dic
 def sections(found: dict[str, Any]) -> Iterator[str]:
     """The part of docs/RESULTS.md, in markdown."""
     yield f"## Confirmation: the default, measured on {', '.join(found['splits']) or 'test (nothing measured yet)'}"
-    seeds = ", ".join(f"`{name}` ({status})" for name, status in found["seeds"].items()) or "none"
+    seeds = ", ".join(f"`{name}` ({literal(status)})" for name, status in found["seeds"].items()) or "none"
     yield f"Runs of conf/study.yaml, nothing chosen by them: {seeds}. Features of all seeds are pooled."
     if not found["evaluations"]:
         yield "Not run: no figures."

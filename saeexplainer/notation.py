@@ -3,18 +3,26 @@
 An interval is {"value", "low", "high"} as the JSON files keep it, or None where nobody knows it.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from saeexplainer.comparison import LOWER_IS_BETTER
 
 DASH = "–"  # what is unknown, or does not apply
+# What markdown, its tables, its formulas and the HTML in it are made of; an underscore inside a word is only itself.
+MARKUP = re.compile(r"[\\`*{}\[\]()<>#|~$!&]|(?<!\w)_|_(?!\w)")
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Markdown, figures to the right."""
     alignment = ["---", *["---:"] * (len(header) - 1)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, alignment, *rows))
+
+
+def literal(text: str) -> str:
+    """A name or a message as markdown that shows it as it is, on one line, in a table too."""
+    return MARKUP.sub(r"\\\g<0>", " ".join(text.split()))
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -5,7 +5,7 @@ Nothing here knows which experiment, subject or rounds there are; it draws the e
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ from saeexplainer.comparison import (
 )
 from saeexplainer.config import Reward
 from saeexplainer.intervals import bootstrap_mean
-from saeexplainer.notation import bold, heading, held_out, percent, short, table, words
+from saeexplainer.notation import bold, heading, held_out, literal, percent, short, table, words
 from saeexplainer.records import EvaluationRow, ScoreRow
 from saeexplainer.rewards import reward
 
@@ -139,7 +139,7 @@ def results_table(comparison: dict) -> str:
     return "\n\n".join(
         [
             table(["metric", *(f"`{name}`" for name in rounds)], results),
-            f"{_caption(comparison)} Percent; in brackets the 95 % bootstrap interval; ↑ higher is better, ↓ lower.",
+            f"{_caption(comparison, literal)} Percent; in brackets the 95 % bootstrap interval; ↑ higher is better, ↓ lower.",
             table(["difference", *(f"`{a}` − `{b}`" for a, b in pairs)], gains),
             "Percentage points, paired by feature. Bold: the 95 % interval leaves zero out.\n",
         ]
@@ -164,11 +164,12 @@ def headline_table(comparison: dict) -> str:
         if metric in HEADLINE
     ]
     header = ["%", *(f"`{name}`" for name in names), f"`{chain[-1]}` − `{chain[0]}`, 95 % interval"]
-    return f"{table(header, rows)}\n\n{_caption(comparison)} ↑ higher is better, ↓ lower."
+    return f"{table(header, rows)}\n\n{_caption(comparison, literal)} ↑ higher is better, ↓ lower."
 
 
-def _caption(comparison: dict) -> str:
-    return f"Subject {comparison['subject']}, SAE {comparison['sae']}, {held_out(comparison)}."
+def _caption(comparison: dict, named: Callable[[str], str]) -> str:
+    """Whose results these are; `named` gives the subject's and the SAE's name as the medium needs it."""
+    return f"Subject {named(comparison['subject'])}, SAE {named(comparison['sae'])}, {held_out(comparison)}."
 
 
 def plot_rounds(comparison: dict, path: Path) -> None:
@@ -183,7 +184,7 @@ def plot_rounds(comparison: dict, path: Path) -> None:
     figure, columns = pictures.figure_of(width, 3.6, len(panels))
     for axes, metric in zip(columns, panels, strict=True):
         _panel(axes, comparison, metric)
-    figure.suptitle(_caption(comparison), fontsize=9, color="#444444")
+    figure.suptitle(_caption(comparison, str), fontsize=9, color="#444444", parse_math=False)
     pictures.save(figure, path)
 
 

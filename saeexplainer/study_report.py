@@ -12,7 +12,7 @@ from typing import Any
 
 from saeexplainer import targets
 from saeexplainer.comparison import ACCURACY, BASELINE, COLLISION, HALLUCINATION, START
-from saeexplainer.notation import bold, heading, percent, plain, table, words
+from saeexplainer.notation import bold, heading, literal, percent, plain, table, words
 from saeexplainer.study_figures import (
     COMPLETE,
     CONTROL,
@@ -183,7 +183,7 @@ def _runs(study: dict[str, Any]) -> str:
             plain(found["own_seconds"], ",.0f"),
         ]
         numbers = [plain(found["seed"], ""), plain(found["contexts"], "")]
-        rows.append([f"`{name}`", found["group"], state(found), *numbers, *figures])
+        rows.append([f"`{name}`", literal(found["group"]), literal(state(found)), *numbers, *figures])
     return table(header, rows)
 
 
@@ -204,7 +204,7 @@ def _seed_tables(study: dict[str, Any], group: str) -> Iterator[str]:
 
 def _evaluations_table(found: dict[str, Any]) -> str:
     if found["status"] != COMPLETE:
-        return f"No figures: {found['status']}."
+        return f"No figures: {literal(found['status'])}."
     rows = [
         [f"`{name}`", *(percent(metrics[metric]) for metric in SHOWN), f"{metrics[ACCURACY]['n']:,}"]
         for name, metrics in found["evaluations"].items()
@@ -230,14 +230,15 @@ def _control_table(study: dict[str, Any]) -> str:
 
 
 def _state(study: dict[str, Any], name: str) -> str:
-    return study["variants"][name]["status"] if name in study["variants"] else ""
+    return literal(study["variants"][name]["status"]) if name in study["variants"] else ""
 
 
 def _labels_table(study: dict[str, Any]) -> str:
     rows = [
         [
             f"`{row['variant']}`", plain(row["contexts"], ""),
-            *(percent(row[name]) for name in (BASELINE, START, THE_LAST)), bold(row["gain"]), row["status"],
+            *(percent(row[name]) for name in (BASELINE, START, THE_LAST)), bold(row["gain"]),
+            literal(row["status"]),
         ]
         for row in study["labels"]
     ]  # fmt: skip

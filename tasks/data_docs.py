@@ -9,9 +9,10 @@ index where there is a display, or prints its path.
 """
 
 import hashlib
-import html
 import os
+import shutil
 import sys
+import urllib.parse
 import webbrowser
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from saeexplainer.errors import UserError
 from saeexplainer.storage import read_json, replacing
+from tasks import docs_view
 from tasks import params as parameters
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 DATA_DOCS = Path("reports/data_docs")
 VERDICT = "verdict.json"  # beside a round's index.html: what the index over rounds says of it
+LEVELS = {"pair": "single pairs", "measured": "measured rewards", "set": "the set"}  # of a suite, and what it is about
 ROW = "row"  # position of a pair in pairs.parquet: the column by which suites about pairs name what fails
 
 
@@ -57,9 +60,11 @@ class Validator:
             ProgressBarsConfig,
         )
 
+        view = {"module_name": docs_view.__name__, "class_name": docs_view.SiteView.__name__}
         site = {
             "class_name": "SiteBuilder",
-            "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
+            "site_index_builder": {"class_name": "DefaultSiteIndexBuilder", "view": view},
+            "site_section_builders": {section: {"view": view} for section in ("expectations", "validations")},
             "store_backend": {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(docs.resolve())},
         }
         config = DataContextConfig(
@@ -69,6 +74,7 @@ class Validator:
             analytics_enabled=False,
             progress_bars=ProgressBarsConfig(globally=False),
         )
+        self._docs = docs
         self._context = gx.get_context(mode="ephemeral", project_config=config)
         self._source = self._context.data_sources.add_pandas("preferences")
 
@@ -95,6 +101,7 @@ class Validator:
     def write_docs(self) -> None:
         """Render everything that was checked; the slower half of the work."""
         self._context.build_data_docs(site_names=["preferences"])
+        shutil.rmtree(self._docs / "static", ignore_errors=True)  # fonts and animations of GX's own views: 3 MB a site
 
 
 def _outcome(level: str, lines: int, result: Any) -> Outcome:
@@ -127,34 +134,24 @@ def _up_to_date(name: str, pairs: Path) -> bool:
 
 def write_index(rounds: Sequence[str]) -> Path:
     """The page over the rounds' sites, for those that have one, in this order."""
-    lines = []
-    for name in rounds:
-        if (DATA_DOCS / name / VERDICT).is_file():
-            verdict = read_json(DATA_DOCS / name / VERDICT)
-            cells = [f'<a href="{html.escape(name)}/index.html">{html.escape(name)}</a>']
-            cells += [html.escape(str(verdict[key])) for key in ("verdict", "validated", "quarantined", "notes")]
-            lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    lines = [
+        read_json(DATA_DOCS / name / VERDICT) | {"name": name, "address": f"{name}/index.html", "pages": _results_of(name)}
+        for name in rounds
+        if (DATA_DOCS / name / VERDICT).is_file()
+    ]
     with replacing(DATA_DOCS / "index.html") as temporary:
-        temporary.write_text(_PAGE.format(rows="\n".join(lines)), encoding="utf-8")
+        temporary.write_text(docs_view.page("Preference sets", [], rounds=lines), encoding="utf-8")
     return DATA_DOCS / "index.html"
 
 
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>Preference sets</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; margin: 3rem auto; max-width: 60rem; padding: 0 1rem; }}
-table {{ border-collapse: collapse; width: 100%; }}
-th, td {{ border-bottom: 1px solid #ccc; padding: .4rem .8rem .4rem 0; text-align: left; vertical-align: top; }}
-</style></head><body>
-<h1>Preference sets</h1>
-<p>What Great Expectations found in the preference set of each round. A set that is refused trains nothing.</p>
-<table><thead><tr><th>round</th><th>verdict</th><th>pairs that may train</th><th>in quarantine</th><th>notes</th></tr>
-</thead><tbody>
-{rows}
-</tbody></table>
-</body></html>
-"""
+def _results_of(name: str) -> list[tuple[str, str]]:
+    """Address, from the index over rounds, and text of each suite's results; GX names their files by the time."""
+    found = [
+        (path.relative_to(DATA_DOCS).as_posix(), about)
+        for level, about in LEVELS.items()
+        for path in sorted((DATA_DOCS / name / "validations" / f"{level}s").rglob("*.html"))
+    ]
+    return [(urllib.parse.quote(address), about) for address, about in found]
 
 
 def main() -> int:

@@ -1,9 +1,9 @@
 """Decide whether a round's preference set may train anything: `python -m tasks.validate_preferences r1`.
 
 Pairs that fail an expectation go to quarantine with the reason, the rest to validated.parquet, which is what train_dpo
-reads. If what is left fails as a set, the stage fails and leaves no table, so training cannot start. Data Docs under
-reports/data_docs/<round> are written either way: they are where one looks then. docs/PREFERENCES.md says what is
-checked and why.
+reads. If what is left fails as a set, the stage fails and leaves no validated.parquet, so training cannot start. The
+quarantine, validation.json and Data Docs under reports/data_docs/<round> are written either way: they are where one
+looks then. docs/PREFERENCES.md says what is checked and why.
 """
 
 from collections import Counter
@@ -50,17 +50,18 @@ class Examination:
 def run(params: Params, item: str) -> Report:
     """Write data/rounds/<item>/{validated,quarantine}.parquet and validation.json.
 
-    Raises UserError, in one line, if the set that is left breaks a limit of params.validate_preferences; then none of
-    the three files is there.
+    Raises UserError, in one line, if the set that is left breaks a limit of params.validate_preferences; then there is
+    no validated.parquet. DVC leaves the other two where they are: it removes outputs before a stage runs, and what a
+    failed one wrote is in no dvc.lock.
     """
     folder = ROUNDS / item
     for name in ("validated.parquet", "quarantine.parquet", "validation.json"):
         (folder / name).unlink(missing_ok=True)
     found = examined(params, item)
-    _refuse(item, found)
     left = found.left
     write_rows(folder / "quarantine.parquet", _quarantined(found), QuarantinedPair)
     write_json(folder / "validation.json", _summary(item, found))
+    _refuse(item, found)
     write_rows(folder / "validated.parquet", left, PreferencePair)
     tally = _tally(found.outcomes) or "none"
     return Report(
@@ -158,23 +159,26 @@ def _refuse(item: str, found: Examination) -> None:
     if failed:
         raise UserError(
             f"round {item}: the preference set may not train: {'; '.join(failed)}; quarantined: "
-            f"{_tally(found.outcomes) or 'none'}; see {DATA_DOCS / item / 'index.html'}, then change the round or the "
-            "limit in params' validate_preferences"
+            f"{_tally(found.outcomes) or 'none'}; see {DATA_DOCS / item / 'index.html'} and "
+            f"{ROUNDS / item / 'quarantine.parquet'}, then change the round or the limit in params' validate_preferences"
         )
 
 
 def _summary(item: str, found: Examination) -> dict:
-    """validation.json: no time and no run id, so that the same pairs give the same bytes."""
+    """validation.json: no time and no run id, so that the same pairs give the same bytes. `refused` is there only where
+    the set is."""
+    refused = [outcome.name for outcome in found.broken]
     entries = [asdict(outcome) for outcome in found.outcomes]
     for entry in entries:
         del entry["rows"]  # quarantine.parquet has them
     return {
         "round": item,
-        "validated": len(found.left),
+        "validated": 0 if refused else len(found.left),
         "quarantined": len(found.reasons),
         "expectations": entries,
         "not_applicable": found.not_applicable,
         "figures": asdict(found.figures),
+        **({"refused": refused} if refused else {}),
     }
 
 
