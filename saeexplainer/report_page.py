@@ -304,6 +304,7 @@ def _context(comparison: Mapping, facts: list[RoundFacts], features: int) -> dic
         "geometry": glance,
         "rounds": facts,
         "features": features,
+        "legend": payload.LEGEND,
         "style": style,
         "script": script,
         "style_hash": _content_hash(style),

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from test_expectations import HOSTILE, hostile_set, settings  # noqa: F401 - a fixture
 from test_report_page import NASTY, evaluated, pair, scored
 
 from saeexplainer import report_page
@@ -27,6 +28,7 @@ from saeexplainer.records import (
     ScoreRow,
 )
 from saeexplainer.storage import write_rows
+from tasks import validate_preferences
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 MANY = 30_000
@@ -60,6 +62,7 @@ def written(folder: Path, features: list[FeatureRow], nasty: bool = False) -> st
     words = [f"word{at}" for at in range(500)]
     contexts, labels, scores, pairs, dropped = [], [], [], [], []
     measured: dict[str, list[EvaluationRow]] = {"sft": [], "r1": []}
+    truth: dict[str, list[tuple[str, float]]] = {}
     for at, feature in enumerate(features):
         word = words[at % len(words)]
         values = [0.0, 0.2 * feature.maximum, feature.maximum, 0.0]
@@ -72,7 +75,8 @@ def written(folder: Path, features: list[FeatureRow], nasty: bool = False) -> st
                 said = NASTY if nasty and at == 0 else f"the {word} of {name}"
                 score = 0.9 if at == 3 and name == "r1" else value / 2
                 row = evaluated(feature.feature_id, value, explanation=said)
-                found.append(replace(row, truth_agreement=float(value > 0), truth_f1=score))
+                truth[feature.feature_id] = [("the truth", 0.2 if at % 5 == 4 else 0.9)]
+                found.append(replace(row, truth_agreement=float(value > 0), truth_f1=score / 2))
         elif feature.split == "dpo" and at % 2:
             best, worst = scored(0, 0.9, f"good {word}", feature.feature_id), scored(1, 0.2, "bad", feature.feature_id)
             scores += [worst, best]
@@ -92,7 +96,7 @@ def written(folder: Path, features: list[FeatureRow], nasty: bool = False) -> st
         {name: folder / f"{name}.parquet" for name in measured}, {"r1": folder / "rounds/r1"}, 5,
     )  # fmt: skip
     comparison = summarise({name: rows[:50] for name, rows in measured.items()}, 20, 0)
-    report_page.write(folder / "report.html", comparison, sources, {}, {"r1": "sft"})
+    report_page.write(folder / "report.html", comparison, sources, truth, {"r1": "sft"})
     return (folder / "report.html").as_uri()
 
 
@@ -102,8 +106,10 @@ def feature(at: int, split: str) -> FeatureRow:
 
 @pytest.fixture(scope="module")
 def few(tmp_path_factory):
-    splits = ["test"] * 60 + ["dpo"] * 30 + ["sft"] * 10
-    return written(tmp_path_factory.mktemp("few"), [feature(at, split) for at, split in enumerate(splits)], nasty=True)
+    splits = ["test"] * 60 + ["dpo"] * 30 + ["sft"] * 9
+    rows = [feature(at, split) for at, split in enumerate(splits)]
+    rows.append(FeatureRow("sandbox/lender12/10240", "lender12", 10240, "sft", 10.0, 0.001))
+    return written(tmp_path_factory.mktemp("few"), rows, nasty=True)
 
 
 @pytest.fixture(scope="module")
@@ -211,6 +217,48 @@ def test_search_looks_into_explanations_tokens_and_ids(browser, few):
     until(browser, "document.getElementById('count').textContent === '100 features'")
 
 
+def test_what_a_search_found_is_marked_in_the_row(browser, few):
+    opened(browser, few)
+    search(browser, "word17 R1")
+    assert texts(browser, "#rows mark.hit") == ["word17", "r1", "word17"], "in the explanation and in the tokens"
+    search(browser, "main/4 of sft")
+    assert rows(browser)[0] == "main/4" and texts(browser, "#rows tr:nth-child(2) mark.hit") == ["main/4", "of", "of", "sft"]
+    assert texts(browser, "#rows tr:nth-child(2) .elsewhere") == [" · sft: the word4 of sft"], "what no cell shows"
+    search(browser, "(")
+    assert rows(browser) == ["main/0"], "a search is text, no pattern"
+    search(browser, "word")
+    element(browser, "#tools button[type=reset]").click()
+    until(browser, "!document.querySelector('mark.hit')")
+
+
+def test_ids_and_splits_are_seen_whole(browser, few):
+    for width in (1400, 1100, 700):
+        browser.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride", {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+        )
+        opened(browser, few)
+        for words, expected in (("", "main/0"), ("10240", "lender12/10240")):
+            search(browser, words)
+            assert rows(browser)[0] == expected
+            cut = browser.execute_script(
+                "return [...document.querySelectorAll('#rows .c-id')].filter((e) => e.scrollWidth > e.clientWidth).length"
+            )
+            assert cut == 0, (width, words)
+        assert element(browser, "#rows .c-id .tag").is_displayed() == (width > 760), "a tag that has no room is not shown"
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_the_words_of_the_page_are_explained_on_it(browser, few):
+    opened(browser, few)
+    element(browser, "#words summary").click()
+    assert element(browser, "#words dl").is_displayed()
+    explained = {text.split(" ", 1)[-1] for text in texts(browser, "#words dt")}
+    used = {text for cell in (".c-verdict .word", "#split option") for text in texts(browser, cell)} & set(
+        browser.execute_script("return data.verdicts")
+    )
+    assert used and used | {"twin", "lender", "floor", "unclear"} <= explained
+
+
 def test_filters_keep_what_they_name_and_add_up(browser, few):
     opened(browser, few)
     index = browser.execute_script("return {rows: data.measured.r1, before: data.measured.sft, ids: data.features.id}")
@@ -226,9 +274,11 @@ def test_filters_keep_what_they_name_and_add_up(browser, few):
     choose(browser, "verdict", "hallucinated")
     assert all_rows() == expected(lambda now, _: now[2] == "hallucinated") != []
     choose(browser, "truth", "right")
-    assert all_rows() == []
+    assert all_rows() == [], "what makes nothing fire names nothing here"
     choose(browser, "verdict", "")
-    assert all_rows() == expected(lambda now, _: now[3] == 1) != []
+    assert all_rows() == expected(lambda now, _: now[3] == "right") != []
+    choose(browser, "truth", "unclear")
+    assert all_rows() == [f"main/{at}" for at in range(4, 60, 5)]
     choose(browser, "truth", "")
     choose(browser, "change", "better")
     assert all_rows() == expected(lambda now, before: now[1] > before[1]) != []
@@ -282,6 +332,8 @@ def test_a_feature_shows_where_it_fires(browser, few):
 def test_what_a_round_made_of_a_feature(browser, few):
     opened(browser, few + "#sandbox/main/61")
     until_shown(browser, "sandbox/main/61")
+    opened(browser, few + "#main/61")  # as the table and the command line name it
+    until_shown(browser, "sandbox/main/61")
     assert texts(browser, ".candidate .said") == ["good word61", "bad"]
     assert texts(browser, ".candidate .role") == ["chosen", "rejected"]
     opened(browser, few + "#sandbox/main/60")
@@ -295,6 +347,33 @@ def test_what_a_model_wrote_is_shown_as_text(browser, few):
     assert texts(browser, ".evaluation .said") == [NASTY, NASTY]
     assert texts(browser, "#rows tr:nth-child(2) .c-explanation bdi") == [NASTY]
     assert browser.execute_script("return document.scripts.length") == len(texts(browser, "script")), "none was added"
+
+
+def test_what_is_right_where_nothing_fits_is_unclear(browser, few):
+    opened(browser, few + "#main/4")
+    until_shown(browser, "sandbox/main/4")
+    assert "unclear; least bad concepts (F1): the truth 0.20" in "".join(texts(browser, "#pane dl"))
+    assert all("truth unclear" in text and "wrong" not in text for text in texts(browser, ".evaluation .result"))
+
+
+def test_data_docs_are_read_without_a_network_and_run_nothing(browser, settings, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    hostile_set(tmp_path)
+    validate_preferences.run(settings, "r1")
+    index = tmp_path / "reports/data_docs/index.html"
+    browser.get("about:blank")
+    browser.get_log("browser"), browser.get_log("performance")
+    browser.get(index.as_uri())
+    for link in ("r1", "pairs", "this round", "Preference sets", "single pairs"):
+        element_of = f"return [...document.querySelectorAll('a')].find((e) => e.textContent === {link!r})"
+        browser.execute_script(element_of).click()
+    values = texts(browser, "td td")
+    assert HOSTILE in values and f"{HOSTILE}\\x00\\x1b" in values
+    assert browser.execute_script("return document.querySelectorAll('script, img').length") == 0
+    assert element(browser, "td.bad, td .bad").is_displayed() and browser.get_log("browser") == []
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    asked = {m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"}
+    assert all(url.startswith((index.parent.as_uri(), "data:,")) for url in asked), "no other host"
 
 
 def test_addresses_the_back_button_and_keys(browser, few):

@@ -422,16 +422,22 @@ def test_every_expectation_is_the_answer_to_some_damage(unrendered):
     assert [name for name in sorted(known - meant) if not re.fullmatch(generic, name)] == []
 
 
-def test_a_refused_set_leaves_nothing_to_train_on(workspace):
-    folder = lay_out(workspace, without(GOOD, lambda _, split: split == "dpo"), "r1")
+def test_a_refused_set_leaves_what_was_found_and_nothing_to_train_on(workspace, capfd):
+    damaged, rows = changed(GOOD, lone(GOOD), chosen_explanation=" ")
+    folder = lay_out(workspace, without(damaged, lambda _, split: split == "dpo"), "r1")
     for name in ("validated.parquet", "quarantine.parquet", "validation.json"):
         (folder / name).write_text("of an earlier run")
     (workspace / "params.yaml").write_text((ROOT / "params.yaml").read_text())
     with pytest.raises(SystemExit) as caught:
         main(validate_preferences.run, ["r1"])
     assert caught.value.code == 2
-    assert sorted(path.name for path in folder.iterdir()) == ["dropped.parquet", "pairs.parquet", "scores.parquet"]
-    # Its Data Docs are there all the same: they are where one looks now.
+    assert not (folder / "validated.parquet").exists()
+    # What the message names is there: that is where one looks now.
+    assert str(Path("data/rounds/r1/quarantine.parquet")) in capfd.readouterr().err
+    (held,) = read_rows(folder / "quarantine.parquet", QuarantinedPair)
+    assert len(rows) == 1 and held.reason == "chosen_explanation_not_empty"
+    found = json.loads((folder / "validation.json").read_text())
+    assert (found["refused"], found["validated"], found["quarantined"]) == (["enough_valid_pairs"], 0, 1)
     assert "enough valid pairs" in (workspace / "reports/data_docs/r1/expectations/sets.html").read_text()
     assert "refused: enough valid pairs" in (workspace / "reports/data_docs/index.html").read_text()
 

@@ -1,5 +1,6 @@
 """The suites' numbers by hand, and what the stage leaves behind. Whole sets and their damage are in test_damage.py."""
 
+import html
 import json
 import math
 import os
@@ -74,6 +75,17 @@ def lay_out(root: Path, pairs: list[PreferencePair], dropped: int = 1, item: str
     ]
     write_rows(folder / "scores.parquet", scores, ScoreRow)
     return folder
+
+
+# What a model may write: markup, the ends of attributes, and what templates of jinja and Python would fill in.
+HOSTILE = """<script>alert(1)</script> "'><img src=x onerror=alert(2)> {{ 7 * 7 }} ${x} $column $$ %s {0} [a](javascript:b)"""
+
+
+def hostile_set(root: Path) -> Path:
+    """A set of which three pairs go to quarantine, with HOSTILE in texts, ids and splits; the round's folder."""
+    bad = {1: {"chosen_explanation": HOSTILE}, 2: {"feature_id": HOSTILE, "split": HOSTILE}}
+    bad[4] = {"rejected_explanation": f"{HOSTILE}\x00\x1b"}
+    return lay_out(root, [pair(index, **bad.get(index, {})) for index in range(10)])
 
 
 @pytest.fixture
@@ -241,6 +253,24 @@ def test_ordinary_words_of_a_prompt_are_not_forbidden(settings):
         assert re.search(pattern, leaked)
 
 
+def test_data_docs_need_no_network_and_show_every_value_as_text(settings, workspace):
+    hostile_set(workspace)
+    validate_preferences.run(settings, "r1")
+    pages = {path: path.read_text() for path in (workspace / "reports/data_docs").rglob("*.html")}
+    assert len(pages) == 8, "the index over rounds, the round's own, three suites and their results"
+    for path, text in pages.items():
+        assert "<script" not in text and "<img" not in text and not re.search(r"https?://|url\(|@import", text)
+        assert "Content-Security-Policy" in text and not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", text)
+        for address in re.findall(r'(?:href|src)="([^"]*)"', text):
+            assert address == "data:," or (path.parent / address).is_file(), (path, address)
+    (results,) = (text for path, text in pages.items() if path.name == "preferences-pairs.html")
+    assert HOSTILE in html.unescape(results), "the text that failed, as it is"
+    assert "\\x00\\x1b" in results and "✗ failed" in results
+    index = pages[workspace / "reports/data_docs/index.html"]
+    for suite in ("single pairs", "measured rewards", "the set"):
+        assert re.search(f'href="r1/validations/[^"]+">{suite}</a>', index), suite
+
+
 def test_docs_are_made_where_they_are_missing_and_their_place_is_printed(settings, workspace):
     """As after a clone and a `dvc pull`: the artifacts are there, the pages are not."""
     environment = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}
@@ -260,7 +290,7 @@ def test_docs_are_made_where_they_are_missing_and_their_place_is_printed(setting
     made = docs()
     index = workspace / "reports/data_docs/index.html"
     assert made.stdout.splitlines() == ["r1: writing its Data Docs again", str(index.resolve())], made.stderr
-    for page in re.findall(r'href="([^"]+)"', index.read_text()):
+    for page in re.findall(r'href="([^"]+html)"', index.read_text()):
         assert (index.parent / page).is_file()
     # The committed limits refuse eight pairs; to look at them does not make them fit to train on.
     assert "refused: enough pairs" in index.read_text()

@@ -1,5 +1,6 @@
 """The flow and DVC tell one story: the order, what is unchanged, why a stage failed, what dies with a cancelled run."""
 
+import html
 import json
 import re
 import signal
@@ -12,10 +13,11 @@ import networkx
 import pytest
 import toy as toys
 from dvc.repo import Repo
+from markdown_it import MarkdownIt
 from prefect.testing.utilities import prefect_test_harness
 from toy import ENDLESS, FAILING, ROOT, is_gone, pids
 
-from flows import pipeline
+from flows import artifacts, pipeline
 from flows.artifacts import latest
 from flows.check import check
 from flows.plan import StageFailed, Step, is_unchanged, plan
@@ -176,6 +178,17 @@ def test_the_artifacts_tell_stages_rounds_and_results(toy: Path, prefect: None) 
     pipeline.pipeline()  # says nothing about MLflow, and its result is still that run's
     last = latest("mlflow-run")
     assert run in first.data and last.data == first.data and last.flow_run_id != first.flow_run_id
+
+
+def test_what_prefect_takes_for_markdown_holds_no_markup_of_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    left: list[dict] = []
+    monkeypatch.setattr(artifacts, "create_link_artifact", lambda link, **given: left.append(given | {"link": link}))
+    monkeypatch.setattr(artifacts, "_mlflow_address", lambda *_: "http://127.0.0.1/run")
+    place = "sqlite:////tmp/a](javascript:b)<img src=x>`|"
+    artifacts._publish_mlflow_run([f"MLflow: logged run {'0123456789abcdef' * 2} in {place}"])
+    page = MarkdownIt("commonmark").render(f"[{left[0]['link_text']}]({left[0]['link']})")
+    assert re.findall("<(?!/?p>)[^>]*>", page) == ['<a href="http://127.0.0.1/run">', "</a>"]
+    assert html.unescape(re.sub("<[^>]*>", "", page)).strip().endswith(f"in {place}")
 
 
 def test_a_second_writer_is_told_who_the_first_is_or_waits(toy: Path, prefect: None) -> None:

@@ -1,16 +1,21 @@
 """The table, the picture, the plot rows and the README's blocks, on a comparison small enough to check by eye."""
 
 import csv
+import html
 import json
 import math
+import re
 from dataclasses import replace
 
 import pytest
 import tiny
+from markdown_it import MarkdownIt
 from rows import evaluated
 
+from saeexplainer import study_report
 from saeexplainer.comparison import summarise
 from saeexplainer.errors import UserError
+from saeexplainer.notation import literal
 from saeexplainer.records import EvaluationRow, FeatureRow, PreferencePair, ScoreRow
 from saeexplainer.report import (
     RewardRow,
@@ -22,6 +27,7 @@ from saeexplainer.report import (
     rounds_rows,
 )
 from saeexplainer.storage import write_rows
+from saeexplainer.study_figures import SEEDS, absent
 from tasks import compare_rounds, params, readme, tracking
 
 
@@ -50,6 +56,30 @@ def test_table_shows_percent_points_and_what_leaves_zero_out(comparison):
     gains = lines[lines.index("| difference | `r1` − `sft` | `r1` − `open_loop` |") :]
     assert gains[2] == "| generative accuracy ↑ | **+25.0 (+25.0 to +25.0)** | +0.0 (+0.0 to +0.0) |"
     assert [line.count("|") for line in gains if line.startswith("|")] == [4] * 14, "every row has every column"
+
+
+def shown(markdown: str) -> str:
+    """The text that a page made of markdown shows; HTML in it is passed on, as most renderers do."""
+    page = MarkdownIt("commonmark").enable("table").render(markdown)
+    assert not re.search(r"<(?!/?(?:h[123]|p|ul|li|table|thead|tbody|tr|th|td|code|strong)\b)", page), page
+    return html.unescape(re.sub("<[^>]*>", "", page))
+
+
+def test_names_and_messages_are_text_in_markdown(comparison):
+    """In the results, on the page of the study, and in what Prefect shows."""
+    hostile = """<img/src=x/onerror=alert(1)>|`b`**c**_d_$e$[f](javascript:g)&amp;\\"""
+    assert shown(literal(hostile)).strip() == hostile
+    table = results_table(comparison | {"subject": hostile})
+    assert f"Subject {hostile}, SAE main, 4 held-out features." in shown(table)
+    page = study_report.page(study_report.summarise([absent("seed0", SEEDS, None, [], f"failed: {hostile}")], 20))
+    (row,) = (line for line in page.splitlines() if line.startswith("| `seed0`"))
+    assert f"failed: {hostile}" in shown(row)
+    assert len(re.findall(r"(?<!\\)\|", row)) == 14, "no column more than the head has"
+
+
+def test_a_picture_takes_a_name_for_a_name(comparison, tmp_path):
+    plot_rounds(comparison | {"subject": "a$x_{$b"}, tmp_path / "rounds.png")
+    assert (tmp_path / "rounds.png").stat().st_size > 10_000
 
 
 def test_a_metric_that_one_evaluation_lacks_is_a_dash():

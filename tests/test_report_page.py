@@ -32,7 +32,7 @@ from saeexplainer.sandbox.world import World
 from saeexplainer.storage import write_rows
 
 FEATURE = FeatureRow("sandbox/main/7", "main", 7, "test", maximum=20.0, density=0.01)
-NASTY = """</script><script>alert(1)</script> "quoted" & 'so' <!-- 🦊 שלום \\u2028\u2028 {{ 7 * 7 }}"""
+NASTY = """</script><script>alert(1)</script> "quoted" & 'so' <!-- 🦊 שלום \\u2028\u2028 {{ 7 * 7 }} ${x} $id "><img src=x>"""
 
 
 def context(rank: int = 0, feature_id: str = FEATURE.feature_id) -> ContextRow:
@@ -85,13 +85,31 @@ def test_bare_tokens_get_the_text_between_them_back():
     ("changes", "expected"),
     [
         ({}, "fires"),
-        ({"collision": 1.0}, "collides"),
+        ({"collision": 1.0}, "fires, collides"),
         ({"hallucination": 1.0, "collision": 1.0}, "hallucinated"),
         ({"explanation": " ", "hallucination": 1.0, "collision": 1.0}, "missing"),
     ],
 )
 def test_the_verdict_is_the_first_thing_that_went_wrong(changes, expected):
     assert payload.verdict(evaluated(**changes)) == expected
+
+
+@pytest.mark.parametrize(
+    ("named", "own", "best", "expected"),
+    [
+        (0.0, 0.11, 0.11, "unclear"),  # the least bad concept is not what the feature encodes
+        (1.0, 0.3, 0.3, "unclear"),
+        (0.0, 0.0, 0.0, "unclear"),
+        (1.0, 0.9, 0.9, "right"),
+        (0.0, 0.8, 0.7, "right"),  # two concepts together may fit better than the best single one
+        (0.0, 0.6, 0.9, "partly right"),
+        (0.0, 0.1, 0.9, "wrong"),
+        (math.nan, math.nan, 0.9, None),
+    ],
+)
+def test_an_explanation_is_wrong_only_where_it_is_clear_what_is_right(named, own, best, expected):
+    row = evaluated(truth_agreement=named, truth_f1=own)
+    assert payload.truth_verdict(row, [("the word dog", best)] if best else []) == expected
 
 
 def test_a_feature_in_full():
@@ -107,7 +125,7 @@ def test_a_feature_in_full():
     assert detail["truth"] == [["the word dog", 0.833]]
     evaluation = detail["evaluations"]["sft"]
     assert evaluation["texts"] == [[0.9, ["a ", "dog ", 0.9, "barks"]], [0.0, ["a cat"]]]
-    assert (evaluation["sure"], evaluation["right"], evaluation["f1"]) == (0.5, None, None), "NaN is not JSON"
+    assert (evaluation["sure"], evaluation["truth"], evaluation["f1"]) == (0.5, None, None), "NaN is not JSON"
     assert list(detail["rounds"]) == ["r1"], "a round that never saw the feature says nothing"
     candidates = [(row["explanation"], row["reward"], row["role"]) for row in detail["rounds"]["r1"]["candidates"]]
     assert candidates == [
@@ -272,6 +290,12 @@ def test_the_page_loads_nothing_and_lets_nothing_in(tables):
     assert policy.startswith("default-src 'none'; script-src 'sha256-") and "unsafe" not in policy
     script = re.search(r"<script>(.*?)</script>", page, re.DOTALL)[1]
     assert report_page._content_hash(script) in policy.replace("&#39;", "'")
+
+
+def test_the_page_says_what_its_words_mean(tables):
+    page = written(tables)
+    for word in (*payload.VERDICTS, *payload.TRUTHS, "twin", "lender", "floor"):
+        assert f"{word}</dt>" in page, word
 
 
 def test_names_of_evaluations_and_rounds_are_escaped(tables):

@@ -22,8 +22,8 @@ MEANING = {
     HALLUCINATION: "features that no text makes fire",
     COLLISION: "features that another one drowns out",
     "mean_activation": "mean activation, of the feature's maximum",
-    "truth_agreement": "explanations that name what it encodes",
-    "truth_f1": "overlap with what it encodes",
+    "truth_agreement": "explanations that name the concept that fits best",
+    "truth_f1": "overlap of explanation and firing",
 }
 # The chart's own units: a panel is WIDTH wide, its axis runs from LEFT to WIDTH - RIGHT.
 WIDTH, LEFT, RIGHT, ROW, TOP, BOTTOM = 360, 92, 44, 24, 10, 26

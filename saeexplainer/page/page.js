@@ -5,7 +5,6 @@
 const DASH = "–";
 const OVERSCAN = 12; // rows drawn above and below what is seen
 const BLOCKS_KEPT = 8;
-const SYMBOLS = { fires: "●", collides: "◐", hallucinated: "○", missing: "∅" };
 const REASONS = {
   "best is zero": "no candidate made it fire at all",
   "below floor": "its best candidate earns too little",
@@ -35,6 +34,15 @@ function make(tag, properties, ...children) {
 /** What a model or a text said: isolated, in its own direction. */
 const said = (text, className) => make("bdi", { className: className || "", dir: "auto" }, text);
 
+/** The text, with what the search asks for marked: a list of strings and elements. */
+function marked(text) {
+  if (!view.terms.length) return [text];
+  const longest = [...view.terms].sort((a, b) => b.length - a.length);
+  const pattern = longest.map((term) => term.replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&")).join("|");
+  const hit = (part, i) => (i % 2 ? make("mark", { className: "hit" }, part) : part);
+  return text.split(new RegExp(`(${pattern})`, "giu")).map(hit).filter(Boolean);
+}
+
 /** The value that `report_page.deflated` packed into a script element. */
 async function inflated(id) {
   const packed = $(id).textContent.trim();
@@ -49,27 +57,44 @@ let data; // index, as the page was written
 let size = 0; // features
 let haystacks = []; // a lower-case string a feature
 const position = new Map(); // id to feature number
+const ids = new Map(); // id as the table shows it, without the subject, to the whole one
 
 async function readIndex() {
   data = await inflated("index");
   $("index").remove();
-  data.features.id.forEach((id, at) => position.set(id, at));
+  data.features.id.forEach((id, at) => {
+    position.set(id, at);
+    ids.set(shortId(id), id);
+  });
   size = data.features.id.length;
   haystacks = data.features.id.map(haystack);
 }
 
 function haystack(id, at) {
-  const { tokens, label, truth } = data.features;
-  const parts = [id, ...tokens[at], label[at], truth[at]];
-  for (const name of data.evaluations) parts.push(measured(name, at)?.[0]);
-  for (const name of data.rounds) parts.push(data.outcomes[name]?.[at]?.[1]);
-  return parts.filter(Boolean).join("\n").toLowerCase();
+  return [id, ...data.features.tokens[at], ...sayings(at).map(([, text]) => text)].join("\n").toLowerCase();
+}
+
+/** All that is said of a feature: who says it, and what. */
+function sayings(at) {
+  return [
+    ...data.evaluations.map((name) => [name, measured(name, at)?.[0]]),
+    ...data.rounds.map((name) => [`best of ${name}`, data.outcomes[name]?.[at]?.[1]]),
+    ["label", data.features.label[at]],
+    ["truth", data.features.truth[at]],
+  ].filter(([, text]) => text);
+}
+
+/** Where a search term is that no cell of the row shows; null where all are seen. */
+function elsewhere(at, shown) {
+  const seen = [data.features.id[at], shown, ...data.features.tokens[at]].join("\n").toLowerCase();
+  const terms = view.terms.filter((term) => !seen.includes(term));
+  return sayings(at).find(([, text]) => terms.some((term) => text.toLowerCase().includes(term))) ?? null;
 }
 
 const measured = (name, at) => data.measured[name]?.[at] ?? null;
 const accuracy = (name, at) => measured(name, at)?.[1] ?? null;
 const verdictOf = (at) => measured(view.shown, at)?.[2] ?? null;
-const right = (at) => measured(view.shown, at)?.[3] ?? null;
+const truthOf = (at) => measured(view.shown, at)?.[3] ?? null;
 const f1 = (at) => measured(view.shown, at)?.[4] ?? null;
 
 /** What the last round that saw a feature made of it: best reward, best explanation, outcome. */
@@ -96,7 +121,7 @@ function explanationOf(at) {
 
 // ---- What is shown
 
-const view = { shown: null, against: null, sort: null, down: false, rows: [], open: null };
+const view = { shown: null, against: null, sort: null, down: false, terms: [], rows: [], open: null };
 const COLUMNS = [
   { key: "id", title: "Feature", of: (at) => at },
   { key: "explanation", title: "Explanation", of: (at) => explanationOf(at)[1] || null },
@@ -108,12 +133,12 @@ const COLUMNS = [
   { key: "reward", title: "Reward", number: true, of: (at) => lastOutcome(at)?.[0] ?? null },
   { key: "density", title: "Density %", number: true, of: (at) => data.features.density[at] },
 ];
-const rankOf = (verdict) => (verdict === null ? null : Object.keys(data.verdicts).indexOf(verdict));
+const rankOf = (verdict) => (verdict === null ? null : data.verdicts.indexOf(verdict));
 
 const FILTERS = {
   split: (at, wanted) => data.features.split[at] === wanted,
   verdict: (at, wanted) => verdictOf(at) === wanted,
-  truth: (at, wanted) => right(at) === (wanted === "right" ? 1 : 0),
+  truth: (at, wanted) => truthOf(at) === wanted,
   change: (at, wanted) => {
     const by = change(at);
     return by !== null && (wanted === "better" ? by > 0 : wanted === "worse" ? by < 0 : by === 0);
@@ -127,11 +152,11 @@ const outcomeMatches = (found, wanted) =>
 function refresh() {
   view.shown = $("shown").value || null;
   view.against = $("against").value || null;
-  const terms = $("search").value.toLowerCase().split(/\s+/).filter(Boolean);
+  view.terms = $("search").value.toLowerCase().split(/\s+/).filter(Boolean);
   const active = Object.entries(FILTERS).map(([name, test]) => [test, $(name).value]).filter(([, wanted]) => wanted);
   const rows = [];
   for (let at = 0; at < size; at++) {
-    if (terms.every((term) => haystacks[at].includes(term)) && active.every(([test, wanted]) => test(at, wanted))) rows.push(at);
+    if (view.terms.every((term) => haystacks[at].includes(term)) && active.every(([test, wanted]) => test(at, wanted))) rows.push(at);
   }
   view.rows = sorted(rows);
   $("count").textContent = rows.length === size ? `${numbers.format(size)} features` : `${numbers.format(rows.length)} of ${numbers.format(size)} features`;
@@ -217,16 +242,19 @@ const numeric = (key, ...children) => make("td", { className: `c-${key} number` 
 const CELLS = [
   (at) => {
     const id = data.features.id[at], split = data.features.split[at];
-    return cell("id", make("a", { href: address(id), title: id }, shortId(id)), make("span", { className: "tag" }, split));
+    return cell("id", make("a", { href: address(id), title: id }, ...marked(shortId(id))), make("span", { className: "tag" }, split));
   },
   (at) => {
     const [source, text] = explanationOf(at);
-    const shown = text ? said(text) : make("span", { className: "unknown" }, DASH);
-    return cell("explanation", make("div", { title: source ? `${source}: ${text}` : text }, source && text ? make("span", { className: "source" }, source) : "", shown));
+    const shown = text ? make("bdi", { dir: "auto" }, ...marked(text)) : make("span", { className: "unknown" }, DASH);
+    const other = elsewhere(at, text);
+    return cell("explanation", make("div", { title: source ? `${source}: ${text}` : text },
+      source && text ? make("span", { className: "source" }, source) : "", shown,
+      other ? make("span", { className: "elsewhere" }, ` · ${other[0]}: `, make("bdi", { dir: "auto" }, ...marked(other[1]))) : ""));
   },
   (at) => {
     const tokens = data.features.tokens[at];
-    return cell("tokens", make("span", { className: "dim" }, ...(tokens.length ? tokens.flatMap((token, i) => [i ? " · " : "", said(token)]) : [DASH])));
+    return cell("tokens", make("span", { className: "dim" }, ...(tokens.length ? tokens.flatMap((token, i) => [i ? " · " : "", make("bdi", { dir: "auto" }, ...marked(token))]) : [DASH])));
   },
   (at) => {
     const value = accuracy(view.shown, at);
@@ -236,11 +264,10 @@ const CELLS = [
     const by = change(at);
     return numeric("change", make("span", { className: by > 0 ? "good" : by < 0 ? "bad" : "dim" }, signed(by)));
   },
-  (at) => cell("verdict", verdictMark(verdictOf(at))),
+  (at) => cell("verdict", verdictOf(at) === null ? make("span", { className: "unknown" }, DASH) : wordMark(verdictOf(at), "v")),
   (at) => {
-    const known = right(at);
-    const mark = known === null ? "" : known === 1 ? make("span", { className: "good", title: "names what the feature encodes" }, "✓ ") : make("span", { className: "bad", title: "does not name what the feature encodes" }, "✗ ");
-    return numeric("f1", mark, fixed(f1(at), 2));
+    const known = truthOf(at);
+    return numeric("f1", known === null ? "" : wordMark(known, "t", false), " ", fixed(f1(at), 2));
   },
   (at) => numeric("reward", fixed(lastOutcome(at)?.[0], 2)),
   (at) => numeric("density", make("span", { className: "dim" }, data.features.density[at] === null ? DASH : fixed(100 * data.features.density[at], 2))),
@@ -252,9 +279,11 @@ function bar(value) {
   return make("span", { className: "bar", ariaHidden: "true" }, fill);
 }
 
-function verdictMark(verdict) {
-  if (!verdict) return make("span", { className: "unknown" }, DASH);
-  return make("span", { className: `v-${verdict}`, title: data.verdicts[verdict] }, `${SYMBOLS[verdict]} `, make("span", { className: "word" }, verdict));
+/** A verdict with its symbol; the legend's words are its tooltip. */
+function wordMark(name, kind, spelt = true) {
+  const [symbol, meaning] = data.words[name];
+  const words = spelt ? [" ", make("span", { className: "word" }, name)] : [];
+  return make("span", { className: `${kind}-${name.replace(/\W+/g, "-")}`, title: `${name}: ${meaning}` }, symbol, ...words);
 }
 
 // ---- One feature
@@ -272,7 +301,7 @@ function detailOf(at) {
 
 /** Bring the view in line with the address. */
 async function follow() {
-  const id = decoded(location.hash.slice(1));
+  const asked = decoded(location.hash.slice(1)), id = ids.get(asked) ?? asked;
   const at = position.get(id);
   const wanted = at !== undefined || (id.includes("/") && id) ? id : null; // other hashes are places on this page
   view.open = wanted;
@@ -336,7 +365,7 @@ function facts(at, detail) {
     fact("maximum", fixed(maximum[at], 2)),
     fact("fires on", density[at] === null ? DASH : `${fixed(100 * density[at], 3)} % of tokens`),
     label[at] ? fact("open-loop label", said(label[at])) : "",
-    detail.truth.length ? fact("encodes (F1)", ...truth) : "");
+    detail.truth.length ? (detail.truth[0][1] >= data.clear ? fact("encodes (F1)", ...truth) : fact("encodes", "unclear; least bad concepts (F1): ", ...truth)) : "");
 }
 
 function explanations(detail) {
@@ -350,9 +379,9 @@ function explanations(detail) {
 }
 
 function evaluation(name, row, open) {
-  const truth = row.right === null ? "" : row.right === 1 ? ", right" : ", wrong";
+  const truth = row.truth === null ? [] : [" · ", wordMark(row.truth, "t", row.truth !== "unclear"), row.truth === "unclear" ? " truth unclear" : ""];
   const measures = [
-    data.verdicts[row.verdict],
+    row.verdict && data.words[row.verdict][1],
     `mean activation ${fixed(row.mean, 2)}`,
     row.f1 === null ? "" : `F1 with the truth ${fixed(row.f1, 2)}`,
     row.sure === null ? "" : `token probability ${fixed(row.sure, 2)}`,
@@ -361,7 +390,7 @@ function evaluation(name, row, open) {
     make("summary", {},
       make("span", { className: "who" }, name),
       row.explanation ? said(row.explanation, "said") : make("span", { className: "unknown" }, DASH),
-      make("span", { className: "result" }, verdictMark(row.verdict), ` ${percent(row.accuracy)} %${truth}`)),
+      make("span", { className: "result" }, row.verdict ? wordMark(row.verdict, "v") : DASH, ` · ${percent(row.accuracy)} %`, ...truth)),
     make("div", { className: "body" },
       make("p", { className: "measures" }, measures.filter(Boolean).join(" · ")),
       make("div", {}, ...row.texts.map(([activation, segments]) => text(activation, segments)))));
@@ -469,17 +498,29 @@ function fillTools() {
   options("shown", names, data.shown);
   options("against", names, data.start);
   options("split", [["", "any"], ...[...new Set(data.features.split)].map((each) => [each, each])]);
-  options("verdict", [["", "any"], ...Object.keys(data.verdicts).map((each) => [each, `${SYMBOLS[each]} ${each}`])]);
-  options("truth", [["", "any"], ["right", "✓ right"], ["wrong", "✗ wrong"]]);
+  const spelt = (each) => [each, `${data.words[each][0]} ${each}`];
+  options("verdict", [["", "any"], ...data.verdicts.map(spelt)]);
+  options("truth", [["", "any"], ...data.truths.map(spelt)]);
   options("change", [["", "any"], ["better", "better"], ["worse", "worse"], ["same", "the same"]]);
   options("outcome", [["", "any"], ["pairs", "gave pairs"], ...(held ? [["quarantine", "in quarantine"]] : []), ...dropped.map((each) => [each, `dropped: ${each}`])]);
   $("outcome-label").hidden = !data.rounds.length;
   $("truth-label").hidden = !data.evaluations.some((name) => data.measured[name]?.some((row) => row && row[3] !== null));
 }
 
+/** The first column is as wide as the widest id, with the tag of a split and, where there is no room, without. */
+function fitIds() {
+  const widest = (texts) => texts.reduce((most, text) => (text.length > most.length ? text : most), "");
+  const link = make("a", {}, widest([...ids.keys()])), tag = make("span", { className: "tag" }, widest([...new Set(data.features.split)]));
+  const probe = make("div", { className: "probe" }, link, tag);
+  $("list").append(probe);
+  for (const [name, element] of [["--tagged", probe], ["--bare", link]]) $("list").style.setProperty(name, `${Math.ceil(element.getBoundingClientRect().width)}px`);
+  probe.remove();
+}
+
 async function start() {
   await readIndex();
   fillTools();
+  fitIds();
   view.sort = null;
   let frame = 0;
   const redraw = () => {

@@ -25,12 +25,46 @@ from saeexplainer.records import (
     ScoreRow,
 )
 
-FIRES, COLLIDES, HALLUCINATED, MISSING = "fires", "collides", "hallucinated", "missing"
+FIRES, COLLIDES, HALLUCINATED, MISSING = "fires", "fires, collides", "hallucinated", "missing"
+RIGHT, PARTLY, WRONG, UNCLEAR = "right", "partly right", "wrong", "unclear"
+# With a lower F1 than this, feature and concept disagree on more than twice as many tokens as they share: then the concept
+# with the best F1 is only the least bad one, and an explanation that does not name it is not wrong for that.
+CLEAR_F1 = 0.5
+
+
+@dataclass(frozen=True)
+class Word:
+    """One of the page's own words, as its legend and its tooltips have it."""
+
+    meaning: str
+    symbol: str = ""  # stands before the word, or alone where there is no room
+
+
 VERDICTS = {
-    FIRES: "a text makes it fire, and no other feature fires harder on these texts",
-    COLLIDES: "a text makes it fire, but another feature fires harder on these texts",
-    HALLUCINATED: "no text makes it fire",
-    MISSING: "the source gave no explanation",
+    FIRES: Word("a text makes the feature fire, and no other feature fires harder on these texts", "●"),
+    COLLIDES: Word("a text makes the feature fire, but another feature of the SAE fires harder on these texts", "◐"),
+    HALLUCINATED: Word("no text makes the feature fire", "○"),
+    MISSING: Word("the source gave no explanation", "∅"),
+}
+TRUTHS = {
+    RIGHT: Word("the explanation names the concept that fits best, or fits as well itself", "✓"),
+    PARTLY: Word(f"the explanation fits with an F1 of {CLEAR_F1} or more, and another concept fits better", "≈"),
+    WRONG: Word(f"a concept fits with an F1 of {CLEAR_F1} or more, and the explanation does not", "✗"),
+    UNCLEAR: Word(f"no concept fits with an F1 of {CLEAR_F1} or more: what the feature encodes is not known", "?"),
+}
+LEGEND = {
+    "accuracy": Word("share of the texts written from the explanation that make the feature fire"),
+    **VERDICTS,
+    "F1": Word(
+        "how far the tokens on which a feature fires are those for which a concept or an explanation holds: 1 if they are "
+        "the same, 0 if they share none"
+    ),
+    **TRUTHS,
+    "reward": Word("what a round measured of a candidate explanation: the texts written from it make the feature fire"),
+    "floor": Word("the reward that a feature's best candidate must reach; a feature below it trains nothing in that round"),
+    "lender": Word("an SAE on the same activations with another seed; its features are for training alone"),
+    "twin": Word("a feature too close to one of the valid or test split; no training sees it"),
+    "spare": Word("a feature that is neither trained on nor measured"),
 }
 SUMMARY_TOKENS = 4  # strongest tokens that the table shows
 
@@ -104,11 +138,23 @@ def verdict(row: EvaluationRow) -> str | None:
     return COLLIDES if row.collision else FIRES
 
 
+def truth_verdict(row: EvaluationRow, truth: Sequence[tuple[str, float]]) -> str | None:
+    """One of TRUTHS, given the concepts that fit the feature best; None where no truth is known."""
+    if math.isnan(row.truth_agreement):
+        return None
+    best = truth[0][1] if truth else 0.0
+    if max(best, row.truth_f1) < CLEAR_F1:
+        return UNCLEAR
+    if row.truth_agreement or row.truth_f1 >= best:
+        return RIGHT
+    return PARTLY if row.truth_f1 >= CLEAR_F1 else WRONG
+
+
 def detail(records: FeatureRecords) -> dict[str, Any]:
     """Everything about one feature."""
     return {
         "contexts": [_context(context, _maximum(records)) for context in records.contexts],
-        "evaluations": {name: _evaluation(row) for name, row in records.evaluations.items()},
+        "evaluations": {name: _evaluation(row, records.truth) for name, row in records.evaluations.items()},
         "rounds": {name: _round(found) for name, found in records.rounds.items() if found.scores or found.dropped},
         "truth": [[concept, number(score)] for concept, score in records.truth],
     }
@@ -126,7 +172,7 @@ def summary(records: FeatureRecords) -> dict[str, Any]:
         "tokens": top_tokens(records.contexts),
         "label": records.label or None,
         "truth": records.truth[0][0] if records.truth else None,
-        "evaluations": {name: _measured(row) for name, row in records.evaluations.items()},
+        "evaluations": {name: _measured(row, records.truth) for name, row in records.evaluations.items()},
         "rounds": {name: [number(row.reward), row.explanation, outcome(rounds[name])] for name, row in best.items()},
     }
 
@@ -162,18 +208,18 @@ def _context(context: ContextRow, maximum: float) -> dict[str, Any]:
     }
 
 
-def _measured(row: EvaluationRow) -> list[Any]:
-    """Explanation, accuracy, verdict, right or wrong, F1."""
+def _measured(row: EvaluationRow, truth: Sequence[tuple[str, float]]) -> list[Any]:
+    """Explanation, accuracy, verdict, verdict by the truth, F1."""
     return [
         row.explanation,
         number(row.generative_accuracy),
         verdict(row),
-        number(row.truth_agreement),
+        truth_verdict(row, truth),
         number(row.truth_f1),
     ]
 
 
-def _evaluation(row: EvaluationRow) -> dict[str, Any]:
+def _evaluation(row: EvaluationRow, truth: Sequence[tuple[str, float]]) -> dict[str, Any]:
     read = zip(row.texts, row.activations, row.tokens, row.token_activations, strict=True)
     return {
         "explanation": row.explanation,
@@ -181,7 +227,7 @@ def _evaluation(row: EvaluationRow) -> dict[str, Any]:
         "accuracy": number(row.generative_accuracy),
         "mean": number(row.mean_activation),
         "verdict": verdict(row),
-        "right": number(row.truth_agreement),
+        "truth": truth_verdict(row, truth),
         "f1": number(row.truth_f1),
         "texts": [_text(*each) for each in read],
     }
@@ -240,4 +286,5 @@ def _roles(scores: Sequence[ScoreRow], pairs: Sequence[PreferencePair]) -> dict[
 
 def constants() -> dict[str, Any]:
     """What the page's script has to know beside the features."""
-    return {"firing": FIRING, "verdicts": VERDICTS}
+    words = {name: [word.symbol, word.meaning] for name, word in (VERDICTS | TRUTHS).items()}
+    return {"firing": FIRING, "clear": CLEAR_F1, "words": words, "verdicts": list(VERDICTS), "truths": list(TRUTHS)}
