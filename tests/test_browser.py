@@ -223,7 +223,7 @@ def test_what_a_search_found_is_marked_in_the_row(browser, few):
     assert texts(browser, "#rows mark.hit") == ["word17", "r1", "word17"], "in the explanation and in the tokens"
     search(browser, "main/4 of sft")
     assert rows(browser)[0] == "main/4" and texts(browser, "#rows tr:nth-child(2) mark.hit") == ["main/4", "of", "of", "sft"]
-    assert texts(browser, "#rows tr:nth-child(2) .elsewhere") == [" · sft: the word4 of sft"], "what no cell shows"
+    assert texts(browser, "#rows tr:nth-child(2) .elsewhere") == ["sft: the word4 of sft"], "what no cell shows"
     search(browser, "(")
     assert rows(browser) == ["main/0"], "a search is text, no pattern"
     search(browser, "word")

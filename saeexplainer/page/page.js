@@ -5,6 +5,7 @@
 const DASH = "–";
 const OVERSCAN = 12; // rows drawn above and below what is seen
 const BLOCKS_KEPT = 8;
+const LEAD = 16; // characters before a hit that a narrow cell has room for
 const REASONS = {
   "best is zero": "no candidate made it fire at all",
   "below floor": "its best candidate earns too little",
@@ -41,6 +42,14 @@ function marked(text) {
   const pattern = longest.map((term) => term.replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&")).join("|");
   const hit = (part, i) => (i % 2 ? make("mark", { className: "hit" }, part) : part);
   return text.split(new RegExp(`(${pattern})`, "giu")).map(hit).filter(Boolean);
+}
+
+/** The same for a cell that may be too narrow for a long text: it then begins shortly before the first hit. */
+function excerpt(text) {
+  const lower = text.toLowerCase();
+  const first = Math.min(...view.terms.map((term) => lower.indexOf(term)).filter((at) => at >= 0));
+  if (!(first > LEAD) || first === Infinity) return marked(text);
+  return ["… ", ...marked(text.slice(text.lastIndexOf(" ", first - LEAD / 2) + 1))];
 }
 
 /** The value that `report_page.deflated` packed into a script element. */
@@ -246,11 +255,11 @@ const CELLS = [
   },
   (at) => {
     const [source, text] = explanationOf(at);
-    const shown = text ? make("bdi", { dir: "auto" }, ...marked(text)) : make("span", { className: "unknown" }, DASH);
+    const shown = text ? make("bdi", { dir: "auto" }, ...excerpt(text)) : make("span", { className: "unknown" }, DASH);
     const other = elsewhere(at, text);
     return cell("explanation", make("div", { title: source ? `${source}: ${text}` : text },
       source && text ? make("span", { className: "source" }, source) : "", shown,
-      other ? make("span", { className: "elsewhere" }, ` · ${other[0]}: `, make("bdi", { dir: "auto" }, ...marked(other[1]))) : ""));
+      other ? make("div", { className: "elsewhere" }, `${other[0]}: `, make("bdi", { dir: "auto" }, ...excerpt(other[1]))) : ""));
   },
   (at) => {
     const tokens = data.features.tokens[at];
