@@ -17,7 +17,7 @@ from prefect import get_client, get_run_logger
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.client.schemas.objects import Artifact
 
-from saeexplainer.notation import literal
+from tasks.markdown import literal
 
 MLFLOW_RUN = "mlflow-run"  # key of the artifact that remembers it for the runs in which compare_rounds is unchanged
 LOGGED = re.compile(r"MLflow: .*\brun ([0-9a-f]{32}) in (\S.*)")  # what compare_rounds prints
