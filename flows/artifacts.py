@@ -1,7 +1,8 @@
 """What a flow run leaves to look at in Prefect: the table of its stages, the table of rounds, and links to the results.
 
 `make ui` serves reports/ and says where in SAE_EXPLAINER_REPORTS_URL; links are paths of files where nobody does.
-Prefect shows descriptions and texts of links as markdown, so names and paths are written as `literal` has them.
+Prefect shows descriptions and the texts of tables as markdown, so names and paths are written as `literal` has them.
+The text of a link it shows as it is, but for brackets.
 """
 
 import json
@@ -81,7 +82,7 @@ def _publish_mlflow_run(lines: Iterable[str]) -> None:
     here = literal(str(Path.cwd()))
     hits = [hit for line in lines if (hit := LOGGED.match(line))]
     if hits:
-        link, text = _mlflow_address(hits[-1][1], hits[-1][2]), literal(f"MLflow run {hits[-1][1]} in {hits[-1][2]}")
+        link, text = _mlflow_address(hits[-1][1], hits[-1][2]), _bracketed(f"MLflow run {hits[-1][1]} in {hits[-1][2]}")
     else:
         last = latest(MLFLOW_RUN)  # compare_rounds did not run: what it logged the last time is still the result
         if last is None or here not in (last.description or ""):
@@ -91,6 +92,11 @@ def _publish_mlflow_run(lines: Iterable[str]) -> None:
             return
         text, link = found[1], found[2]
     create_link_artifact(link, link_text=text, key=MLFLOW_RUN, description=f"Results of {here}")
+
+
+def _bracketed(text: str) -> str:
+    """A text that ends where its link's text ends."""
+    return re.sub(r"[\[\]]", r"\\\g<0>", text)
 
 
 def _mlflow_address(run: str, uri: str) -> str:

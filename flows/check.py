@@ -7,6 +7,7 @@ from prefect.states import Completed, Failed
 
 from flows.plan import StageFailed, stale
 from tasks import repro
+from tasks.markdown import literal
 
 
 @flow(name="check")
@@ -20,7 +21,7 @@ def check() -> State:
         return Failed(message=str(error), data=error)
     if not found:
         return Completed(message="nothing is stale", data=[])
-    table = [{"stage": stage, "changed": what} for stage, what in found.items()]
+    table = [{"stage": stage, "changed": literal(what)} for stage, what in found.items()]
     create_table_artifact(table, key="stale", description="Stages that should run again")
     message = f"stale: {', '.join(found)}; run the pipeline, or `dvc repro`"
     return Failed(message=message, data=StageFailed(message))

@@ -180,15 +180,20 @@ def test_the_artifacts_tell_stages_rounds_and_results(toy: Path, prefect: None) 
     assert run in first.data and last.data == first.data and last.flow_run_id != first.flow_run_id
 
 
-def test_what_prefect_takes_for_markdown_holds_no_markup_of_names(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_prefect_takes_for_markdown_holds_no_markup_of_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     left: list[dict] = []
+    folder = tmp_path / "<b>a</b>*b*"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
     monkeypatch.setattr(artifacts, "create_link_artifact", lambda link, **given: left.append(given | {"link": link}))
     monkeypatch.setattr(artifacts, "_mlflow_address", lambda *_: "http://127.0.0.1/run")
     place = "sqlite:////tmp/a](javascript:b)<img src=x>`|"
     artifacts._publish_mlflow_run([f"MLflow: logged run {'0123456789abcdef' * 2} in {place}"])
-    page = MarkdownIt("commonmark").render(f"[{left[0]['link_text']}]({left[0]['link']})")
+    page = MarkdownIt("js-default").render(f"[{left[0]['link_text']}]({left[0]['link']})")
     assert re.findall("<(?!/?p>)[^>]*>", page) == ['<a href="http://127.0.0.1/run">', "</a>"]
     assert html.unescape(re.sub("<[^>]*>", "", page)).strip().endswith(f"in {place}")
+    described = MarkdownIt("commonmark").render(left[0]["description"])
+    assert html.unescape(re.sub("</?p>", "", described)).strip() == f"Results of {Path.cwd()}"
 
 
 def test_a_second_writer_is_told_who_the_first_is_or_waits(toy: Path, prefect: None) -> None:
