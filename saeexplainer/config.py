@@ -6,6 +6,7 @@ A field's comment says its unit and its effect. Lists, not tuples: OmegaConf ret
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 
 class DomainName(StrEnum):
@@ -214,10 +215,10 @@ class Structured(StrEnum):
 class Endpoint:
     """A model behind an OpenAI-compatible server, patience with it, and what it may cost (docs/ENDPOINTS.md)."""
 
-    base_url: str  # /chat/completions is added
+    base_url: str  # /chat/completions is added to its path; a query such as ?api-version=... stays behind it
     model: str  # the name it serves the model by
     key_variable: str | None  # name of the environment variable that holds the key, never the key; null: none is sent
-    request: dict[str, float]  # further fields of each call, such as temperature, max_tokens or seed
+    request: dict[str, Any]  # further fields of each call, any JSON: temperature, max_tokens, reasoning_effort, ...
     structured: Structured | None  # null: only the prompt asks for JSON, for servers that refuse response_format
     timeout_seconds: float  # of one attempt
     attempts: int  # at a call, on status 408, 429 and 5xx, timeouts and broken connections

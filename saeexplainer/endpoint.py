@@ -20,9 +20,11 @@ from email.utils import mktime_tz, parsedate_tz
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from urllib.parse import parse_qs, urlsplit
 
+from saeexplainer import replies, web
 from saeexplainer.config import Endpoint, Structured
-from saeexplainer.errors import UserError
+from saeexplainer.errors import UserError, first_line
 from saeexplainer.processes import once
 from saeexplainer.records import Usage
 from saeexplainer.spending import Bill, Purse, reported, used
@@ -34,8 +36,11 @@ if TYPE_CHECKING:
 
 LONGEST_PAUSE = 60.0  # seconds between two attempts
 DETAIL = 200  # characters of a server's complaint that are shown
-HEADERS = ("Retry-After", "Content-Type")  # that are read
+HEADERS = ("Retry-After", "Content-Type", "Location")  # that are read
 KEY_REFUSED, NOT_FOUND, WORTH_A_RETRY = (401, 403), 404, (408, 429)  # status codes of HTTP
+TEXT_PARTS = ("text", "output_text")  # types of the parts of a content that are said to the user
+AZURE = "api-version"  # in the query of its addresses; such a server reads the key from a header of its own
+CUT = ("length", "content_filter")  # finish_reason of a reply that ends before its end
 NOTHING = "(nothing)"  # what an empty answer is called when it is sent back: servers refuse empty messages
 
 Value = TypeVar("Value")
@@ -58,7 +63,7 @@ class Ask(Generic[Value]):
     mend: str  # what the user says to an answer that cannot be read
     schema: dict[str, Any]  # JSON schema of the answer
     sampling: dict[str, float]  # fields of the request beside those of the settings
-    read: Callable[[str], Value | None]  # the value in an answer's text; None if it is not there
+    read: Callable[[str], Value | None]  # the value in an answer (`replies.answer`); None if it is not there
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,14 @@ class Reply:
     """What the server said once."""
 
     text: str  # "" where it refused to speak
+    finish: str | None  # why it ended, as the server says: stop, length, ...
     usage: Usage
+
+    @property
+    def answer(self) -> str:
+        """What may be read of it; "" where it was cut before the JSON that was asked for is whole."""
+        found = replies.answer(self.text)
+        return "" if self.finish in CUT and not replies.ends_whole(found) else found
 
 
 class _Passing(Exception):
@@ -95,6 +107,7 @@ class Client:
     def __init__(self, endpoint: Endpoint, where: str) -> None:
         """`where` is the setting that messages name. Raises UserError if the key's variable is named but not set."""
         self.endpoint, self.where = endpoint, where
+        self._url = _completions(endpoint.base_url, where)
         self._key = _key(endpoint.key_variable, where)
         self._purse = Purse(endpoint, where)
         self._asked, self._complaint = 0, ""
@@ -109,14 +122,12 @@ class Client:
         return once(lambda: self._ask(asked, doing))
 
     def _ask(self, asked: Sequence[Ask[Value]], doing: str) -> list[Answer[Value]]:
-        import httpx
         from tqdm.auto import tqdm
 
         found: list[Any] = [None] * len(asked)
         failures: Counter[Failure] = Counter()
         stopped = threading.Event()
-        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        with httpx.Client(timeout=self.endpoint.timeout_seconds, headers=headers) as http:
+        with web.client(self._url, self.endpoint.timeout_seconds, self._headers()) as http:
             pool = ThreadPoolExecutor(self.endpoint.concurrency)
             try:
                 futures = {pool.submit(self._answer, one, http, stopped): at for at, one in enumerate(asked)}
@@ -132,6 +143,12 @@ class Client:
         self._asked += len(asked)
         self._failures += failures
         return found
+
+    def _headers(self) -> dict[str, str]:
+        if not self._key:
+            return {}
+        azure = {"api-key": self._key} if AZURE in parse_qs(urlsplit(self._url).query) else {}
+        return {"Authorization": f"Bearer {self._key}"} | azure
 
     def notes(self) -> list[str]:
         """What was paid for, how many questions have no answer, and why."""
@@ -154,7 +171,7 @@ class Client:
             for _ in range(2):
                 reply = self._reply(self._body(one, messages), http, stopped)
                 usage += reply.usage
-                value = one.read(reply.text)
+                value = one.read(reply.answer)
                 if value is not None:
                     return Answer(value, usage)
                 messages = [*messages, _said("assistant", reply.text.strip() or NOTHING), _said("user", one.mend)]
@@ -164,15 +181,12 @@ class Client:
         except _Lasting as error:
             self._complaint = str(error)
             return Answer(Failure.refused, usage)
-        self._complaint = f"the answer {reply.text[:DETAIL]!r}"
+        self._complaint = f"the answer {reply.text[:DETAIL]!r}{_why_cut(reply.finish)}"
         return Answer(Failure.unreadable, usage)
 
     def _body(self, one: Ask[Value], messages: Messages) -> dict[str, Any]:
         """The request of a conversation."""
-        fields = {
-            name: int(value) if float(value).is_integer() else value
-            for name, value in (self.endpoint.request | one.sampling).items()
-        }
+        fields = {name: _whole(value) for name, value in (self.endpoint.request | one.sampling).items()}
         return fields | {"model": self.endpoint.model, "messages": messages} | self._format(one.schema)
 
     def _format(self, schema: dict[str, Any]) -> dict[str, Any]:
@@ -219,10 +233,11 @@ class Client:
         with self._purse.paying(body) as bill:
             response = self._posted(body, http, bill)
             self._check_status(response)
-            text, usage = self._content(response, bill)
-            write_json(kept, {"base_url": self.endpoint.base_url, "request": body, "reply": text, "usage": usage})
-            bill.usage, bill.estimated = used(usage, body, text), usage is None
-            return Reply(text, bill.usage)
+            entry = {"base_url": self.endpoint.base_url, "request": body} | self._content(response, bill)
+            write_json(kept, entry)
+            reply = _from_cache(entry)
+            bill.usage, bill.estimated = reply.usage, entry["usage"] is None
+            return reply
 
     def _posted(self, body: dict[str, Any], http: "httpx.Client", bill: Bill) -> "httpx.Response":
         """The whole response, whatever its status."""
@@ -230,7 +245,7 @@ class Client:
 
         deadline = time.monotonic() + self.endpoint.timeout_seconds
         try:
-            with http.stream("POST", self.endpoint.base_url.rstrip("/") + "/chat/completions", json=body) as response:
+            with http.stream("POST", self._url, json=body) as response:
                 chunks = []
                 for chunk in response.iter_bytes():  # httpx limits the pause between two pieces, not the sum
                     chunks.append(chunk)
@@ -240,7 +255,7 @@ class Client:
                 return httpx.Response(response.status_code, headers=plain, content=b"".join(chunks))
         except httpx.RequestError as error:
             bill.unknown = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
-            raise _Passing(type(error).__name__) from None
+            raise _Passing(self._without_key(web.failure(error, self._url))) from None
 
     def _check_status(self, response: "httpx.Response") -> None:
         status = response.status_code
@@ -253,7 +268,9 @@ class Client:
             )
         if response.is_success:
             return
-        complaint = self._without_key(f"status {status}: {response.text}")
+        if response.has_redirect_location:
+            raise UserError(self._sent_elsewhere(response))
+        complaint = self._without_key(f"status {status}{self._way()}: {response.text}")
         if status in WORTH_A_RETRY or response.is_server_error:
             raise _Passing(complaint, _seconds(response.headers.get("Retry-After", "")))
         raise _Lasting(complaint)
@@ -265,42 +282,47 @@ class Client:
             return f"is null, and {place} asks for a key ({status}); name the environment variable that holds it"
         return f"{variable} holds no key that {place} takes ({status}); export another under that name"
 
-    def _content(self, response: "httpx.Response", bill: Bill) -> tuple[str, dict[str, int] | None]:
-        """Text and reported usage of a chat completion. Raises _Passing if it is none, such as a page of HTML."""
+    def _way(self) -> str:
+        proxy = web.proxy_for(self._url)
+        return f" by the proxy of {proxy}" if proxy else ""
+
+    def _sent_elsewhere(self, response: "httpx.Response") -> str:
+        """What to do about a redirect; its query may hold a ticket."""
+        there = response.headers["Location"].partition("?")[0]
+        return (
+            f"{self.where}.endpoint.base_url: {self.endpoint.base_url} sends elsewhere ({response.status_code}, "
+            f"{self._without_key(there)}){self._way()}; if the server is there, name it; if that is a login, log in "
+            "first, or go past it with NO_PROXY"
+        )
+
+    def _content(self, response: "httpx.Response", bill: Bill) -> dict[str, Any]:
+        """Text, end and reported usage of a chat completion, as they are kept. Raises _Passing if it is none, such as a
+        page of HTML, and UserError on a stream, which no further attempt would make whole."""
+        if response.headers.get("Content-Type", "").startswith("text/event-stream") or response.text.startswith(
+            "data:"
+        ):
+            bill.unknown = True
+            raise UserError(
+                f"{self.where}.endpoint.request.stream: {self.endpoint.base_url} answers in pieces; set it to false, or "
+                "name a server that answers whole"
+            )
         try:
             found = response.json()
             choices = found["choices"]
-            if not isinstance(choices, list):
+            if not isinstance(choices, list) or _is_error(found):
                 raise TypeError
         except (ValueError, LookupError, TypeError, RecursionError):
             bill.unknown = True
-            raise _Passing(self._without_key(f"a reply that is no chat completion: {response.text}")) from None
-        text = _first_text(choices)
+            raise _Passing(self._without_key(f"{_no_completion(response)}{self._way()}: {response.text}")) from None
+        text, finish = _first_text(choices)
         # A lone surrogate is valid JSON, and no text that a tokenizer, a file or another request takes.
         text = text.encode("utf-8", "replace").decode("utf-8")
-        return text.replace(self._key, "***") if self._key else text, reported(found.get("usage"))
+        text = text.replace(self._key, "***") if self._key else text
+        return {"reply": text, "finish": finish, "usage": reported(found.get("usage"))}
 
     def _without_key(self, text: str) -> str:
         shown = text.replace(self._key, "***") if self._key else text
         return " ".join(shown.split())[:DETAIL]
-
-
-def last_json(reply: str, name: str, kind: type[Value]) -> Value | None:
-    """What of that kind stands under `name` in the last JSON object of a reply that has it; prose and code fences are
-    left out."""
-    decoder, found, at = json.JSONDecoder(), None, 0
-    while (at := reply.find("{", at)) >= 0:
-        try:
-            value, end = decoder.raw_decode(reply, at)
-            # An escaped lone surrogate is valid JSON too, see `_content`.
-            value = json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
-        except (ValueError, RecursionError):
-            value, end = {}, at
-        if isinstance(value.get(name), kind):
-            found, at = value[name], end
-        else:
-            at += 1  # it may lie deeper
-    return found
 
 
 def object_schema(name: str, value: dict[str, Any]) -> dict[str, Any]:
@@ -313,17 +335,62 @@ def list_schema(name: str, of: str) -> dict[str, Any]:
     return object_schema(name, {"type": "array", "items": {"type": of}})
 
 
-def _first_text(choices: list[Any]) -> str:
-    """What the first choice says; "" where there is none, or no text in it."""
+def _first_text(choices: list[Any]) -> tuple[str, str | None]:
+    """What the first choice says, and why it ended; "" where there is none, or no text in it. Of a content in parts the
+    text counts; what a server puts into fields of its own for thoughts, or into calls of tools, is no answer."""
     try:
-        text = choices[0]["message"]["content"]
-    except (LookupError, TypeError):
-        return ""
-    return text if isinstance(text, str) else ""
+        content, finish = choices[0]["message"].get("content"), choices[0].get("finish_reason")
+    except (LookupError, TypeError, AttributeError):
+        return "", None
+    if isinstance(content, list):
+        content = "".join(
+            part["text"] for part in content
+            if isinstance(part, dict) and part.get("type") in TEXT_PARTS and isinstance(part.get("text"), str)
+        )  # fmt: skip
+    return content if isinstance(content, str) else "", finish if isinstance(finish, str) else None
+
+
+def _is_error(found: dict[str, Any]) -> bool:
+    """Whether a reply with status 200 tells of an error, by itself or in its only choice, and of nothing else."""
+    choices = found["choices"]
+    inner = choices[0] if choices and isinstance(choices[0], dict) else {}
+    return bool(found.get("error")) and not choices or bool(inner.get("error")) or inner.get("finish_reason") == "error"
+
+
+def _no_completion(response: "httpx.Response") -> str:
+    if response.text.lstrip().startswith("<"):
+        return "a page instead of a chat completion (does base_url lack its /v1? does a login stand before it?)"
+    return "a reply that is no chat completion"
+
+
+def _why_cut(finish: str | None) -> str:
+    """What to do about an answer that was cut."""
+    if finish == "length":
+        return ", cut at its limit of tokens (raise max_tokens in request, or let the model think less)"
+    return f", cut ({finish})" if finish in CUT else ""
+
+
+def _completions(base_url: str, where: str) -> str:
+    """The address that is asked. Raises UserError, which does not repeat it: it may hold a key."""
+    import httpx
+
+    try:
+        parts = urlsplit(base_url)
+        return str(httpx.URL(parts._replace(path=parts.path.rstrip("/") + "/chat/completions").geturl()))
+    except (ValueError, httpx.InvalidURL) as error:
+        raise UserError(
+            f"{where}.endpoint.base_url: is no address ({first_line(error)}); give one like https://host/v1"
+        ) from None
+
+
+def _whole(value: Any) -> Any:
+    """A number without a fraction as an integer, which some servers insist on."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _from_cache(entry: dict[str, Any]) -> Reply:
-    return Reply(entry["reply"], used(entry.get("usage"), entry["request"], entry["reply"]))
+    """Of an entry as it is kept; older ones do not say why a reply ended."""
+    return Reply(entry["reply"], entry.get("finish"), used(entry.get("usage"), entry["request"], entry["reply"]))
 
 
 def _seconds(text: str) -> float:

@@ -12,8 +12,9 @@ from functools import partial
 from itertools import groupby
 
 from saeexplainer.config import Judge
-from saeexplainer.endpoint import Ask, Client, Failure, last_json, list_schema
+from saeexplainer.endpoint import Ask, Client, Failure, list_schema
 from saeexplainer.judge import Question
+from saeexplainer.replies import values
 
 HIGHEST = 10  # of the ratings; the lowest is 0
 UNKNOWN = HIGHEST / 2  # the rating of every item of a call that failed
@@ -92,16 +93,24 @@ class EndpointJudge:
         }
 
 
-def parsed(reply: str, count: int) -> list[float] | None:
-    """The `count` ratings in a reply; None if they are not there."""
-    ratings = last_json(reply, "ratings", list)
-    if ratings is None or len(ratings) != count or not all(map(_is_rating, ratings)):
+def parsed(answer: str, count: int) -> list[float] | None:
+    """The `count` ratings in an answer; None if they are not there."""
+    found = values(answer, "ratings", count)
+    ratings = [] if found is None else [rating for value in found if (rating := _rating(value)) is not None]
+    return ratings if len(ratings) == count == len(found or ()) else None
+
+
+def _rating(value: object) -> float | None:
+    """A number, or a text that is one: some models put each into quotation marks, some say out of how many it is."""
+    if isinstance(value, str):
+        value = value.strip().removesuffix(f"/{HIGHEST}")
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
         return None
-    return [float(rating) for rating in ratings]
-
-
-def _is_rating(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= HIGHEST
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if 0 <= number <= HIGHEST else None
 
 
 def _shuffled(texts: list[str]) -> list[str]:

@@ -8,8 +8,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from saeexplainer.config import Writer
-from saeexplainer.endpoint import Ask, Client, Failure, last_json, list_schema
+from saeexplainer.endpoint import Ask, Client, Failure, list_schema
 from saeexplainer.records import Usage
+from saeexplainer.replies import values
 from saeexplainer.writers import distinct, shares
 
 if TYPE_CHECKING:
@@ -74,10 +75,10 @@ class EndpointWriter:
         return text[: max((end for _, end in ends), default=0)]
 
 
-def parsed(reply: str, count: int) -> list[str] | None:
-    """The first `count` texts in a reply, stripped; None if there are fewer, or if one says nothing."""
-    texts = last_json(reply, "texts", list)
-    if texts is None or len(texts) < count:
+def parsed(answer: str, count: int) -> list[str] | None:
+    """The first `count` texts in an answer, stripped; None if there are fewer, or if one says nothing."""
+    texts = values(answer, "texts", count)
+    if texts is None:
         return None
     some = [text.strip() if isinstance(text, str) else "" for text in texts[:count]]
     return some if all(some) else None

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 
 from saeexplainer.config import Labeller, LabellerKind
 from saeexplainer.contexts import without_special
-from saeexplainer.endpoint import Ask, Client, Failure, last_json, object_schema
+from saeexplainer.endpoint import Ask, Client, Failure, object_schema
 from saeexplainer.records import Usage
+from saeexplainer.replies import last_json
 
 WHERE = "label_features.labeller"  # the setting that messages name
 FORM = """{prompt}
@@ -42,9 +43,9 @@ def ask(contexts: Sequence[str], config: Labeller) -> Labels:
     return replace(found, texts=[said.get(lines, "") for lines in contexts])
 
 
-def parsed(reply: str) -> str | None:
-    """The explanation in a reply, on one line; None if there is none."""
-    return _one_line(last_json(reply, "explanation", str) or "") or None
+def parsed(answer: str) -> str | None:
+    """The explanation in an answer, on one line; None if there is none."""
+    return _one_line(last_json(answer, "explanation", str) or "") or None
 
 
 def _served(contexts: Sequence[str], config: Labeller) -> Labels:
@@ -58,7 +59,7 @@ def _served(contexts: Sequence[str], config: Labeller) -> Labels:
 
 
 def _chat(contexts: Sequence[str], config: Labeller) -> Labels:
-    from saeexplainer.chat_model import chat_prompt, open_chat, plain
+    from saeexplainer.chat_model import chat_prompt, open_chat, plain, silence, thought_marks
     from saeexplainer.models import check_context, generate
 
     assert config.model is not None
@@ -69,7 +70,7 @@ def _chat(contexts: Sequence[str], config: Labeller) -> Labels:
     check_context(model, longest, f"{WHERE}.max_new_tokens with the prompt")
     answers = generate(
         model, tokenizer, prompts, temperature=config.temperature, top_p=1.0, max_new_tokens=config.max_new_tokens,
-        batch_size=config.batch_size, progress="labels",
+        batch_size=config.batch_size, progress="labels", kept=thought_marks(tokenizer),
     )  # fmt: skip
     # An answer's end is a token too, where the limit left room for it.
     written = sum(
@@ -77,7 +78,8 @@ def _chat(contexts: Sequence[str], config: Labeller) -> Labels:
         for answer in answers
     )
     usage = Usage(len(prompts), sum(map(len, prompts)), written)
-    return Labels([_one_line(plain(answer)) for answer in answers], usage, [])
+    texts = [_one_line(plain(answer)) for answer in answers]
+    return Labels(texts, usage, silence(texts, f"{WHERE}.max_new_tokens"))
 
 
 def _one_line(text: str) -> str:

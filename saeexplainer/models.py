@@ -7,7 +7,7 @@ The pipeline's own folders hold a model, or a pointer to one of others: `open_mo
 
 import logging
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -442,8 +442,10 @@ def generate(
     max_new_tokens: int,
     batch_size: int,
     progress: str = "",
+    kept: Collection[int] = (),
 ) -> list[str]:
-    """One continuation a prompt (token ids), in the order of the prompts; temperature 0 is greedy.
+    """One continuation a prompt (token ids), in the order of the prompts; temperature 0 is greedy. Special tokens are
+    left out, but for those of `kept`, by their ids.
 
     Batches are sorted by length, and each draws from a generator of its own: the draws depend on the whole list of
     prompts and on torch's seed alone, not on how many processes share the batches.
@@ -464,22 +466,28 @@ def generate(
     def continued(number: int, indices: list[int]) -> list[str]:
         if sampling:
             torch.manual_seed(seed + number)
-        return _continued(model, tokenizer, [prompts[index] for index in indices], config)
+        return _continued(model, tokenizer, [prompts[index] for index in indices], config, kept)
 
     batches = list(by_length([len(prompt) for prompt in prompts], batch_size))
     with torch.random.fork_rng(enabled=bool(sampling)):
         found = spread(batches, continued, progress)
-    written = {index: text for indices, texts in zip(batches, found, strict=True) for index, text in zip(indices, texts)}
+    written = {
+        index: text for indices, texts in zip(batches, found, strict=True) for index, text in zip(indices, texts)
+    }
     return [written[index] for index in range(len(prompts))]
 
 
 def _continued(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", prompts: Sequence[Sequence[int]],
-    config: "GenerationConfig",
+    config: "GenerationConfig", kept: Collection[int],
 ) -> list[str]:  # fmt: skip
     """Continuations of one batch, padded on the left."""
     ids = padded(prompts, tokenizer.pad_token_id, side="left").to(device_of(model))
     mask = padded([[1] * len(prompt) for prompt in prompts], 0, side="left").to(ids.device)
     output = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
-    texts = tokenizer.batch_decode(output[:, ids.shape[1] :].cpu(), skip_special_tokens=True)
+    written = output[:, ids.shape[1] :].tolist()
+    if kept:
+        dropped = set(special_ids(tokenizer)).difference(kept)
+        written = [[token for token in row if token not in dropped] for row in written]
+    texts = tokenizer.batch_decode(written, skip_special_tokens=not kept)
     return [text.strip() for text in texts]

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saeexplainer import exchange
+from saeexplainer import exchange, web
 from saeexplainer.errors import UserError
 from saeexplainer.records import FeatureRecord
 from saeexplainer.storage import read_json, write_json
@@ -83,7 +83,6 @@ class Pace:
 
 def fetch(feature_ids: Sequence[str], server: Server) -> Fetched:
     """The records of features (model/source/index). Raises UserError if the server does not answer or refuses."""
-    import httpx
     from tqdm.auto import tqdm
 
     if not re.fullmatch(r"https?://[^\s@?#/:]+(:\d+)?(/[^\s@?#]*)?", server.base_url):  # it may hold a password
@@ -92,7 +91,7 @@ def fetch(feature_ids: Sequence[str], server: Server) -> Fetched:
     if not (key.isascii() and key.isprintable()):  # no header can hold it
         raise UserError(f"{KEY_VARIABLE}: what it holds is no key; export it again, in one line, or unset it")
     pace = Pace(server.per_minute)
-    with httpx.Client(timeout=server.timeout_seconds, headers={"x-api-key": key} if key else {}) as client:
+    with web.client(server.base_url, server.timeout_seconds, {"x-api-key": key} if key else {}) as client:
         for feature_id in tqdm(feature_ids, desc="asking Neuronpedia"):
             try:
                 payload = _payload(feature_id, server, client, pace)
@@ -147,7 +146,7 @@ def _asked(url: str, feature_id: str, client: "httpx.Client", pace: Pace) -> Any
     try:
         response = client.get(url)
     except httpx.TransportError as error:
-        raise _Passing(type(error).__name__) from None
+        raise _Passing(web.failure(error, url)) from None
     if response.status_code in KEY_REFUSED:
         raise UserError(f"{KEY_VARIABLE}: holds no key that {url} takes ({response.status_code}); correct or unset it")
     if response.status_code == NOT_FOUND:

@@ -24,8 +24,8 @@ def reported(usage: object) -> dict[str, int] | None:
     if not isinstance(usage, Mapping):
         return None
     found = {name: usage.get(name) for name in ("prompt_tokens", "completion_tokens")}
-    known = all(isinstance(value, int) and not isinstance(value, bool) and value >= 0 for value in found.values())
-    return found if known else None
+    known = all(type(value) in (int, float) and value >= 0 and value == value // 1 for value in found.values())
+    return {name: int(value) for name, value in found.items()} if known else None
 
 
 def used(usage: Mapping[str, int] | None, body: Mapping[str, Any], reply: str) -> Usage:

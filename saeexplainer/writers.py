@@ -5,7 +5,7 @@ served one for all texts of a description at once. A writer never sees the featu
 however many features it was proposed for.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from saeexplainer.config import Writer as WriterConfig
@@ -89,16 +89,17 @@ def shares(config: WriterConfig) -> list[tuple[float, int]]:
 
 def sampled(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", prompts: dict[str, Sequence[int]],
-    config: WriterConfig,
+    config: WriterConfig, kept: Collection[int] = (),
 ) -> dict[str, list[str]]:  # fmt: skip
-    """`config.texts` continuations of the prompt (token ids) of each description, drawn from torch's generator."""
+    """`config.texts` continuations of the prompt (token ids) of each description, drawn from torch's generator; with
+    the special tokens of `kept`, by their ids."""
     written: dict[str, list[str]] = {description: [] for description in prompts}
     for temperature, share in shares(config):
         repeated = [description for description in prompts for _ in range(share)]
         texts = generate(
             model, tokenizer, [prompts[description] for description in repeated], temperature=temperature,
             top_p=config.top_p, max_new_tokens=config.max_new_tokens, batch_size=config.batch_size,
-            progress=f"texts at temperature {temperature}",
+            progress=f"texts at temperature {temperature}", kept=kept,
         )  # fmt: skip
         for description, text in zip(repeated, texts, strict=True):
             written[description].append(text)

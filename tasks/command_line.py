@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
+from saeexplainer import web
 from saeexplainer.errors import UserError
 from saeexplainer.records import NOT_EXPLAINED
 from tasks import progress
@@ -323,6 +324,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; the exit status."""
     given = sys.argv[1:] if arguments is None else arguments
     progress.quiet_retries()
+    web.keep_loopback_direct()
     try:
         return app(args=given or ["--help"], prog_name="sae-explainer", standalone_mode=False) or 0
     except UserError as error:

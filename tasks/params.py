@@ -4,6 +4,7 @@ Every mistake is one line that names the file, the key, the value and what to ch
 checks to conf/, so that a params.yaml that was composed is one that loads.
 """
 
+import json
 import math
 import re
 import string
@@ -15,6 +16,7 @@ from itertools import chain
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Optional, get_args, get_origin
+from urllib.parse import parse_qsl, urlsplit
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -39,6 +41,7 @@ from saeexplainer.config import (
     WriterKind,
 )
 from saeexplainer.errors import UserError
+from saeexplainer.spending import LENGTH_FIELDS
 
 # Every number is finite and at least 0, every integer at least 1, every list and text not empty, but for these names.
 MAY_BE_ZERO = {  # integers that say "the first", "none" or "no limit below"
@@ -46,6 +49,7 @@ MAY_BE_ZERO = {  # integers that say "the first", "none" or "no limit below"
     "warmup_examples",
 }  # fmt: skip
 MAY_BE_EMPTY = {"guarded"}
+AS_THE_SERVER_KNOWS = {"request"}  # sections whose values are the server's business: any JSON
 ABOVE_ZERO = {
     "temperature", "temperatures", "best_of_temperature", "top_p", "learning_rate", "warmup_learning_rate", "beta", "epochs", "warmup_epochs",
     "injection_scale", "alpha", "threshold", "twin_cosine", "max_density", "timeout_seconds", "max_cost",
@@ -59,6 +63,7 @@ AT_MOST_ONE = {
     "min_distinct_share", "max_dropped_drift", "max_vocabulary_drift", "max_failed_share",
 }  # fmt: skip
 _COMMIT = re.compile("[0-9a-f]{40}")
+SECRET = re.compile("key|token|secret|password|signature|^sig$|^code$", re.IGNORECASE)  # of a query's names
 EXPLAINERS = Path("data/explainers")
 CONTEXTS = Path("data/activations/contexts.parquet")  # from which domain and labeller label
 
@@ -174,6 +179,8 @@ def leaves(node: Any, key: str = "", name: str = "") -> Iterator[tuple[str, str,
 
 
 def _check_leaf(key: str, name: str, value: Any) -> None:
+    if name in AS_THE_SERVER_KNOWS:
+        return
     if isinstance(value, str | list) and not value and name not in MAY_BE_EMPTY:
         raise UserError(f"{key}: is empty; give at least one value")
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -551,8 +558,8 @@ def _judges(params: Params) -> Iterator[str]:
 
 def _endpoint(key: str, endpoint: Endpoint) -> Iterator[str]:
     """Neither message repeats the value: it may hold a key."""
-    if not re.fullmatch(r"https?://[^\s@?#/:]+(:\d+)?(/[^\s@?#]*)?", endpoint.base_url):
-        yield f"{key}.base_url: must be like https://host/v1, without user, password or query"
+    yield from _base_url(f"{key}.base_url", endpoint.base_url)
+    yield from _request(f"{key}.request", endpoint)
     if endpoint.key_variable is not None and not re.fullmatch(r"[A-Z][A-Z0-9_]*", endpoint.key_variable):
         yield f"{key}.key_variable: must be the name of an environment variable (A-Z, 0-9, _), never the key itself"
     if endpoint.max_cost is not None and not (endpoint.million_prompt_tokens or endpoint.million_completion_tokens):
@@ -560,6 +567,44 @@ def _endpoint(key: str, endpoint: Endpoint) -> Iterator[str]:
             f"{key}.max_cost: is {endpoint.max_cost}; without prices nothing costs: set million_prompt_tokens and "
             "million_completion_tokens, or max_cost to null"
         )
+
+
+def _base_url(key: str, address: str) -> Iterator[str]:
+    try:
+        parts = urlsplit(address)
+        host, _ = parts.hostname, parts.port  # a ValueError where it is no number
+    except ValueError:
+        host = None
+    if not host or parts.scheme not in ("http", "https") or "@" in parts.netloc or re.search(r"[\s#]", address):
+        yield f"{key}: must be like https://host/v1 or http://[::1]:8000/v1, without user, password or #"
+        return
+    for name, _ in parse_qsl(parts.query, keep_blank_values=True):
+        if SECRET.search(name):
+            yield f"{key}: its query has {name}, which may be a key; export that, and name the variable in key_variable"
+
+
+def _request(key: str, endpoint: Endpoint) -> Iterator[str]:
+    """What a server cannot be asked, and what the client says itself."""
+    request = endpoint.request
+    for name, value in request.items():
+        try:
+            json.dumps(value, allow_nan=False, sort_keys=True)
+        except (TypeError, ValueError):
+            yield f"{key}.{name}: is {value!r}; must be JSON: text, finite numbers, true, false, null, lists, mappings"
+    for name in ("model", "messages"):
+        if name in request:
+            yield f"{key}.{name}: is set twice; take it out, the client says it"
+    if endpoint.structured is not None and "response_format" in request:
+        yield f"{key}.response_format: is set twice; take it out, or set structured to null"
+    if request.get("stream"):
+        yield f"{key}.stream: is {request['stream']!r}; answers are read whole, take it out"
+    for name in LENGTH_FIELDS:
+        if name in request and not (_is_number(request[name]) and request[name] >= 1 and request[name] % 1 == 0):
+            yield f"{key}.{name}: is {request[name]!r}; must be a whole number of at least 1"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _misfits(node: Any, kind: Any, key: str = "") -> Iterator[str]:

@@ -24,7 +24,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from saeexplainer import processes
+from saeexplainer import processes, web
 from saeexplainer.config import Params
 from saeexplainer.errors import UserError
 from saeexplainer.storage import read_json, write_json
@@ -55,6 +55,7 @@ def main(run: Callable[..., Report], arguments: list[str] | None = None, *, para
     arguments = sys.argv[1:] if arguments is None else arguments
     signal.signal(signal.SIGTERM, _terminate)
     progress.quiet_retries()
+    web.keep_loopback_direct()
     if processes.is_first():
         progress.install(" ".join([stage, *arguments]))
     else:

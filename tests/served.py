@@ -12,8 +12,7 @@ from dataclasses import replace
 from enum import Enum, auto
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-
-import torch
+from urllib.parse import urlsplit
 
 from saeexplainer.config import Endpoint, Pretrained
 
@@ -33,21 +32,29 @@ class Mood(Enum):
     no_choice = auto()  # a chat completion without a choice
     no_text = auto()  # a chat completion whose content is a number
     slow_down = auto()  # status 429 with Retry-After
+    elsewhere = auto()  # status 302, to a login
+    streams = auto()  # pieces, as if it had been asked for a stream
 
 
-Step = Mood | int | str  # a mood, a status without an answer, or the text of the answer
+# A mood, a status without an answer, the text of the answer, the whole choice, or the body with status 200.
+Step = Mood | int | str | dict | bytes
+
+
+NO_COMPLETION = (Mood.breaks, Mood.drips, Mood.page, Mood.half, Mood.complains, Mood.streams)  # with status 200
 
 
 class Server(ThreadingHTTPServer):
     """Rates an item by how often it says dog and writes texts that hang on the question alone; the script says what
     happens to the first requests."""
 
-    def __init__(self, *script: Step, usage: bool = True) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+    def __init__(self, *script: Step, usage: bool = True, host: str = "127.0.0.1") -> None:
+        super().__init__((host, 0), Handler)
         self.script, self.usage = list(script), usage
         self.requests: list[dict] = []
         self.paid: list[str] = []  # requests that got a whole chat completion, as text
         self.keys: set[str | None] = set()
+        self.paths: list[str] = []  # of the requests, with their queries; absolute where a proxy was asked
+        self.headers: list[dict[str, str]] = []
         self.hanging = 0
         self.turn, self.go_on = threading.Lock(), threading.Event()
 
@@ -67,19 +74,25 @@ class Handler(BaseHTTPRequestHandler):
         with server.turn:
             server.requests.append(body)
             server.keys.add(self.headers["Authorization"])
+            server.paths.append(self.path)
+            server.headers.append(dict(self.headers.items()))
             step = server.next_step(body)
             server.hanging += step is Mood.hangs
         if step is Mood.hangs:
             server.go_on.wait(60)
             return
         status, data = _response(step, body, self.headers["Authorization"], server.usage)
-        self.send_response(status if self.path == "/v1/chat/completions" else 404)
+        self.send_response(status if urlsplit(self.path).path == "/v1/chat/completions" else 404)
         self.send_header("Content-Length", str(len(data)))
+        if step is Mood.elsewhere:
+            self.send_header("Location", "https://login.example/sso?ticket=private")
+        if step is Mood.streams:
+            self.send_header("Content-Type", "text/event-stream; charset=utf-8")
         if step is Mood.slow_down:
             self.send_header("Retry-After", "0.01")
         self.end_headers()
         # Counted before the answer leaves: who has it may look at once.
-        if status == 200 and step not in (Mood.breaks, Mood.drips, Mood.page, Mood.half, Mood.complains):
+        if status == 200 and not isinstance(step, bytes) and step not in NO_COMPLETION:
             with server.turn:
                 server.paid.append(json.dumps(body, sort_keys=True))
         self._send(data, step)
@@ -105,7 +118,7 @@ def serving(kind: type[Server] = Server) -> Iterator[Callable[..., Server]]:
     """Starts servers, which end with the block."""
     servers: list[Server] = []
 
-    def start(*script: Step, **more: bool) -> Server:
+    def start(*script: Step, **more: bool | str) -> Server:
         servers.append(kind(*script, **more))
         threading.Thread(target=servers[-1].serve_forever, args=(0.01,), daemon=True).start()
         return servers[-1]
@@ -124,11 +137,18 @@ def _response(step: Step, body: dict, key: str | None, usage: bool) -> tuple[int
         return 200, b"<html>try again</html>"
     if step is Mood.complains:
         return 200, b'{"error": {"message": "overloaded", "code": 502}}'
+    if step is Mood.elsewhere:
+        return 302, b""
+    if step is Mood.streams:
+        return 200, b'data: {"choices": [{"delta": {"content": "{"}}]}\n\ndata: [DONE]\n\n'
+    if isinstance(step, bytes):
+        return 200, step
     if step is Mood.slow_down or isinstance(step, int):
         return 429 if step is Mood.slow_down else step, json.dumps({"error": f"no, {key}"}).encode()
     text = step if isinstance(step, str) else right_answer(body)
     content = 7 if step is Mood.no_text else text
-    choices = [] if step is Mood.no_choice else [{"message": {"role": "assistant", "content": content}}]
+    plain = {"message": {"role": "assistant", "content": content}, "finish_reason": "stop"}
+    choices = [] if step is Mood.no_choice else [step if isinstance(step, dict) else plain]
     tokens = {"prompt_tokens": 10 * len(body["messages"]), "completion_tokens": 5, "total_tokens": 0}
     data = json.dumps({"choices": choices, "key": key} | ({"usage": tokens} if usage else {})).encode()
     return 200, data[: len(data) // 2] if step is Mood.half else data
@@ -163,11 +183,15 @@ def pretrained(folder: Path) -> Pretrained:
     return Pretrained(str(folder), None, "float32", None, None)
 
 
-def saying(folder: Path, follows: dict[str, Sequence[str]]) -> Path:
+def saying(
+    folder: Path, follows: dict[str, Sequence[str]], begins: str = "<assistant>", special: Sequence[str] = ()
+) -> Path:
     """A chat model whose next token hangs on the last one alone: one of those that `follows` names, equally likely.
 
-    The user's turn ends with <assistant>. Tokens that nothing follows are followed by <eos>, all other text is bytes.
+    The user's turn ends with what its own `begins` with. Tokens that nothing follows are followed by <eos>, all other
+    text is bytes; `special` ones are dropped where special tokens are.
     """
+    import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -175,12 +199,12 @@ def saying(folder: Path, follows: dict[str, Sequence[str]]) -> Path:
     core = Tokenizer(models.BPE({token: at for at, token in enumerate(["<eos>", *alphabet])}, []))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
-    core.add_special_tokens(["<assistant>"])
+    core.add_special_tokens(["<assistant>", *special])
     core.add_tokens(sorted({token for some in follows.values() for token in some}))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>")
     tokenizer.chat_template = (
         "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}"
-        "{% if add_generation_prompt %}<assistant>{% endif %}"
+        f"{{% if add_generation_prompt %}}{begins}{{% endif %}}"
     )
     size = len(tokenizer) + len(tokenizer) % 2
     shape = LlamaConfig(

@@ -128,8 +128,12 @@ def test_a_field_that_requests_do_not_have_yet_is_added_with_a_plus(override: st
     with pytest.raises(UserError) as caught:
         compose.composed(["writer=endpoint", place + override])
     assert said.format(key=(place + override).partition("=")[0]) in str(caught.value)
-    found = yaml.safe_load(compose.composed(["writer=endpoint", f"+{place}request.seed=1"]))
-    assert found["evaluate"]["writer"]["endpoint"]["request"] == {"max_tokens": 1200.0, "seed": 1.0}
+    more = [f"+{place}request.seed=1", f"+{place}request.reasoning_effort=low",
+            f"+{place}request.chat_template_kwargs={{enable_thinking: false}}"]  # fmt: skip
+    found = yaml.safe_load(compose.composed(["writer=endpoint", *more]))
+    assert found["evaluate"]["writer"]["endpoint"]["request"] == {
+        "max_tokens": 1200, "seed": 1, "reasoning_effort": "low", "chat_template_kwargs": {"enable_thinking": False},
+    }  # fmt: skip
 
 
 def test_overrides_change_only_what_they_name() -> None:

@@ -1,17 +1,24 @@
 """The client of endpoints: what comes of every fault, what is kept, and where spending ends."""
 
 import json
+import os
+import re
+import socket
 import time
+from dataclasses import replace
 from email.utils import formatdate
 
+import httpx
 import pytest
-from served import Mood, endpoint, serving
+from served import Mood, Server, endpoint, serving
 
+from saeexplainer import web
 from saeexplainer.config import Structured
-from saeexplainer.endpoint import Answer, Ask, Client, Failure, _seconds, last_json, list_schema
+from saeexplainer.endpoint import Answer, Ask, Client, Failure, _seconds, list_schema
 from saeexplainer.errors import UserError
 from saeexplainer.records import Usage
-from saeexplainer.storage import read_json
+from saeexplainer.replies import last_json, values
+from saeexplainer.storage import read_json, write_json
 
 
 @pytest.fixture
@@ -29,6 +36,7 @@ def question(name: str) -> Ask[list[str]]:
 
 
 NAMES = [question(name) for name in "abcdef"]
+TWO = replace(question("two"), read=lambda answer: values(answer, "texts", 2))
 
 
 def test_answers_come_in_order_and_are_asked_for_once(serve, tmp_path):
@@ -83,7 +91,9 @@ def test_nobody_waits_longer_than_the_timeout(serve, tmp_path, step):
     assert not (tmp_path / "cache").exists()
 
 
-@pytest.mark.parametrize(("status", "said"), [(401, "key_variable: is null, and http.* asks for a key"), (403, "403"), (404, "'tiny'")])
+@pytest.mark.parametrize(
+    ("status", "said"), [(401, "key_variable: is null, and http.* asks for a key"), (403, "403"), (404, "'tiny'")]
+)
 def test_what_no_call_can_survive_stops_at_once_and_keeps_the_rest(serve, tmp_path, status, said):
     server = serve(Mood.right, status)
     with pytest.raises(UserError, match=rf"^x\.endpoint.*{said}") as caught:
@@ -167,3 +177,214 @@ def test_the_last_list_of_that_name_is_found(reply, found):
 def test_the_server_may_say_when_in_seconds_or_as_a_date():
     assert (_seconds("2.5"), _seconds(""), _seconds("soon"), _seconds("nan"), _seconds("-3")) == (2.5, 0, 0, 0, 0)
     assert 50 < _seconds(formatdate(time.time() + 60, usegmt=True)) <= 60 and _seconds(formatdate(0)) == 0
+
+
+DRAFT = '{"texts": ["DRAFT", "DRAFT"]}'
+GOOD = '{"texts": ["a dog", "a cat"]}'
+
+
+def choice(content, finish: str | None = "stop", **fields) -> dict:
+    """A choice of a chat completion, as servers of models that think give it."""
+    return {"message": {"role": "assistant", "content": content} | fields, "finish_reason": finish}
+
+
+THOUGHTS = {
+    "cut while it thinks": choice(f"<think> {DRAFT} Hm,", "length"),
+    "cut, and nobody says so": choice(f"<think> {DRAFT} Hm,"),
+    "cut, and the template opened the thoughts": choice(f"Perhaps {DRAFT}? Hm,", "length"),
+    "nothing behind the thoughts": choice(f"Perhaps {DRAFT}?</think> I would rather not."),
+    "in a channel": choice(f"<|channel|>analysis<|message|>{DRAFT}<|end|><|start|>assistant"),
+    "in a field of its own": choice(None, "length", reasoning_content=DRAFT, reasoning=DRAFT),
+    "in a field of its own alone": {"message": {"reasoning_content": DRAFT}, "finish_reason": "length"},
+    "in a part of its own": choice([{"type": "thinking", "thinking": [{"type": "text", "text": DRAFT}]}]),
+    "in a call of a tool": choice(None, "tool_calls", tool_calls=[{"function": {"name": "f", "arguments": DRAFT}}]),
+    "a refusal": choice(None, refusal="No."),
+    "cut in the middle": choice('{"texts": ["a dog", "a ca', "length"),
+    "filtered": choice(GOOD + " And", "content_filter"),
+}
+
+
+@pytest.mark.parametrize("step", THOUGHTS.values(), ids=THOUGHTS)
+def test_thoughts_are_never_an_answer_and_a_cut_one_is_a_counted_failure(serve, tmp_path, step):
+    server = serve(step, step)
+    client = Client(endpoint(server, tmp_path), "x")
+    assert client.ask(NAMES[:1], "") == [Answer(Failure.unreadable, Usage(2, 40, 10))]
+    assert client.notes()[-1] == "x: 1 of 1 calls failed (no usable answer 1)"
+    again = Client(endpoint(server, tmp_path, max_failed_share=0.0), "x")  # the kept reply is read alike
+    with pytest.raises(
+        UserError, match="raise max_tokens in request" if step["finish_reason"] == "length" else "answer"
+    ):
+        again.ask(NAMES[:1], "")
+    assert len(server.requests) == 2
+
+
+ANSWERS = {
+    "behind thoughts": choice(f"<think>{DRAFT}</think>{GOOD}"),
+    "behind thoughts that the template opened": choice(f"{DRAFT}</think>\n{GOOD}"),
+    "behind channels": choice(f"<|channel|>analysis<|message|>{DRAFT}<|end|><|start|>assistant<|channel|>final<|message|>{GOOD}"),
+    "beside a field of thoughts": choice(GOOD, reasoning_content=DRAFT, reasoning=DRAFT),
+    "in parts": choice([{"type": "thinking", "text": DRAFT}, {"type": "text", "text": GOOD[:9]}, {"type": "text", "text": GOOD[9:]}]),
+    "whole, then cut": choice(GOOD + "\n\n\n", "length"),
+    "without a reason to end": choice(GOOD, None),
+    "with a mark at its start": choice("\ufeff" + GOOD),
+    "with slips": choice("{'texts': ['a dog', 'a cat',],}"),
+    "in a body with a mark": b"\xef\xbb\xbf" + json.dumps({"choices": [choice(GOOD)], "usage": {"prompt_tokens": 10.0, "completion_tokens": 5}}).encode(),
+    "beside nulls": json.dumps({"choices": [choice(GOOD)], "error": None, "usage": {"prompt_tokens": 10, "completion_tokens": 5, "details": None}}).encode(),
+    "beside what is no number": json.dumps({"choices": [choice(GOOD, logprobs=float("nan"))], "usage": {"prompt_tokens": 10, "completion_tokens": 5}}).encode(),
+    "of two choices": json.dumps({"choices": [choice(GOOD), choice(DRAFT)], "usage": {"prompt_tokens": 10, "completion_tokens": 5}}).encode(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("step", ANSWERS.values(), ids=ANSWERS)
+def test_an_answer_is_found_wherever_a_server_puts_it_and_paid_once(serve, tmp_path, step):
+    server = serve(step)
+    for _ in range(2):
+        assert Client(endpoint(server, tmp_path), "x").ask([TWO], "") == [Answer(["a dog", "a cat"], Usage(1, 10, 5))]
+    assert len(server.requests) == 1
+
+
+ODD = {
+    "an error in the choice": json.dumps({"choices": [{"error": {"code": 502}, "finish_reason": "error"}]}).encode(),
+    "an error beside no choice": b'{"choices": [], "error": {"message": "overloaded"}}',
+    "no choices": b'{"choices": null}', "a list": b"[]", "a text": b'"choices"', "nothing": b"", "a number": b"7",
+    "no UTF-8": b'{"choices": "\xff"}', "deep": b"[" * 100_000,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("step", ODD.values(), ids=ODD)
+def test_what_is_no_completion_is_tried_again_and_never_kept(serve, tmp_path, step):
+    server = serve(step, step)
+    assert Client(endpoint(server, tmp_path), "x").ask([TWO], "")[0].usage == Usage(1, 10, 5)
+    assert len(server.requests) == 3 and len(list((tmp_path / "cache").rglob("*.json"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [(Mood.elsewhere, r"base_url: http\S* sends elsewhere \(302, https://login\.example/sso\); .*NO_PROXY"),
+     (Mood.streams, r"request\.stream: .* in pieces; set it to false"),
+     (Mood.page, r": 1 of 1 .* a page instead of a chat completion \(does base_url lack.*\): <html>")],
+)  # fmt: skip
+def test_a_login_a_stream_and_a_page_are_one_line_each(serve, tmp_path, step, said):
+    client = Client(endpoint(serve(*[step] * 3), tmp_path, max_failed_share=0.0), "x")
+    with pytest.raises(UserError, match=rf"^x\.endpoint\.?{said}") as caught:
+        client.ask(NAMES[:1], "")
+    assert "\n" not in str(caught.value) and "ticket" not in str(caught.value)
+    assert not list((tmp_path / "cache").rglob("*.json"))
+
+
+def test_any_field_of_a_request_arrives_as_it_is_set(serve, tmp_path):
+    server = serve()
+    request = {
+        "max_tokens": 800.0, "presence_penalty": -0.5, "reasoning_effort": "low", "store": False, "user": None,
+        "stop": ["\n\n", "END"], "logit_bias": {"50256": -100}, "chat_template_kwargs": {"enable_thinking": False, "budget": 1.0},
+    }  # fmt: skip
+    Client(endpoint(server, tmp_path, request=request), "x").ask([TWO], "")
+    assert {name: server.requests[0][name] for name in request} == request
+    assert repr(server.requests[0]["max_tokens"]) == "800"
+
+
+@pytest.mark.parametrize(
+    ("tail", "path"),
+    [("/v1", "/v1/chat/completions"), ("/v1/", "/v1/chat/completions"),
+     ("/v1?api-version=2024-10-21&x=a%2Fb", "/v1/chat/completions?api-version=2024-10-21&x=a%2Fb")],
+)  # fmt: skip
+def test_the_path_is_put_before_the_query(serve, tmp_path, monkeypatch, tail, path):
+    server = serve()
+    monkeypatch.setenv("SOME_KEY", "a-secret")
+    at = f"http://127.0.0.1:{server.server_port}{tail}"
+    Client(endpoint(server, tmp_path, base_url=at, key_variable="SOME_KEY"), "x").ask([TWO], "")
+    assert server.paths == [path] and server.keys == {"Bearer a-secret"}
+    assert server.headers[0].get("api-key") == ("a-secret" if "?" in tail else None)  # which Azure reads
+
+
+def test_a_server_at_an_address_of_ipv6_is_asked(tmp_path):
+    class Six(Server):
+        address_family = socket.AF_INET6
+
+    with serving(Six) as start:
+        try:
+            server = start(host="::1")
+        except OSError:
+            pytest.skip("this machine has no IPv6")
+        at = f"http://[::1]:{server.server_port}/v1"
+        (found,) = Client(endpoint(server, tmp_path, base_url=at), "x").ask([TWO], "")
+        assert len(found.value) == 2 and server.paths == ["/v1/chat/completions"]
+
+
+def test_a_reply_that_an_earlier_version_kept_is_found_and_read(tmp_path):
+    """Under the hash of the same address and request, without the reason why it ended."""
+    config = endpoint(1, tmp_path, request={"max_tokens": 100.0, "seed": 0.0}, structured=Structured.json_schema)
+    name = "7c07cc206f3aad3c698fe5206dc3cc5b422b2df02cc411f23aa732ee43a63ac4"
+    entry = {"base_url": config.base_url, "request": {"messages": [{"content": "two"}]}, "reply": GOOD, "usage": None}
+    write_json(tmp_path / "cache" / name[:2] / f"{name}.json", entry)
+    asked = replace(TWO, prompt="two", sampling={"temperature": 1.0, "top_p": 0.5})
+    assert Client(config, "x").ask([asked], "")[0].value == ["a dog", "a cat"]  # and nobody is at that port
+
+
+AWAY = "http://model.invalid/v1"  # which no name server knows
+SURROUNDINGS = {
+    "a proxy that is gone": ({"HTTP_PROXY": "http://u:pw@127.0.0.1:1"}, "ConnectError .* by the proxy of HTTP_PROXY (http://127.0.0.1:1)"),
+    "small letters win": ({"HTTP_PROXY": "http://127.0.0.1:1", "http_proxy": "127.0.0.1:2"}, "proxy of http_proxy (http://127.0.0.1:2)"),
+    "one for all by SOCKS": ({"ALL_PROXY": "socks5://127.0.0.1:1"}, "proxy of ALL_PROXY (socks5://127.0.0.1:1)"),
+    "another kind of SOCKS": ({"ALL_PROXY": "socks4://u:pw@127.0.0.1:1"}, "ALL_PROXY: holds no proxy's address; give one like http://host:3128 or socks5://host:1080, or unset it"),
+    "no port": ({"HTTPS_PROXY": "http://127.0.0.1:port"}, "HTTPS_PROXY: holds no proxy's address"),
+    "no host": ({"HTTPS_PROXY": "http://"}, "HTTPS_PROXY: holds no proxy's address"),
+    "certificates that are gone": ({"SSL_CERT_FILE": "/nowhere.pem"}, "SSL_CERT_FILE: /nowhere.pem holds no certificates (No such file"),
+    "certificates that are none": ({"SSL_CERT_FILE": __file__}, "test_endpoint.py holds no certificates ("),
+    "a folder of none": ({"SSL_CERT_DIR": "/nowhere"}, "SSL_CERT_DIR: /nowhere is no folder; "),
+    "an entry with brackets": ({"NO_PROXY": "[::1]"}, "NO_PROXY: has an entry that is no host ("),
+    "a log that cannot be": ({"SSLKEYLOGFILE": "/nowhere/log"}, "SSLKEYLOGFILE: cannot be written (No such file"),
+    "nothing": ({}, "ConnectError ("),
+}  # fmt: skip
+
+
+@pytest.fixture
+def surrounded(monkeypatch):
+    """Sets the variables that HTTP clients read, and no others of them."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE"):
+        monkeypatch.delenv(name, raising=False)
+    return lambda variables: [monkeypatch.setenv(name, value) for name, value in variables.items()]
+
+
+@pytest.mark.parametrize(("variables", "said"), SURROUNDINGS.values(), ids=SURROUNDINGS)
+def test_proxies_and_certificates_are_one_line_and_never_keep_from_this_machine(
+    serve, tmp_path, monkeypatch, surrounded, variables, said
+):
+    surrounded(variables)
+    with pytest.raises(UserError) as caught:
+        Client(endpoint(1, tmp_path, base_url=AWAY, attempts=1, max_failed_share=0.0), "x").ask([TWO], "")
+    line = str(caught.value)
+    assert re.search(".*".join(map(re.escape, said.split(" .* "))), line) and "\n" not in line and "pw" not in line
+    assert len(Client(endpoint(serve(), tmp_path), "x").ask([TWO], "")[0].value) == 2
+    for name in variables:
+        monkeypatch.delenv(name)
+    assert web.complaint() is None  # unset, as the line says
+
+
+def test_a_proxy_that_works_is_asked_and_no_proxy_goes_past_it(serve, tmp_path, surrounded):
+    server = serve()
+    proxy = f"http://127.0.0.1:{server.server_port}"
+    surrounded({"HTTP_PROXY": proxy})
+    (found,) = Client(endpoint(1, tmp_path, base_url=AWAY), "x").ask([TWO], "")
+    assert len(found.value) == 2 and server.paths == [f"{AWAY}/chat/completions"]
+    surrounded({"NO_PROXY": "model.invalid"})
+    with pytest.raises(UserError, match=r"ConnectError \([^()]*\), from"):
+        Client(endpoint(1, tmp_path / "past", base_url=AWAY, attempts=1, max_failed_share=0.0), "x").ask([TWO], "")
+
+
+def test_programs_of_others_go_past_the_proxy_on_this_machine(surrounded):
+    """httpx, which Prefect uses, asks the proxy for 127.0.0.1 too, unless NO_PROXY has it."""
+    surrounded({"HTTP_PROXY": "http://127.0.0.1:1", "NO_PROXY": "host.org,[::1]", "ALL_PROXY": "socks5://127.0.0.1:1"})
+    web.keep_loopback_direct()
+    assert os.environ["no_proxy"] == os.environ["NO_PROXY"] == "host.org,::1,localhost,127.0.0.1"
+    with serving() as start:
+        at = f"http://127.0.0.1:{start().server_port}/v1/chat/completions"
+        assert (
+            httpx.post(at, json={"messages": [{"content": '"texts" [1 strings]'}], "temperature": 1}).status_code == 200
+        )
+    surrounded({"NO_PROXY": "*", "no_proxy": "*"})
+    web.keep_loopback_direct()
+    assert os.environ["NO_PROXY"] == "*"

@@ -150,6 +150,19 @@ def test_a_chat_model_scores_by_the_odds_of_yes(tmp_path, batch_size):
     assert relevance[2:4] == [0.0, 0.0] and tokens[2:4] == [[0.0, 0.0], []]
 
 
+def test_yes_or_no_comes_first_even_where_the_template_opens_thoughts(tmp_path):
+    """Its odds are those of an answer behind thoughts that say nothing, not those of a first thought."""
+    folder = chat_folder(tmp_path, TEMPLATE.replace("<assistant>", "<assistant><think>\n"))
+    judge = ChatJudge(pretrained(folder), 8)
+    asked = "Description: the word dog\nText: a dog barks\n\n"
+    asked += "Is the text about what the description says? Answer yes or no."
+    ids = judge.tokenizer(f"<user>{asked}<assistant><think>\n\n\n</think>\n\n", add_special_tokens=False)["input_ids"]
+    with torch.no_grad():
+        chances = judge.model(input_ids=torch.tensor([ids])).logits[0, -1].softmax(-1)
+    yes, no = (sum(chances[judge.tokenizer.convert_tokens_to_ids(letter)] for letter in pair) for pair in ("yY", "nN"))
+    assert judge.relevance([TEXT])[0] == pytest.approx(math.log(yes / no), abs=1e-4)
+
+
 def test_a_folder_that_cannot_judge_is_refused(tmp_path):
     with pytest.raises(UserError, match="no chat template"):
         ChatJudge(pretrained(chat_folder(tmp_path / "plain", None)), 8)
@@ -246,7 +259,7 @@ def test_nobody_at_the_address_is_a_failure(serve, tmp_path):
      ('<think>{"a": 1}</think>{"ratings": [3, 4]}', [3.0, 4.0]), ('{"ratings": [1]}', None),
      ('{"rating": [1, 2]}', None),
      ('{"ratings": [1, true]}', None), ('{"ratings": [1, NaN]}', None), ('{"ratings": [-1, 2]}', None),
-     ('{"ratings": ["1", "2"]}', None), ('{"ratings": 2}', None), ("[" * 100_000, None)],
+     ('{"ratings": ["1", "2"]}', [1.0, 2.0]), ('{"ratings": 2}', None), ("[" * 100_000, None)],
 )  # fmt: skip
 def test_only_one_rating_an_item_counts(reply, ratings):
     assert parsed(reply, 2) == ratings

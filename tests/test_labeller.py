@@ -38,10 +38,10 @@ def served(server: Server, folder: Path, **changes) -> Labeller:
     )  # fmt: skip
 
 
-def local(folder: Path, follows: dict[str, list[str]]) -> Labeller:
+def local(folder: Path, follows: dict[str, list[str]], **more) -> Labeller:
     """A chat model that says what follows."""
     return Labeller(
-        LabellerKind.chat, pretrained(saying(folder, follows)), None, PROMPT, max_new_tokens=9, temperature=0.0,
+        LabellerKind.chat, pretrained(saying(folder, follows, **more)), None, PROMPT, max_new_tokens=9, temperature=0.0,
         batch_size=2,
     )  # fmt: skip
 
@@ -66,6 +66,36 @@ def test_a_chat_model_is_asked_through_its_template_once_for_equal_contexts(tmp_
         UserError, match="label_features.labeller.max_new_tokens with the prompt: .* reads 1024 at most"
     ):
         labeller.ask(LINES, replace(config, max_new_tokens=1000))
+
+
+CHANNELS = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>")
+ALOUD = {
+    "marks that are special tokens": (
+        {"<assistant>": ["[THINK]"], "[THINK]": ["DRAFT"], "DRAFT": ["[/THINK]"], "[/THINK]": ["a dog"]},
+        {"special": ("[THINK]", "[/THINK]")},
+    ),
+    "marks that are text": (
+        {"<assistant>": ["<think>"], "<think>": ["DRAFT"], "DRAFT": ["</think>"], "</think>": ["a dog"]}, {},
+    ),
+    "channels": ({"<|message|>": ["a dog"], "assistant": ["DRAFT"]}, {"begins": "<|start|>assistant", "special": CHANNELS}),
+    "a template that opens them": (
+        {"<think>": ["DRAFT"], "\u010a": ["a dog"]}, {"begins": "<assistant><think>"}  # the byte of a line break
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("follows", "more"), ALOUD.values(), ids=ALOUD)
+def test_what_a_local_model_thinks_aloud_is_no_label(tmp_path, follows, more):
+    config = local(tmp_path, follows, **more)
+    found = labeller.ask(LINES, config)
+    assert found.texts == ["a dog"] * 4 + [""] and found.notes == []
+    cut = labeller.ask(LINES, replace(config, max_new_tokens=2))
+    if "<assistant>" in follows:  # it began to think all the same
+        assert cut.texts == [""] * 5
+        assert cut.notes == [
+            "3 of 3 answers of the chat model are empty or thoughts alone; if it thinks before it answers, raise "
+            "label_features.labeller.max_new_tokens"
+        ]
 
 
 def test_a_context_ends_no_turn(tmp_path):
@@ -141,6 +171,15 @@ def test_labels_come_from_a_served_model_and_cost_what_it_says(here, serve):
     label_features.run(parameters(served(server, here), wrong_share=1.0))
     moved = [row.explanation for row in read_rows(label_features.LABELS, ExplanationRow)]
     assert sorted(moved) == sorted(said) and moved != said and len(server.paid) == 3
+
+
+def test_a_served_model_that_is_cut_while_it_thinks_labels_nothing(here, serve):
+    """Whatever it had in mind: 109 features were once called DRAFT."""
+    draft = '<think> {"explanation": "DRAFT"} But then'
+    report = label_features.run(parameters(served(serve(draft, draft), here, concurrency=1)))
+    assert report.metrics["labels_missing"] == 2.0
+    assert [row.explanation for row in read_rows(label_features.LABELS, ExplanationRow)].count("") == 2
+    assert "DRAFT" not in {row.explanation for row in read_rows(label_features.LABELS, ExplanationRow)}
 
 
 def test_who_says_nothing_leaves_a_label_missing_and_too_many_stop_the_stage(here, serve):

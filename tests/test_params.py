@@ -296,6 +296,48 @@ def test_a_wrong_judge_is_one_line(tmp_path: Path, judges: list[dict[str, Any]],
     assert message.startswith(f"{path}: evaluate.judges{key}") and said in message and "\n" not in message
 
 
+def served(**changes: Any) -> dict[str, Any]:
+    """Parameters with an endpoint as the first judge."""
+    return {"evaluate__judges": [SERVED | {"endpoint": ENDPOINT | changes}, PLAIN]}
+
+
+@pytest.mark.parametrize("host", ["https://host/v1", "http://[::1]:8000/v1", "https://h.org/d/x?api-version=2024-10-21", "http://h"])
+def test_addresses_and_requests_of_any_json_load_and_compose(tmp_path: Path, host: str) -> None:
+    request = {
+        "temperature": 0, "presence_penalty": -1.5, "reasoning_effort": "low", "store": False, "user": None, "stop": [],
+        "chat_template_kwargs": {"enable_thinking": False}, "logit_bias": {"50256": -100},
+    }  # fmt: skip
+    path = edited(tmp_path, **served(base_url=host, request=request))
+    found = params.load(path).evaluate.judges[0].endpoint
+    assert found is not None and (found.base_url, found.request) == (host, request)
+    text = params.text(OmegaConf.load(path), "again")
+    assert OmegaConf.create(text).evaluate.judges[0].endpoint.request == request
+
+
+WRONG_ENDPOINTS = {
+    "a port of letters": ({"base_url": "http://host:port/v1"}, "base_url", "http://[::1]:8000/v1"),
+    "half an address of IPv6": ({"base_url": "http://[::1/v1"}, "base_url", "must be like"),
+    "a user": ({"base_url": "http://me:pw@host/v1"}, "base_url", "without user"),
+    "a key in the query": ({"base_url": "https://h/v1?api_key=sk-1"}, "base_url", "has api_key"),
+    "no JSON": ({"request": {"seed": float("nan")}}, "request.seed", "must be JSON"),
+    "our own field": ({"request": {"model": "other"}}, "request.model", "take it out"),
+    "two formats": ({"request": {"response_format": {"type": "text"}}}, "request.response_format", "structured"),
+    "a stream": ({"request": {"stream": True}}, "request.stream", "take it out"),
+    "a limit of words": ({"request": {"max_tokens": "many"}}, "request.max_tokens", "is 'many'; must be a whole number"),
+    "no room": ({"request": {"max_completion_tokens": 0}}, "request.max_completion_tokens", "at least 1"),
+}
+
+
+@pytest.mark.parametrize(("changes", "key", "said"), WRONG_ENDPOINTS.values(), ids=WRONG_ENDPOINTS)
+def test_a_wrong_endpoint_is_one_line(tmp_path: Path, changes: dict[str, Any], key: str, said: str) -> None:
+    path = edited(tmp_path, **served(**changes))
+    with pytest.raises(UserError) as caught:
+        params.load(path)
+    line = str(caught.value)
+    assert line.startswith(f"{path}: evaluate.judges[0].endpoint.{key}: ") and said in line and "\n" not in line
+    assert "sk-1" not in line and "pw" not in line
+
+
 def test_judges_load_with_and_without_an_endpoint(tmp_path: Path) -> None:
     served, plain = params.load(edited(tmp_path, evaluate__judges=[SERVED, PLAIN])).evaluate.judges
     assert served.endpoint == Endpoint(**ENDPOINT | {"structured": Structured.json_schema})
@@ -312,7 +354,7 @@ WRONG_WRITERS = {
         "take it out",
     ),
     "an address that holds a key": (
-        WRITES | {"endpoint": ENDPOINT | {"base_url": "https://h/v1?key=sk"}}, "endpoint.base_url", "without user",
+        WRITES | {"endpoint": ENDPOINT | {"base_url": "https://h/v1?key=sk"}}, "endpoint.base_url", "key_variable",
     ),
     "a model beside the server": (WRITES | {"model": LOCAL}, "model", "only kind chat"),
 }  # fmt: skip
@@ -339,7 +381,7 @@ WRONG_LABELLERS = {
     "a model beside the server": ({"model": LOCAL}, ".model", "only kind chat"),
     "no server": ({"endpoint": None}, ".endpoint", "only kind endpoint"),
     "an address that holds a key": (
-        {"endpoint": ENDPOINT | {"base_url": "https://h/v1?key=sk"}}, ".endpoint.base_url", "without user",
+        {"endpoint": ENDPOINT | {"base_url": "https://h/v1?key=sk"}}, ".endpoint.base_url", "key_variable",
     ),
     "nobody": ({"kind": "domain"}, ".kind", "domain"),
 }  # fmt: skip

@@ -92,6 +92,22 @@ def test_a_chat_model_is_asked_through_its_template_for_one_text_at_a_time(tmp_p
         written(replace(config, max_new_tokens=1024))
 
 
+def test_thoughts_of_a_chat_model_are_no_texts(tmp_path):
+    """Half of its answers are cut while it thinks: they are counted, and none is a text, not even an empty one."""
+    follows = {"<assistant>": ["<think>", "A dog"], "<think>": [" Hm"], " Hm": [" Hm"], "A dog": [" barks."]}
+    config = replace(
+        PLAIN, kind=WriterKind.chat, model=pretrained(saying(tmp_path, follows)), prompt="About {description}:",
+        texts=20, temperatures=[1.0],
+    )  # fmt: skip
+    writer, texts = written(config)
+    found = [text for some in texts.values() for text in some]
+    assert set(found) == {"A dog barks."} and 0 < len(found) < 40
+    assert writer.notes() == [
+        f"{40 - len(found)} of 40 answers of the chat model are empty or thoughts alone; if it thinks before it answers, "
+        "raise evaluate.writer.max_new_tokens"
+    ]
+
+
 @pytest.mark.parametrize(
     ("answer", "text"),
     [("  a dog ", "a dog"), ('"a dog"', "a dog"), ('so: "a dog"', 'so: "a dog"'), ("\u201ca dog\u201d", "a dog"),
