@@ -3,14 +3,15 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
-# Named after the lock's content and written last: an interrupted set-up goes on, a changed lock sets up again.
-STAMP := .venv/.ready-$(shell cksum requirements.lock | cut -d ' ' -f 1)
+# Named after the lock's content and this folder, and written last: an interrupted set-up goes on; a changed lock, and a
+# .venv that came from elsewhere with its folder, are set up again.
+STAMP := .venv/.ready-$(shell { cat requirements.lock; pwd -P; } | cksum | cut -d ' ' -f 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test setup compose flow ui docs study clean
+.PHONY: help run test surroundings setup compose flow ui docs study clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: setup  ## set up, bring every result up to date, and show it
 	@dvc repro
@@ -21,7 +22,11 @@ run: setup  ## set up, bring every result up to date, and show it
 test: setup  ## run the tests
 	@python -m pytest
 
+surroundings: setup  ## run the whole pipeline in odd places: moved, without git, read-only, an ASCII terminal, and so on
+	@SURROUNDINGS=all python -m pytest tests/test_surroundings.py
+
 setup: $(STAMP)  ## make or complete .venv from requirements.lock
+	@python -m tasks.workspace
 
 $(STAMP): requirements.lock
 	@test -n "$(PYTHON)" || { echo "error: no python3 found; install Python 3.11 or say make PYTHON=/path/to/python"; exit 2; }
@@ -29,6 +34,7 @@ $(STAMP): requirements.lock
 		{ echo "error: $(PYTHON) is $$("$(PYTHON)" --version 2>&1); Python 3.11 to 3.13 is needed: make PYTHON=/path/to/python"; exit 2; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { echo "set-up 1/2: .venv with $$("$(PYTHON)" --version 2>&1)"; "$(PYTHON)" -m venv .venv; }
 	@echo "set-up 2/2: $$(grep -c == requirements.lock) packages from requirements.lock, a few minutes the first time"
+	@$(BIN)/python -m venv --without-pip .venv; $(BIN)/python -m tasks.relocate
 	@python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
 	@python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@rm -f .venv/.ready-*; touch $@; echo "set-up done"

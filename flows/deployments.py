@@ -12,12 +12,14 @@ from typing import Any
 from flows import control
 from flows.control import ControlError, Deployed
 from flows.server import ServerError, check_server
+from tasks import surroundings
 
 POLL_SECONDS = 2  # between two questions to the server about what to run
 
 
 def main() -> int:
     """The command line; the exit status."""
+    surroundings.settle()
     try:
         deployed = control.load().deployments
         check_server(needed=True)

@@ -34,7 +34,7 @@ from flows import artifacts, control
 from flows.control import ControlError
 from flows.plan import StageFailed, Step, is_unchanged, plan
 from flows.server import ServerError, check_server
-from tasks import repro
+from tasks import repro, surroundings
 from tasks.repro import WorkspaceBusy
 
 EVALUATION = ("evaluate", "compare_rounds")  # the stages that train nothing
@@ -285,6 +285,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; the exit status."""
+    surroundings.settle()
     options = _options(arguments)
     repro.unwind_on_sigterm()
     try:

@@ -28,7 +28,7 @@ from urllib.parse import unquote, urlsplit
 from flows import control
 from flows.control import ControlError, Ports
 from flows.server import ServerError, check_database, is_well
-from tasks import repro
+from tasks import repro, surroundings
 
 HOST = "127.0.0.1"
 PATIENCE_SECONDS = 300  # that a program may take until it answers; the first start makes databases
@@ -215,6 +215,7 @@ def _options(arguments: list[str] | None, ports: Ports) -> Ports:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; the exit status."""
+    surroundings.settle()
     signal.signal(signal.SIGTERM, _terminate)
     try:
         ports = _options(arguments, control.load().ports)

@@ -1,7 +1,7 @@
 """What explanations cost: sequences generated, tokens, seconds, money. Pure: tables and seconds in, records out.
 
-Calls and tokens are a function of the tables, so they are a result (reports/costs.json). Seconds are not: they belong
-to the last run of each stage on one machine, and money comes from both by the prices in params.yaml.
+Calls and tokens are a function of the tables, so they are a result (reports/costs.json). Seconds are not: they are those
+of one machine, from the run in which a stage made its results. Money comes from both by the prices in params.yaml.
 
 A call is one sequence that a model generates. Its tokens are counted from the text that was kept, with the subject's
 tokenizer: the prompt, the text, and the end of text where the limit left room for it. A served writer generates all
@@ -75,7 +75,7 @@ class Costs:
 class Cost:
     """What something took; None is unknown, or does not apply."""
 
-    seconds: float | None  # in the last run of its stages
+    seconds: float | None  # in the runs of its stages that made the results
     calls: float | None
     call_tokens: float | None  # prompts included
     usd: float | None

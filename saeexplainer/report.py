@@ -111,7 +111,7 @@ def reward_hallucination_rows(
 
 
 def means(comparison: dict) -> dict[str, dict[str, float]]:
-    """{evaluation: {metric: mean}}: what is worth a line in `dvc metrics diff` and a column in `dvc exp show`."""
+    """{evaluation: {metric: mean}}: what is worth a line in `dvc metrics diff`."""
     return {
         name: {metric: interval["value"] for metric, interval in found.items()}
         for name, found in comparison["rounds"].items()

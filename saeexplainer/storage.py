@@ -1,10 +1,11 @@
 """Reading and writing artifacts: a file that exists is whole, because it is renamed into place."""
 
+import errno
 import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 Record = TypeVar("Record")
+NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)  # a folder or disk that takes nothing
 NOTES = "notes"  # key of a table's notes in its metadata
 
 
@@ -28,15 +30,22 @@ def replacing(path: Path, *, each: bool = False) -> Iterator[Path]:
     """
     first = each or is_first()
     temporary = path.with_name(f".{path.name}.partial" if first else f".{path.name}.{os.getpid()}.partial")
-    _remove(temporary)
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        _remove(temporary)
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         if first:
             _remove(path)
             os.replace(temporary, path)
+    except OSError as error:
+        if error.errno not in NO_PLACE:
+            raise
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); make its folder writable, or room on its disk"
+        ) from None
     finally:
-        _remove(temporary)
+        with suppress(OSError):  # where nothing can be written, nothing is left
+            _remove(temporary)
 
 
 def holds_model(folder: Path) -> bool:

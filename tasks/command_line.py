@@ -17,7 +17,7 @@ from typer.exceptions import TyperException
 from saeexplainer import web
 from saeexplainer.errors import UserError
 from saeexplainer.records import NOT_EXPLAINED
-from tasks import progress
+from tasks import progress, surroundings
 
 REPORT = Path("reports/report.html")
 CHAMPION = "champion"
@@ -255,9 +255,9 @@ def costs(as_json: AsJson = False) -> None:
 
     from saeexplainer.costs import table
     from tasks import costs as spent
-    from tasks import params
+    from tasks import params, timings
 
-    bill = spent.bill(params.load(), spent.read_timings())
+    bill = spent.bill(params.load(), timings.of_results())
     if as_json:
         print(json.dumps(asdict(bill), indent=2))
         return
@@ -322,6 +322,7 @@ def doctor(as_json: AsJson = False) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; the exit status."""
+    surroundings.settle()
     given = sys.argv[1:] if arguments is None else arguments
     progress.quiet_retries()
     web.keep_loopback_direct()

@@ -53,7 +53,9 @@ def write(comparison: dict, folder: Path = REPORTS) -> None:
     with replacing(folder / "comparison.json") as temporary:
         # Not `storage.write_json`: it sorts keys, and here the order of the evaluations is information.
         temporary.write_text(json.dumps(comparison, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    write_json(folder / "metrics.json", report.means(comparison))
+    means = report.means(comparison)
+    write_json(folder / "metrics.json", means)
+    write_json(folder / f"{ACCURACY}.json", {name: found[ACCURACY] for name, found in means.items()})
     write_csv(folder / "rounds.csv", report.rounds_rows(comparison), report.RoundRow)
     with replacing(folder / "rounds.png") as temporary:
         report.plot_rounds(comparison, temporary)

@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from saeexplainer.errors import UserError
 from saeexplainer.storage import replacing
 from tasks import params as parameters
+from tasks import surroundings
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 OPEN = ("request", "rounds", "evaluations")  # sections that hold entries of any name
@@ -68,17 +69,18 @@ def _advice(key: str) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Compose, check, write; the exit status."""
+    surroundings.settle()
     parser = argparse.ArgumentParser(prog="python -m tasks.compose", description="Write params.yaml from conf/.")
     parser.add_argument("overrides", nargs="*", help="Hydra overrides, such as experiment=pydoc or train_sft.epochs=3")
     parser.add_argument("--output", type=Path, default=Path("params.yaml"), metavar="FILE")
     options = parser.parse_intermixed_args(arguments)
     try:
         text = composed(options.overrides)
+        with replacing(options.output) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}; {options.output} is untouched", file=sys.stderr)
         return 2
-    with replacing(options.output) as temporary:
-        temporary.write_text(text, encoding="utf-8")
     print(f"{options.output}: written; `dvc repro` runs it")
     return 0
 

@@ -1,7 +1,7 @@
 """What the explanations of this workspace cost, by stage, by validated pair and by explanation: `sae-explainer costs`.
 
-Calls and tokens come from reports/costs.json, seconds from reports/timings.json (the last run of each stage, on
-whatever machine that was), prices from compare_rounds.prices. What each figure holds: docs/COSTS.md.
+Calls and tokens come from reports/costs.json, seconds from `tasks.timings`, prices from compare_rounds.prices. What each
+figure holds: docs/COSTS.md.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,7 +13,6 @@ from saeexplainer.config import Params
 from saeexplainer.costs import Bill, Costs
 from saeexplainer.errors import UserError
 from saeexplainer.storage import read_json
-from tasks.stage import TIMINGS
 
 COSTS = Path("reports/costs.json")
 
@@ -32,17 +31,6 @@ def read() -> Costs:
         return costs.from_json(read_json(COSTS))
     except (KeyError, TypeError, AttributeError):
         raise UserError(f"{COSTS}: not the costs of rounds and evaluations; run `dvc repro` to remake it") from None
-
-
-def read_timings() -> dict[str, float]:
-    """Seconds of the last run of each stage; empty where nothing ran here. Raises UserError if the file is broken."""
-    found = read_json(TIMINGS) if TIMINGS.is_file() else {}
-    try:
-        return {name: float(seconds) for name, seconds in found.items()}
-    except (AttributeError, TypeError, ValueError):
-        raise UserError(
-            f"{TIMINGS}: not seconds by stage; delete it, the next run of each stage sets its own"
-        ) from None
 
 
 def _ordered(stages: Iterable[str], params: Params) -> list[str]:

@@ -23,6 +23,7 @@ from saeexplainer.errors import UserError
 from saeexplainer.storage import read_json, replacing
 from tasks import docs_view
 from tasks import params as parameters
+from tasks import surroundings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -158,6 +159,7 @@ def main() -> int:
     """Make what is missing, open the index or print where it is; the exit status."""
     from tasks import validate_preferences  # it imports this module
 
+    surroundings.settle()
     try:
         params = parameters.load()
         for name in params.rounds:

@@ -94,7 +94,11 @@ def _git() -> Finding:
         return Finding("warn", "git: not found", "install it: `dvc exp` and the runs' commit tags need it")
     inside = subprocess.run(["git", "rev-parse", "--git-dir"], capture_output=True, text=True, check=False)
     if inside.returncode:
-        return Finding("warn", "git: no repository here", "`dvc exp` needs one: git init, or clone instead of copying")
+        return Finding(
+            "warn",
+            "git: no repository here",
+            "`dvc exp` needs one: git init, or clone instead of copying; `make setup` lets the rest work without",
+        )
     return Finding("ok", "git: a repository")
 
 
@@ -200,7 +204,9 @@ def _locks() -> Iterator[Finding]:
 
     if _is_held(DVC_TMP / "lock"):
         holder = (DVC_TMP / "lock").read_text(encoding="utf-8", errors="replace").strip() or "unknown"
-        yield Finding("warn", f"DVC: at work here (process {holder})", "let it finish, or stop it, before another starts")
+        yield Finding(
+            "warn", f"DVC: at work here (process {holder})", "let it finish, or stop it, before another starts"
+        )
     if repro.is_torn(repro.USERS):
         advice = "the next `make flow`, `make study` or `sae-explainer rounds` removes it; else delete it yourself"
         yield Finding("warn", f"DVC: a kill tore {repro.USERS}, on which `dvc repro` fails", advice)
@@ -245,8 +251,12 @@ def _stages() -> Finding:
     """What `dvc repro` would run, as DVC sees it."""
     if not Path(".dvc").is_dir() or not Path("dvc.yaml").is_file():
         return Finding("fail", "DVC: no workspace here", "run this in the repository's root")
+    from tasks import repro
+
     command = [sys.executable, "-m", "dvc", "status", "--json"]
-    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    process = subprocess.run(
+        command, capture_output=True, encoding="utf-8", errors="replace", env=repro.environment(), check=False
+    )
     if process.returncode:
         said = [line.removeprefix("ERROR: ") for line in process.stderr.splitlines() if line.startswith("ERROR")]
         return Finding("fail", f"DVC: {said[0] if said else 'dvc status fails'}", "`dvc status` says the rest")

@@ -17,6 +17,7 @@ from saeexplainer.records import ContextRow, EvaluationRow
 from saeexplainer.report import headline_table, results_table
 from saeexplainer.storage import read_json, read_rows, replacing
 from tasks import params as parameters
+from tasks import surroundings
 
 PAGES = (Path("README.md"), Path("docs/results/README.md"))
 COMPARISON = Path("reports/comparison.json")
@@ -99,6 +100,7 @@ def _told(name: str, row: EvaluationRow) -> str:
 
 def main() -> int:
     """Fill the pages; the exit status."""
+    surroundings.settle()
     try:
         if not PAGES[0].is_file():
             raise UserError(f"{PAGES[0]}: no such file; run this in the repository's root")

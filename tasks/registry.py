@@ -35,7 +35,7 @@ from saeexplainer.records import FeatureRow
 from saeexplainer.serving import Explained, ServedExplainer, evaluation_of, missing_files, write_served
 from saeexplainer.storage import holds_model, read_json, read_rows, read_tensors
 from tasks import params as parameters
-from tasks import store, tracking
+from tasks import store, surroundings, tracking
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -356,6 +356,7 @@ def promote(number: int) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; the exit status."""
+    surroundings.settle()
     parser = argparse.ArgumentParser(prog="python -m tasks.registry", description="MLflow's registry of explainers.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("register", help="register the result that lies in reports/ and data/")

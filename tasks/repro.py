@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -26,6 +26,7 @@ import psutil
 import yaml
 
 from saeexplainer.errors import UserError
+from tasks import workspace
 
 GRACE_SECONDS = 10  # between asking a tree of processes to stop and killing it
 REAP_SECONDS = 3  # for which the dead may wait for whoever should reap them; some never do
@@ -50,7 +51,7 @@ _held: dict[Path, int] = {}  # the locks of this process: workspace to open desc
 
 
 class WorkspaceBusy(UserError):
-    """Another run holds the workspace; the message says who."""
+    """Another run holds the workspace, or nothing can be written in it; the message says which."""
 
 
 @dataclass(frozen=True)
@@ -75,21 +76,24 @@ def holding(
     The kernel drops the lock with the last process that has it: this one or, if this one is killed outright, the
     command that it started. Who already holds the workspace may hold it again.
     """
-    workspace = folder.resolve()
-    if workspace in _held:
+    place = folder.resolve()
+    if place in _held:
         yield
         return
-    path = workspace / LOCK
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    path = place / LOCK
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise WorkspaceBusy(f"{path}: {error.strerror}; make the folder writable, or run in a copy of it") from None
     try:
         _acquire(descriptor, path, folder, wait_seconds, tell)
         _write_note(descriptor, json.dumps(asdict(_myself(name))))
-        _held[workspace] = descriptor
+        _held[place] = descriptor
         yield
         _write_note(descriptor, "")
     finally:
-        _held.pop(workspace, None)
+        _held.pop(place, None)
         os.close(descriptor)
 
 
@@ -174,6 +178,7 @@ def started(*command: str, folder: Path = Path(), seconds: float | None = None) 
     """`python -m <command>` in a session of its own, of which nothing outlives the block, nor `seconds`."""
     lock = _held.get(folder.resolve())
     mend(folder)
+    workspace.allow_without_git(folder)
     child = Child(
         subprocess.Popen(
             [sys.executable, "-m", *command],
@@ -182,7 +187,7 @@ def started(*command: str, folder: Path = Path(), seconds: float | None = None) 
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
+            encoding="utf-8",
             errors="replace",
             start_new_session=True,
             pass_fds=[] if lock is None else [lock],
@@ -242,6 +247,8 @@ def environment() -> dict[str, str]:
     return os.environ | {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),  # dvc.yaml's `python`
         "PYTHONUNBUFFERED": "1",
+        "PYTHONIOENCODING": "utf-8:backslashreplace",  # of what is read from it, whatever the terminal knows
+        "PYTHONUTF8": "1",  # and of names of files, without which DVC fails on a folder with letters beyond ASCII
         "DVC_NO_ANALYTICS": "1",
     }
 
@@ -337,12 +344,25 @@ def _is_busy(lines: list[str]) -> bool:
 
 
 def version(stage: str, folder: Path = Path()) -> str | None:
-    """The first 10 digits of a hash over what DVC keeps of a stage's results; None before its first run."""
+    """The version of a stage's results; None before its first run."""
+    return versions(folder).get(stage)
+
+
+def versions(folder: Path = Path()) -> dict[str, str]:
+    """The version of each stage's results, by name, as dvc.lock has them."""
     try:
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster, where PyYAML has it
-        document = yaml.load((folder / "dvc.lock").read_text(encoding="utf-8"), loader)
-        outs = document["stages"][stage]["outs"]
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
-        return None
-    text = "\n".join(sorted(f"{out['path']} {out.get('md5')}" for out in outs))
+        stages = yaml.load((folder / "dvc.lock").read_text(encoding="utf-8"), loader)["stages"].items()
+        return {
+            stage: version_of({out["path"]: out.get("md5") for out in entry["outs"]})
+            for stage, entry in stages
+            if entry.get("outs")
+        }
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def version_of(outs: Mapping[str, str | None]) -> str:
+    """The first 10 digits of a hash over what DVC keeps of a stage's results: its digest of each, by path."""
+    text = "\n".join(sorted(f"{path} {digest}" for path, digest in outs.items()))
     return hashlib.sha256(text.encode()).hexdigest()[:10]

@@ -11,14 +11,12 @@ Exit status: 0; 2 after `error: <one line>`, a mistake the user can mend; 130 or
 Whatever else goes wrong is a defect and keeps its traceback.
 """
 
-import fcntl
 import inspect
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -27,11 +25,9 @@ from typing import NoReturn
 from saeexplainer import processes, web
 from saeexplainer.config import Params
 from saeexplainer.errors import UserError
-from saeexplainer.storage import read_json, write_json
 from tasks import params as parameters
-from tasks import progress
+from tasks import progress, surroundings, timings, workspace
 
-TIMINGS = Path("reports/timings.json")  # seconds of the last real run of each stage; DVC does not track it
 REPEATED_OVER = {
     "evaluate": "evaluations"
 }  # section whose keys are a stage's items; the other stages repeat over rounds
@@ -53,6 +49,7 @@ def main(run: Callable[..., Report], arguments: list[str] | None = None, *, para
     """Run one stage on params.yaml, print its report, record its seconds, and exit."""
     stage = Path(inspect.getfile(run)).stem
     arguments = sys.argv[1:] if arguments is None else arguments
+    surroundings.settle()
     signal.signal(signal.SIGTERM, _terminate)
     progress.quiet_retries()
     web.keep_loopback_direct()
@@ -96,6 +93,7 @@ def _run(stage: str, run: Callable[..., Report], arguments: list[str]) -> None:
     start = time.perf_counter()
     params = parameters.load()
     items = _items(stage, run, params, arguments)
+    workspace.furnish(params)
     report = run(params, *items)
     seconds = time.perf_counter() - start
     name = "@".join([stage, *items])
@@ -106,7 +104,7 @@ def _run(stage: str, run: Callable[..., Report], arguments: list[str]) -> None:
     if report.metrics:
         print(", ".join(f"{metric} {value:.4g}" for metric, value in report.metrics.items()))
     print(f"{name}: {seconds:.1f} s", flush=True)
-    record_seconds(name, seconds)
+    timings.record(name, seconds)
 
 
 def _items(stage: str, run: Callable[..., Report], params: Params, arguments: list[str]) -> list[str]:
@@ -126,28 +124,6 @@ def _items(stage: str, run: Callable[..., Report], params: Params, arguments: li
             f"{command}: {given}; give one of params.yaml's {section}: {', '.join(known) or 'there are none'}"
         )
     return arguments
-
-
-def record_seconds(name: str, seconds: float, path: Path = TIMINGS) -> None:
-    """Set one entry of the timings; stages that end at the same time both land."""
-    with _only_one(path.parent):
-        try:
-            timings = read_json(path)
-        except UserError:  # absent, or left broken by a merge: the figures are only those of the last run
-            timings = {}
-        write_json(path, timings | {name: round(seconds, 1)})
-
-
-@contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """Hold the folder's own lock, which leaves no file behind and ends with the process."""
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:

@@ -14,19 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saeexplainer.errors import UserError
+from tasks import workspace
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-
-def _workspace() -> Path:
-    """Where mlruns/ is: here, but for an experiment of DVC's queue, which runs in a copy that goes away after it."""
-    root = Path(os.environ.get("DVC_ROOT", ""))  # set by DVC for every stage; of a copy, the workspace that queued it
-    return Path() if root.resolve() == Path.cwd() else root
-
-
-STORE = _workspace() / "mlruns/mlflow.db"
-ARTIFACTS = _workspace() / "mlruns/artifacts"
+STORE = workspace.root() / "mlruns/mlflow.db"
+ARTIFACTS = workspace.root() / "mlruns/artifacts"
 REBUILD = "run `python -m tasks.tracking rebuild`"
 
 

@@ -43,7 +43,7 @@ from saeexplainer.errors import UserError
 from saeexplainer.records import EvaluationRow
 from saeexplainer.storage import read_json, read_rows, replacing, write_json
 from tasks import params as parameters
-from tasks import repro
+from tasks import repro, surroundings, timings
 
 CONF = Path("conf")
 PLANS = ("study", "ablation")  # files of conf/
@@ -172,10 +172,10 @@ def repository_files() -> list[Path]:
     """What git tracks, and what it does not know yet but would not ignore. Raises UserError."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     try:
-        listed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        listed = subprocess.run(command, check=True, capture_output=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:
         raise UserError(f"study: git cannot list the files here ({error}); run it in a clone") from None
-    return [path for path in map(Path, filter(None, listed.split("\0"))) if path.is_file()]
+    return [path for path in map(Path, filter(None, os.fsdecode(listed).split("\0"))) if path.is_file()]
 
 
 def prepare(spec: VariantSpec, files: Sequence[Path]) -> None:
@@ -194,7 +194,7 @@ def prepare(spec: VariantSpec, files: Sequence[Path]) -> None:
         encoding="utf-8",
     )
     command = [sys.executable, "-m", "tasks.compose", *spec.overrides]
-    composed = subprocess.run(command, cwd=folder, env=repro.environment(), capture_output=True, text=True)
+    composed = subprocess.run(command, cwd=folder, env=repro.environment(), capture_output=True, encoding="utf-8")
     if composed.returncode:
         raise VariantFailed(f"{repro.reason(composed.stderr.splitlines(), composed.returncode)} (tasks.compose)")
 
@@ -271,7 +271,7 @@ def collect(spec: VariantSpec, specs: Sequence[VariantSpec]) -> study_figures.Va
             subject=reports["subject"],
             sae=(reports["sae"] or {}).get(params.prepare_sae.saes[0].name),
             seconds=float(sum(seconds.values())),
-            own_seconds=float(sum(_timings(spec.folder).values())),
+            own_seconds=float(sum(timings.of_results(spec.folder).values())),
             outdated=outdated(spec.folder),
             evaluations={name: read_rows(path, EvaluationRow) for name, path in paths.items() if path.is_file()},
         )
@@ -291,18 +291,9 @@ def _complete(spec: VariantSpec) -> bool:
 
 
 def _seconds(spec: VariantSpec, specs: Sequence[VariantSpec]) -> dict[str, float]:
-    """Seconds of each stage of a variant; of a restored one, where it ran."""
-    sources = {candidate.name: candidate for candidate in specs}
-    found: dict[str, float] = {}
-    step: VariantSpec | None = spec
-    while step is not None:
-        found = _timings(step.folder) | found
-        step = sources.get(step.source or "")
-    return {stage: seconds for stage, seconds in found.items() if stage in _lock(spec.folder)}
-
-
-def _timings(folder: Path) -> dict[str, float]:
-    return _json_or_none(folder / "reports" / "timings.json") or {}
+    """Seconds of each stage of a variant; of a restored one, in the variant that made its results."""
+    others = [candidate.folder for candidate in specs if candidate.name != spec.name]
+    return timings.of_results(spec.folder, others)
 
 
 def _lock(folder: Path) -> dict[str, Any]:
@@ -386,6 +377,7 @@ def _write(name: str, text: str) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; the exit status."""
+    surroundings.settle()
     parser = argparse.ArgumentParser(prog="python -m tasks.study", description="Run the study and write its report.")
     parser.add_argument("--plan", choices=PLANS, default=PLANS[0], help="file of conf/ (default: %(default)s)")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these variants or groups of variants")

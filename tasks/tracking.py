@@ -35,7 +35,7 @@ from saeexplainer.costs import Bill, Cost
 from saeexplainer.errors import UserError
 from saeexplainer.records import EvaluationRow
 from saeexplainer.storage import read_json, read_rows
-from tasks import costs, store
+from tasks import costs, store, surroundings, timings
 from tasks import params as parameters
 
 if TYPE_CHECKING:
@@ -216,7 +216,7 @@ def _measured(comparison: dict) -> dict[str, dict]:
 
 
 def _seconds(item: str | None) -> Iterator[Point]:
-    """Seconds of the last run of each stage: a round's or an evaluation's own, or all of them."""
+    """Seconds in which each stage made its results: a round's or an evaluation's own, or all of them."""
     for name, seconds in _timings().items():
         stage, _, of = name.partition("@")
         if item in (None, of):
@@ -225,7 +225,7 @@ def _seconds(item: str | None) -> Iterator[Point]:
 
 def _timings() -> dict[str, float]:
     """Without compare_rounds, which is still running when it logs."""
-    return {name: seconds for name, seconds in costs.read_timings().items() if name != "compare_rounds"}
+    return {name: seconds for name, seconds in timings.of_results().items() if name != "compare_rounds"}
 
 
 def _bill(params: Params) -> Bill | None:
@@ -369,6 +369,7 @@ def _content(path: Path) -> bytes:
 
 def main(arguments: list[str] | None = None) -> int:
     """`rebuild`: log and register what lies in reports/ and data/; the exit status."""
+    surroundings.settle()
     parser = argparse.ArgumentParser(prog="python -m tasks.tracking", description="Fill MLflow from reports/.")
     parser.add_argument("command", choices=["rebuild"], help="log reports/comparison.json unless it is logged")
     parser.parse_args(arguments)

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import timed
 import torch
 import yaml
 from omegaconf import OmegaConf
@@ -137,15 +138,15 @@ def test_says_what_was_spent(folder: Path, tmp_path: Path) -> None:
         ["sft:", "an", "explanation", "-", "1", "8", "-"],
     ], "what generated has its calls, timed or not"
     seconds = {"evaluate@sft": 6.0, "evaluate@r9": 5.0, "prepare_subject": 30.0}
-    write_json(tmp_path / "reports/timings.json", seconds)
+    timed.keep(tmp_path, seconds)
     bill = json.loads(typed(tmp_path, "costs", "--json").stdout)
     assert list(bill["stages"]) == ["prepare_subject", "evaluate@sft"], "pipeline order, none that params.yaml lacks"
     assert bill["stages"]["evaluate@sft"]["calls"] == 3 + 6
     assert bill["total"]["seconds"] == 36.0 and bill["explanations"]["sft"]["seconds"] == 2.0
     write_json(tmp_path / "reports/costs.json", {"rounds": []})
     assert "reports/costs.json: not the costs of rounds and evaluations" in typed(tmp_path, "costs").stderr
-    write_json(tmp_path / "reports/timings.json", {"evaluate@sft": "six"})
-    assert typed(tmp_path, "costs").stderr.startswith("error: reports/timings.json: not seconds by stage; delete it")
+    write_json(tmp_path / ".cache/timings.json", {"evaluate@sft": "six"})
+    assert typed(tmp_path, "costs").stderr.startswith("error: .cache/timings.json: not seconds by stage and version; ")
 
 
 def test_lists_what_is_known_of_each_feature(folder: Path) -> None:

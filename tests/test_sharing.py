@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -113,15 +114,39 @@ def test_a_queued_experiment_runs_beside_the_workspace(workspace: Path) -> None:
     experiments = json.loads(dvc(workspace, "exp", "show", "--json"))[1]["experiments"]
     revision = next(entry["revs"][0] for entry in experiments if entry["name"] == "rerun")
     assert revision["data"]["params"]["params.yaml"]["data"]["compare_rounds"]["resamples"] == 50
-    metrics = revision["data"]["metrics"]["reports/metrics.json"]["data"]
-    assert set(metrics) == {"open_loop", "sft", "r1"} and 0 <= metrics["r1"]["generative_accuracy"] <= 1
+    metrics = revision["data"]["metrics"]["reports/generative_accuracy.json"]["data"]
+    assert set(metrics) == {"open_loop", "sft", "r1"} and 0 <= metrics["r1"] <= 1
     changed = json.loads(dvc(workspace, "params", "diff", "--json", "HEAD", "rerun"))
     assert list(changed["params.yaml"]) == ["compare_rounds.resamples"]
 
 
+def test_what_the_docs_recommend_fits_a_terminal(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its own width: to a narrow terminal DVC would cut the columns of `exp show`, each to a few letters."""
+    headline = workspace / "reports/generative_accuracy.json"
+    headline.write_text(json.dumps({name: value / 3 + 0.1 for name, value in json.loads(headline.read_text()).items()}))
+    settings = (workspace / "params.yaml").read_text(encoding="utf-8")
+    (workspace / "params.yaml").write_text(settings.replace("seed: 0\n", "seed: 3\n", 1), encoding="utf-8")
+    dvc(workspace, "exp", "save", "--force", "--name", "seed3")
+    git(workspace, "checkout", "--quiet", ".")
+    monkeypatch.setenv("COLUMNS", "1000")
+    pages = (ROOT / "docs/DATA.md", ROOT / "README.md")
+    recommended = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    for command, columns in {
+        "dvc exp show --only-changed --drop '.*/.*'": ["open_loop", "sft", "r1", "seed"],
+        "dvc metrics show": ["open_loop", "r1", "sft"],
+        "dvc stage list": ["prepare_subject"],
+    }.items():
+        assert f"`{command}`" in recommended
+        said = dvc(workspace, *shlex.split(command)[1:]).splitlines()
+        assert max(map(len, said)) <= 120, said
+        assert all(any(column in line for line in said[:2]) for column in columns), said
+
+
 def test_metrics_diff_is_a_line_a_metric(workspace: Path) -> None:
+    asked = ["metrics", "diff", "HEAD", "--targets", "reports/metrics.json"]
     (workspace / "reports/metrics.json").write_text('{"r1": {"generative_accuracy": 1.0}}')
-    changed = json.loads(dvc(workspace, "metrics", "diff", "--json", "HEAD"))["reports/metrics.json"]
+    changed = json.loads(dvc(workspace, *asked, "--json"))["reports/metrics.json"]
+    assert max(map(len, dvc(workspace, *asked).splitlines())) <= 120
     git(workspace, "checkout", "--quiet", "reports/metrics.json")
     assert changed["r1.generative_accuracy"]["new"] == 1.0 and set(changed["r1.generative_accuracy"]) >= {"old", "new"}
     assert all(name.count(".") == 1 for name in changed)  # evaluation.metric, no interval's ends

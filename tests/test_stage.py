@@ -1,17 +1,13 @@
-"""The entry point of the stages: arguments, exit statuses, timings."""
+"""The entry point of the stages: arguments, exit statuses."""
 
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-
-from tasks.stage import record_seconds
 
 ROOT = Path(__file__).resolve().parent.parent
 BODIES = {
@@ -77,17 +73,3 @@ def test_termination_is_one_line(workspace: Path) -> None:
     process.send_signal(signal.SIGTERM)
     assert process.communicate(timeout=30)[1] == "prepare_subject: terminated; `dvc repro` starts it again\n"
     assert process.returncode == 143
-
-
-def test_stages_that_end_together_all_land(tmp_path: Path) -> None:
-    path = tmp_path / "reports" / "timings.json"
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda number: record_seconds(f"stage@{number}", float(number), path), range(40)))
-    assert json.loads(path.read_text()) == {f"stage@{number}": float(number) for number in range(40)}
-
-
-def test_timings_left_broken_by_a_merge_start_anew(tmp_path: Path) -> None:
-    path = tmp_path / "timings.json"
-    path.write_text("<<<<<<< HEAD")
-    record_seconds("train_sft", 1.23, path)
-    assert json.loads(path.read_text()) == {"train_sft": 1.2}

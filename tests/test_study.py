@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import timed
 import yaml
 from rows import evaluated
 
@@ -372,7 +373,7 @@ def test_a_folder_is_read_only_if_it_came_to_its_end(tmp_path: Path, monkeypatch
     (spec.folder / "dvc.lock").write_text(
         "stages: {train_sft: {deps: [{path: here.py, md5: 0}, {path: gone.py, md5: 0}]}, evaluate@r1: {}}"
     )
-    write_json(spec.folder / "reports/timings.json", {"train_sft": 12.5, "evaluate@r1": 2.5, "evaluate@old": 99.0})
+    timed.keep(spec.folder, {"train_sft": 12.5, "evaluate@r1": 2.5})
     write_json(spec.folder / "reports/sae.json", {"main": {"l0": 16.0}, "lender1": {"l0": 1.0}})
     assert study.collect(spec, [spec]).status.startswith("not finished")
     write_json(spec.folder / study.DONE, spec.wish | {"params": params})
@@ -383,5 +384,5 @@ def test_a_folder_is_read_only_if_it_came_to_its_end(tmp_path: Path, monkeypatch
     other = study.VariantSpec("study", "seed0", SEEDS, ["seed=4"], None, None)
     assert study.collect(other, [other]).status.startswith("not finished"), "the plan changed since"
     child = study.VariantSpec("study", "child", CONTROL, ["seed=3"], "seed0", None)
-    shutil.copytree(spec.folder, child.folder, ignore=shutil.ignore_patterns("timings.json"))
+    shutil.copytree(spec.folder, child.folder, ignore=shutil.ignore_patterns(".cache"))
     assert (lambda read: (read.seconds, read.own_seconds))(study.collect(child, [spec, child])) == (15.0, 0)

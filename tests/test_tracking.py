@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import timed
 from rows import evaluated
 
 from saeexplainer.comparison import summarise
@@ -69,7 +70,7 @@ def project(empty_store, tmp_path, monkeypatch):
     (tmp_path / "reports/reward_hallucination.csv").write_text(REWARDS)
     (tmp_path / "reports/report.html").write_text("<p>report</p>")
     seconds = {"prepare_subject": 9.5, "train_dpo@r1": 4.0, "evaluate@r1": 2.0, "compare_rounds": 1.0}
-    (tmp_path / "reports/timings.json").write_text(json.dumps(seconds))
+    timed.keep(tmp_path, seconds)
     docs = tmp_path / "reports/data_docs/r1"
     docs.mkdir(parents=True)
     (docs / "index.html").write_text("<p>docs</p>")
