@@ -9,7 +9,6 @@ import argparse
 import os
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import threading
@@ -92,9 +91,9 @@ def _server(port: int) -> tuple[str, ...]:
 
 
 def _mlflow(port: int, store: str) -> tuple[str, ...]:
+    _relocate()
     if not store:
         Path("mlruns").mkdir(exist_ok=True)
-        _relocate()
         store = "sqlite:///mlruns/mlflow.db"
     return ("mlflow", "ui", "--backend-store-uri", store, "--host", HOST, "--port", str(port), "--workers", "1")
 
@@ -103,8 +102,8 @@ def _relocate() -> None:
     """Of a workspace that was copied or moved MLflow's pages would show artifacts of the place where it was before."""
     try:
         mlflow_store.relocate()
-    except sqlite3.DatabaseError as error:
-        raise UiFailed(f"{mlflow_store.STORE}: {error}; move it away, then {mlflow_store.REBUILD}") from None
+    except mlflow_store.UserError as error:
+        raise UiFailed(str(error)) from None
 
 
 def _environment(urls: dict[str, str]) -> dict[str, str]:

@@ -133,10 +133,22 @@ def _former_homes(connection: sqlite3.Connection) -> list[Path]:
 
 
 def relocate() -> list[Path]:
-    """Make the workspace's own store name the artifacts of this workspace; where it was made before, if elsewhere."""
-    if not (former := former_homes()):
-        return []
-    home = STORE.resolve().parent
+    """Make the workspace's own store name the artifacts of this workspace; where it was made before, if elsewhere.
+
+    Raises UserError if the store cannot be read or written.
+    """
+    try:
+        if former := former_homes():
+            _relocate(former, STORE.resolve().parent)
+    except sqlite3.DatabaseError as error:
+        raise UserError(
+            f"{STORE}: cannot be made to name this workspace's artifacts ({error}); make it writable, or move it away "
+            f"and {REBUILD}"
+        ) from None
+    return former
+
+
+def _relocate(former: list[Path], home: Path) -> None:
 
     def moved(uri: str | None) -> str | None:
         place = local_path(uri) if uri else None
@@ -148,9 +160,9 @@ def relocate() -> list[Path]:
 
     with closing(sqlite3.connect(STORE, timeout=20)) as connection, connection:
         connection.create_function("moved", 1, moved, deterministic=True)
-        for table, column in PLACES:
+        known = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        for table, column in (place for place in PLACES if place[0] in known):  # another MLflow's store has others
             connection.execute(f"UPDATE {table} SET {column} = moved({column}) WHERE {column} <> moved({column})")
-    return former
 
 
 def check_version(uri: str) -> None:

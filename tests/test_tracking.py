@@ -6,6 +6,7 @@ import math
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
@@ -292,6 +293,23 @@ def test_a_moved_workspace_is_mended_by_the_command_that_doctor_names(
     assert tracking.main([command]) == 0
     assert capsys.readouterr().out == "MLflow: mlruns/mlflow.db names this workspace's\n"
     assert Path(store.open_client().download_artifacts(run, "report.html")).read_text() == "<p>report</p>"
+
+
+def test_a_moved_store_that_may_not_be_written_is_one_line(project, tmp_path, tmp_path_factory, monkeypatch, capsys):
+    tracking.log(params.load(), project)
+    moved = tmp_path_factory.mktemp("elsewhere") / "moved"
+    shutil.copytree(tmp_path, moved)
+    monkeypatch.chdir(moved)
+    connect = sqlite3.connect  # whoever runs this may be root, who may write anywhere
+
+    def read_only(place, **more):
+        return connect(f"file:{Path(place).resolve()}?mode=ro" if place == store.STORE else place, **more | {"uri": True})
+
+    monkeypatch.setattr(store.sqlite3, "connect", read_only)
+    assert tracking.main(["relocate"]) == 2
+    error = capsys.readouterr().err
+    assert "mlruns/mlflow.db: cannot be made to name this workspace's artifacts (attempt to write a readonly" in error
+    assert error.count("\n") == 1
 
 
 def test_the_own_store_is_the_same_by_a_relative_address(project, tmp_path, monkeypatch):
