@@ -35,8 +35,9 @@ class ServedModel(PythonModel):
             for row in model_input.to_dict("records")
         ]
         replies = [asdict(reply) for reply in self.explainer.reply(rows)]
-        # As objects first: pandas would make NaN of a missing number, and that is not JSON.
-        return pd.DataFrame(replies, columns=[field.name for field in fields(Reply)], dtype=object).infer_objects()
+        # As objects: pandas would make NaN of what a row lacks, and that is not JSON.
+        table = pd.DataFrame(replies, columns=[field.name for field in fields(Reply)], dtype=object)
+        return table.astype({"expected_accuracy": float}) if table["error"].isna().all() else table
 
 
 set_model(ServedModel())
