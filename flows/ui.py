@@ -29,6 +29,7 @@ from flows import control
 from flows.control import ControlError, Ports
 from flows.server import ServerError, check_database, is_well
 from tasks import repro, surroundings
+from tasks import store as mlflow_store
 
 HOST = "127.0.0.1"
 PATIENCE_SECONDS = 300  # that a program may take until it answers; the first start makes databases
@@ -79,7 +80,8 @@ def run(ports: Ports, tell: Callable[[str], None]) -> None:
         deployments = ("flows.deployments",)
         programs.append(stack.enter_context(_program("the deployments", deployments, home, environment)))
         _wait(programs, lambda: _is_serving(programs[-1]) and _answers(urls["mlflow"]))
-        tell(f"Prefect    {urls['prefect']}\nMLflow     {urls['mlflow']}\nreports    {urls['reports']}/reports/")
+        runs = mlflow_store.runs_page(urls["mlflow"])
+        tell(f"Prefect    {urls['prefect']}\nMLflow     {runs}\nreports    {urls['reports']}/reports/")
         tell(f"deployments are served: {urls['prefect']}/deployments    ctrl-c stops everything")
         _wait(programs, lambda: False, seconds=float("inf"))
 
@@ -89,10 +91,19 @@ def _server(port: int) -> tuple[str, ...]:
 
 
 def _mlflow(port: int, store: str) -> tuple[str, ...]:
+    _relocate()
     if not store:
         Path("mlruns").mkdir(exist_ok=True)
         store = "sqlite:///mlruns/mlflow.db"
     return ("mlflow", "ui", "--backend-store-uri", store, "--host", HOST, "--port", str(port), "--workers", "1")
+
+
+def _relocate() -> None:
+    """Of a workspace that was copied or moved MLflow's pages would show artifacts of the place where it was before."""
+    try:
+        mlflow_store.relocate()
+    except mlflow_store.UserError as error:
+        raise UiFailed(str(error)) from None
 
 
 def _environment(urls: dict[str, str]) -> dict[str, str]:

@@ -5,6 +5,7 @@ model and the commit; pretrained.json beside it says how this pipeline loads tha
 differ in width, projection.safetensors is the map of directions that supervised training learned.
 """
 
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 PROJECTION = "projection.safetensors"
+BASE = "base"  # folder of an adapter's base, in a copy that stands alone
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,32 @@ def open_parts(folder: Path, trainable: bool = False) -> Parts:
         projection.weight.copy_(weight)
     adapted = (folder / ADAPTER[0]).is_file()
     return Parts(model, open_tokenizer(folder), projection, read_pointer(folder), adapted)
+
+
+def keep_base(folder: Path, subject: Path) -> None:
+    """Let a copy of an explainer's folder find the base of its adapter when the workspace is not the working folder, or
+    has another subject by then: a base that is the subject in folder `subject` is copied, of another folder the path is
+    kept."""
+    pointer = read_pointer(folder)
+    if pointer is None or not Path(pointer.pretrained.source).is_dir() or pointer.pretrained.source == ".":
+        return
+    base = Path(pointer.pretrained.source)
+    if base == subject:
+        shutil.copytree(base, folder / BASE)
+    place = BASE if base == subject else str(base.resolve())
+    write_pointer(folder, pointer.pretrained, pointer.prepend_bos, pointer.quantize, place)
+
+
+def packages_of(folder: Path) -> list[str]:
+    """What it takes to open an explainer's folder beside what this library always needs."""
+    pointer, found = read_pointer(folder), []
+    if (folder / ADAPTER[0]).is_file():
+        found.append("peft")
+    if pointer is not None and pointer.pretrained.device_map is not None:
+        found.append("accelerate")
+    if pointer is not None and pointer.quantize:
+        found.append("bitsandbytes")
+    return found
 
 
 def save(parts: Parts, folder: Path) -> None:

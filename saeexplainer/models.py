@@ -52,6 +52,7 @@ class Pointer:
     pretrained: Pretrained  # the source "." is the folder itself: it holds the model, but not how to load it
     prepend_bos: bool | None  # as in `load_tokenizer`
     quantize: bool  # as in `load_model`
+    place: str | None = None  # of the source, if it is there: a name inside this folder, or an absolute path
 
 
 def open_model(folder: Path, blocks: int | None = None, *, trainable: bool = False) -> "PreTrainedModel":
@@ -74,9 +75,13 @@ def open_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
     return load_tokenizer(place.source, place.revision, prepend_bos=found.prepend_bos)
 
 
-def write_pointer(folder: Path, pretrained: Pretrained, prepend_bos: bool | None, quantize: bool = False) -> None:
+def write_pointer(
+    folder: Path, pretrained: Pretrained, prepend_bos: bool | None, quantize: bool = False, place: str | None = None
+) -> None:
     """Make `folder` stand for a model of others; the fields of `Pointer`."""
-    write_json(folder / POINTER, asdict(Pointer(pretrained, prepend_bos, quantize)))
+    fields = asdict(Pointer(pretrained, prepend_bos, quantize, place))
+    # Stages leave the place out: what they write does not depend on where the workspace lies.
+    write_json(folder / POINTER, fields if place else {key: fields[key] for key in fields if key != "place"})
 
 
 def read_pointer(folder: Path) -> Pointer | None:
@@ -89,7 +94,11 @@ def read_pointer(folder: Path) -> Pointer | None:
 
 def _placed(pointer: Pointer, folder: Path) -> Pretrained:
     found = pointer.pretrained
-    return replace(found, source=folder.as_posix()) if found.source == "." else found
+    if found.source == ".":
+        return replace(found, source=folder.as_posix())
+    if pointer.place and (folder / pointer.place).is_dir():
+        return replace(found, source=(folder / pointer.place).as_posix())
+    return found
 
 
 def _with_adapter(model: "PreTrainedModel", folder: Path, trainable: bool) -> "PreTrainedModel":

@@ -1,23 +1,26 @@
 """An explainer that stands alone: one folder with all that it needs, feature ids or raw vectors in, explanations out.
 
-The folder holds `explainer/` (`explainer_folder`; the base model of an adapter stays where it is), `features.parquet` and `directions.safetensors` (the explained SAE's
-features and what the explainer reads of them), `contexts.json` (what its prompts show of each), `settings.json`, `calibration.json` and `evaluation.parquet` (the rows
-on which it was measured). Whoever registers it decides where it lies; nothing here knows about that.
+The folder holds `explainer/` (`explainer_folder`; of an adapter's base `explainer_folder.keep_base` says where it
+is), `features.parquet` and `directions.safetensors` (the explained SAE's features and their vectors of each kind),
+`contexts.json` (what the explainer's prompts show of each), `settings.json`, `calibration.json` and
+`evaluation.parquet` (the rows on which it was measured). Where it lies is up to the caller.
 
-The expected reward is the explainer's own confidence put on the scale of generative accuracy (`confidence.calibrate`),
-over the features of its evaluation. It is no measurement of this explanation: nobody wrote a text.
+The expected accuracy is the explainer's own confidence put on the scale of generative accuracy
+(`confidence.calibrate`), over the features of its evaluation. It does not measure the explanation that it stands
+beside: no text is written.
 """
 
-import math
 import shutil
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -33,7 +36,7 @@ from saeexplainer.config import (
 )
 from saeexplainer.errors import UserError
 from saeexplainer.explainer import PARTS, Explainer, Prompts, attach, direction_rows
-from saeexplainer.explainer_folder import open_parts
+from saeexplainer.explainer_folder import keep_base, open_parts
 from saeexplainer.feature_tokens import first_feature_id
 from saeexplainer.records import EvaluationRow, FeatureRow
 from saeexplainer.storage import holds_model, read_json, read_rows, read_tensors, write_json, write_rows, write_tensors
@@ -41,6 +44,9 @@ from saeexplainer.storage import holds_model, read_json, read_rows, read_tensors
 EXPLAINER, FEATURES, DIRECTIONS = "explainer", "features.parquet", "directions.safetensors"
 CONTEXTS, SETTINGS, CALIBRATION, EVALUATION = "contexts.json", "settings.json", "calibration.json", "evaluation.parquet"
 FILES = (FEATURES, DIRECTIONS, CONTEXTS, SETTINGS, CALIBRATION, EVALUATION)
+KINDS = tuple(sorted({part for parts in PARTS.values() for part in parts}))  # of vectors, by the names of their tensors
+QUESTIONS = ("feature_id", "index", *KINDS)  # what a row may give
+SAME = 0.999  # cosine from which two vectors are one, but for rounding
 
 
 @dataclass(frozen=True)
@@ -49,19 +55,41 @@ class Explained:
 
     feature_id: str  # subject/sae/index; empty where a raw vector was asked about
     explanation: str
-    expected_reward: float  # generative accuracy, 0 to 1, to be expected at this confidence
+    expected_accuracy: float  # generative accuracy, 0 to 1, to be expected at this confidence
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What comes back for one row of a request: an answer, or why there is none."""
+
+    feature_id: str | None  # these three as in `Explained`; None where there is no answer
+    explanation: str | None
+    expected_accuracy: float | None
+    error: str | None  # one line; None where there is an answer
+
+
+@dataclass(frozen=True)
+class Question:
+    """One thing to explain."""
+
+    feature_id: str  # as in `Explained`
+    vectors: Mapping[str, Float[Tensor, "d_model"]]  # by kind, those that the explainer reads
+    context: str  # what its prompt shows; empty where it shows none
 
 
 def write_served(
     folder: Path, explainer: Path, features: Sequence[FeatureRow], tensors: Mapping[str, Tensor], injection: TrainSft,
     generation: GenerateExplanations, evaluated: Sequence[EvaluationRow], contexts: Sequence[str] = (),
+    subject: Path = Path("data/subject"),
 ) -> None:  # fmt: skip
     """Gather a folder that `ServedExplainer` reads. `tensors` have a row for each of `features`, and so have `contexts`
-    where the explainer's prompts show any (`explainer.shown_contexts`)."""
+    where the explainer's prompts show any (`explainer.shown_contexts`). Kinds of vectors that the explainer does not
+    read are kept too: they tell when one of them is sent in place of what it reads. `subject` as in `keep_base`."""
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copytree(explainer, folder / EXPLAINER)
+    keep_base(folder / EXPLAINER, subject)
     write_rows(folder / FEATURES, features, FeatureRow)
-    write_tensors(folder / DIRECTIONS, {name: tensors[name] for name in PARTS[injection.direction]})
+    write_tensors(folder / DIRECTIONS, {name: tensor for name, tensor in tensors.items() if name in KINDS})
     write_json(folder / CONTEXTS, list(contexts))
     write_json(folder / SETTINGS, {"injection": asdict(injection), "generation": asdict(generation)})
     write_json(folder / CALIBRATION, asdict(calibrate(evaluated)))
@@ -125,47 +153,85 @@ class ServedExplainer:
 
     def explain(self, asked: Sequence[str | int]) -> list[Explained]:
         """An answer for each id (subject/sae/index) or number of a latent. Raises UserError if there is no such one."""
-        rows = [self._row(feature) for feature in asked]
-        tensors = {name: self._tensors[name][rows] for name in self.parts}
-        contexts = [self._contexts[row] for row in rows] if self._contexts else []
-        return self._answer(tensors, [self.features[row].feature_id for row in rows], contexts)
+        return self._answer([self._feature(one) for one in asked])
 
-    def explain_vectors(self, vectors: Mapping[str, Sequence[Sequence[float]]]) -> list[Explained]:
-        """An answer for each raw vector; `vectors` has equally many of each of `parts`. Raises UserError if not."""
+    def reply(self, rows: Iterable[Mapping[str, Any]]) -> list[Reply]:
+        """A reply for each row, which gives `feature_id`, or `index`, or one vector of each of `parts`."""
+        asked = [self._question(row) for row in rows]
+        answers = iter(self._answer([one for one in asked if isinstance(one, Question)]))
+        return [
+            Reply(None, None, None, one) if isinstance(one, str) else Reply(**asdict(next(answers)), error=None)
+            for one in asked
+        ]
+
+    def _question(self, row: Mapping[str, Any]) -> Question | str:
+        """What a row asks, or what is wrong with it."""
+        given = [name for name in QUESTIONS if name in row]
+        try:
+            if given in (["feature_id"], ["index"]):
+                return self._feature(row[given[0]])
+            if given and set(given) <= set(KINDS):
+                return self._vectors({name: row[name] for name in given})
+        except UserError as error:
+            return str(error)
+        found, parts = " and ".join(given) or "nothing", " and ".join(self.parts)
+        return f"row: gives {found}; give feature_id, or index, or {parts}"
+
+    def _feature(self, asked: str | int | float) -> Question:
+        row = self._row(asked)
+        vectors = {name: self._tensors[name][row] for name in self.parts}
+        return Question(self.features[row].feature_id, vectors, self._contexts[row] if self._contexts else "")
+
+    def _vectors(self, given: Mapping[str, Any]) -> Question:
         if self._contexts:
-            raise UserError("vectors: this explainer reads a feature's contexts too; ask about features by their id")
-        lengths = {len(vectors.get(name, ())) for name in self.parts}
-        if set(vectors) != set(self.parts) or len(lengths) != 1:
-            found = ", ".join(f"{len(rows)} {name}" for name, rows in vectors.items()) or "none"
-            raise UserError(f"vectors: got {found}; this explainer reads equally many of {' and '.join(self.parts)}")
-        tensors = {name: self._checked(name, vectors[name]) for name in self.parts}
-        return self._answer(tensors, [""] * lengths.pop(), [])
+            raise UserError(
+                f"{next(iter(given))}: this explainer reads a feature's contexts too; ask about features by their id"
+            )
+        if set(given) != set(self.parts):
+            parts = " and ".join(self.parts)
+            raise UserError(f"{' and '.join(given)}: this explainer reads {parts}; give that, or feature_id or index")
+        return Question("", {name: self._vector(name, given[name]) for name in self.parts}, "")
 
-    def _checked(self, name: str, rows: Sequence[Sequence[float]]) -> Float[Tensor, "features d_model"]:
-        for at, row in enumerate(rows):
-            if len(row) != self.width:
-                raise UserError(f"{name}[{at}]: holds {len(row)} numbers; this explainer reads {self.width}")
-            if not all(math.isfinite(value) for value in row) or not any(row):
-                raise UserError(f"{name}[{at}]: must be finite numbers, not all of them 0")
-        return torch.tensor([list(row) for row in rows], dtype=torch.float32).reshape(len(rows), self.width)
+    def _vector(self, kind: str, given: Any) -> Float[Tensor, "d_model"]:
+        numbers = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else []
+        if len(numbers) != self.width or not all(isinstance(one, Real) for one in numbers):
+            raise UserError(f"{kind}: must be a list of {self.width} numbers; this explainer reads no other")
+        try:
+            vector = torch.tensor([float(one) for one in numbers], dtype=torch.float32)
+        except OverflowError:
+            vector = torch.full((self.width,), torch.inf)
+        if not vector.isfinite().all() or not vector.any():
+            raise UserError(f"{kind}: must be finite numbers of 32 bits, not all of them 0")
+        self._check_kind(kind, vector)
+        return vector
 
-    def _answer(
-        self, tensors: Mapping[str, Tensor], feature_ids: Sequence[str], contexts: Sequence[str]
-    ) -> list[Explained]:
-        numbers = range(len(feature_ids))
-        if not numbers:
+    def _check_kind(self, kind: str, vector: Float[Tensor, "d_model"]) -> None:
+        """Raise UserError if a vector is a known feature's, but of another kind than it is said to be."""
+        for other in self._tensors.keys() - {kind}:
+            alike = F.cosine_similarity(self._tensors[other], vector[None])
+            at = int(alike.argmax())
+            own = F.cosine_similarity(self._tensors[kind][at], vector, dim=0)
+            if alike[at] >= SAME and own < alike[at]:
+                feature = self.features[at].feature_id
+                raise UserError(f"{kind}: is the {other} vector of {feature}; this explainer reads its {kind} vector")
+
+    def _answer(self, asked: Sequence[Question]) -> list[Explained]:
+        if not asked:
             return []
+        tensors = {name: torch.stack([one.vectors[name] for one in asked]) for name in self.parts}
+        numbers, contexts = range(len(asked)), [one.context for one in asked] if self._contexts else []
         with self._turn, self._explainer.reading(tensors, contexts):
             explanations = self._explainer.explain(numbers, temperature=0.0)
             sure = self._explainer.log_probabilities(numbers, explanations)
         return [
-            Explained(feature_id, explanation, self.calibration.expected(log_probability))
-            for feature_id, explanation, log_probability in zip(feature_ids, explanations, sure, strict=True)
+            Explained(one.feature_id, explanation, self.calibration.expected(log_probability))
+            for one, explanation, log_probability in zip(asked, explanations, sure, strict=True)
         ]
 
-    def _row(self, asked: str | int) -> int:
+    def _row(self, asked: str | int | float) -> int:
         owner = self.features[0].feature_id.rpartition("/")[0]
-        text = str(asked).strip()
+        # A table has 5.0 for 5 in a column that some of its rows leave open.
+        text = str(int(asked) if isinstance(asked, float) and asked.is_integer() else asked).strip()
         number = text.removeprefix(f"{owner}/")
         row = self._row_of.get(f"{owner}/{number}")
         if row is None:

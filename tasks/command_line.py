@@ -45,11 +45,13 @@ def explain(
     ] = CHAMPION,
     min_expected: Annotated[
         float,
-        typer.Option(min=0.0, metavar="X", help="Only explanations whose expected reward is at least this."),
+        typer.Option(
+            min=0.0, max=1.0, metavar="X", help="Only explanations whose expected generative accuracy is at least this."
+        ),
     ] = 0.0,
     as_json: AsJson = False,
 ) -> None:
-    """Say what a feature encodes, and what texts written from that are expected to earn.
+    """Say what a feature encodes, and the share of texts written from that which is expected to make it fire.
 
     Example: sae-explainer explain --feature 123 --explainer r2 --min-expected 0.5
     """
@@ -69,19 +71,19 @@ def explain(
     else:
         answers = local.explain(wanted, explainer)
     # What is expected is unknown where a served writer failed: enough only where nothing is asked for.
-    trusted = [row for row in answers if not min_expected or (row.expected_reward or 0.0) >= min_expected]
+    trusted = [row for row in answers if not min_expected or (row.expected_accuracy or 0.0) >= min_expected]
     if len(trusted) < len(answers):
         held_back = f"{len(answers) - len(trusted)} of {len(answers)} held back"
-        print(f"{held_back}: expected reward below {min_expected:g}", file=sys.stderr)
+        print(f"{held_back}: expected accuracy below {min_expected:g}", file=sys.stderr)
     records = [{name: getattr(row, name) for name in local.Explained.__annotations__} for row in trusted]
     if as_json:
         print(json.dumps(records, indent=2))
         return
     for record in records:
         print(f"{record['feature_id']}: {record['explanation'] or '(nothing)'}")
-        expected = record["expected_reward"]
+        expected = record["expected_accuracy"]
         said = "unknown, because every call for its texts failed" if expected is None else f"{expected:.3f}"
-        print(f"    expected reward {said}, by {explainer}")
+        print(f"    expected accuracy {said}, by {explainer}")
 
 
 @app.command(short_help="List the live features.")

@@ -184,17 +184,20 @@ def _has_gpu() -> bool:
 
 
 def _store() -> Finding:
-    """mlruns/mlflow.db has the schema of the installed MLflow."""
+    """mlruns/mlflow.db has the schema of the installed MLflow, and names artifacts of this workspace."""
     from tasks import store
 
-    if os.environ.get("MLFLOW_TRACKING_URI"):
-        return Finding("ok", "MLflow: the store that MLFLOW_TRACKING_URI names")
-    if not store.STORE.is_file():
-        return Finding("ok", f"MLflow: no {store.STORE} yet")
     try:
+        if not store.is_own():
+            return Finding("ok", "MLflow: the store that MLFLOW_TRACKING_URI names")
+        if not store.STORE.is_file():
+            return Finding("ok", f"MLflow: no {store.STORE} yet")
         store.check_version(store.address())
     except UserError as error:
         return Finding("fail", f"MLflow: {error}")
+    if former := store.former_homes():
+        what = f"MLflow: {store.STORE} names artifacts in {former[0]}, from where this workspace was copied or moved"
+        return Finding("warn", what, f"the next command that opens it corrects that, or {store.RELOCATE}")
     return Finding("ok", f"MLflow: {store.STORE} has this version's schema")
 
 

@@ -1,7 +1,8 @@
-"""Ask a local explainer about features: its greedy explanation, and the reward that texts written from it earn.
+"""Ask a local explainer about features: its greedy explanation, and how accurate it is by fresh texts.
 
-What the rounds do for training features, for whatever live feature someone asks about; nothing is stored. The reward is
-that of the rounds (params' score_explanations), earned by fresh texts: an estimate of what the explanation is worth.
+Any live feature may be asked about; nothing is stored. The accuracy is measured as `evaluate` measures generative
+accuracy: its writer writes texts from the explanation, the subject reads them, and the share that makes the feature
+fire counts. A registered explainer (`tasks.registry`) answers on the same scale, but by its confidence.
 """
 
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ class Explained:
 
     feature_id: str
     explanation: str  # may be empty: the explainer said nothing
-    expected_reward: float | None  # `rewards.reward` of texts written from it; None where every call for them failed
+    expected_accuracy: float | None  # generative accuracy by fresh texts, 0 to 1; None where every call for them failed
 
 
 def known_explainers() -> list[str]:
@@ -64,10 +65,10 @@ def explain(feature_ids: Sequence[str], model: str) -> list[Explained]:
     number = {row.feature_id: at for at, row in enumerate(features)}
     asked = [features[number[feature_id]] for feature_id in feature_ids]
     explanations = _explanations(folder, [number[feature_id] for feature_id in feature_ids], params)
-    rewards = _rewards(asked, explanations, params)
+    accuracies = _accuracies(asked, explanations, params)
     return [
-        Explained(row.feature_id, explanation, reward)
-        for row, explanation, reward in zip(asked, explanations, rewards, strict=True)
+        Explained(row.feature_id, explanation, accuracy)
+        for row, explanation, accuracy in zip(asked, explanations, accuracies, strict=True)
     ]
 
 
@@ -91,26 +92,25 @@ def _explanations(folder: Path, numbers: list[int], params: Params) -> list[str]
     return explainer.explain(numbers, temperature=0.0, progress="explanations")
 
 
-def _rewards(asked: list[FeatureRow], explanations: list[str], params: Params) -> list[float | None]:
-    """Write, read and reward, as score_explanations does."""
-    from saeexplainer import rewards, text_activations
+def _accuracies(asked: list[FeatureRow], explanations: list[str], params: Params) -> list[float | None]:
+    """Write and read, as `evaluate` does."""
+    from saeexplainer import text_activations
+    from saeexplainer.evaluation import generative_accuracy
     from saeexplainer.neighbours import Neighbourhoods
     from saeexplainer.reading import open_reader
     from saeexplainer.seeds import seed_torch
     from saeexplainer.writers import open_writer
 
     seed_torch(params.seed, "explain")
-    config = params.score_explanations
     near = Neighbourhoods(read_rows(FEATURES, FeatureRow), read_rows(ACTIVATIONS / "neighbours.parquet", NeighbourRow))
     latents = near.asked(row.feature_id for row in asked)
     reader = open_reader(SUBJECT, SAES, sorted(latents), params.prepare_subject.context_length)
-    author = open_writer(config.writer, "score_explanations.writer", reader.model, reader.tokenizer)
+    author = open_writer(params.evaluate.writer, "evaluate.writer", reader.model, reader.tokenizer)
     texts = author.write(explanations)
     read = text_activations.read_texts((text for written in texts.values() for text in written), reader, latents)
-    earned: list[float | None] = []
+    found: list[float | None] = []
     for row, explanation in zip(asked, explanations, strict=True):
         written = texts.get(explanation, [])
-        found = near.responses(row.feature_id, written, read)
         failed = unwritten(explanation, written)
-        earned.append(None if failed else rewards.reward(found.own, found.neighbours, config.reward))
-    return earned
+        found.append(None if failed else generative_accuracy(near.responses(row.feature_id, written, read).own))
+    return found

@@ -536,6 +536,11 @@ def _evaluations(params: Params) -> Iterator[str]:
 
 def _comparison(params: Params) -> Iterator[str]:
     settings, known = params.compare_rounds, list(METRICS.values())
+    if not re.fullmatch(r"\w([\w .-]{0,98}\w)?", settings.experiment):
+        yield (
+            f"compare_rounds.experiment: is {settings.experiment!r}; use letters, digits, _, and between them spaces, . "
+            "and -, 100 at most: it names an experiment and a model of MLflow, and a folder"
+        )
     guarded = {f"guarded[{index}]": metric for index, metric in enumerate(settings.guarded)}
     for key, metric in {"criterion": settings.criterion, **guarded}.items():
         if metric not in known:

@@ -21,7 +21,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,9 +30,20 @@ from saeexplainer import gate, storage
 from saeexplainer.comparison import chain_of
 from saeexplainer.config import EvaluationKind, Params
 from saeexplainer.errors import UserError
-from saeexplainer.explainer import PARTS, shown_contexts
+from saeexplainer.explainer import shown_contexts
+from saeexplainer.explainer_folder import packages_of
 from saeexplainer.records import FeatureRow
-from saeexplainer.serving import Explained, ServedExplainer, evaluation_of, missing_files, write_served
+from saeexplainer.serving import (
+    EXPLAINER,
+    KINDS,
+    QUESTIONS,
+    Explained,
+    Reply,
+    ServedExplainer,
+    evaluation_of,
+    missing_files,
+    write_served,
+)
 from saeexplainer.storage import holds_model, read_json, read_rows, read_tensors
 from tasks import params as parameters
 from tasks import store, surroundings, tracking
@@ -44,7 +55,7 @@ if TYPE_CHECKING:
 
 CHAMPION = "champion"
 ACTIVATIONS, EXPLAINERS = Path("data/activations"), Path("data/explainers")
-# What a process needs to load a version, beside the code that is stored with it.
+# What a process needs to load any version, beside the code that is stored with it.
 REQUIREMENTS = (
     "mlflow", "torch", "transformers", "tokenizers", "safetensors", "jaxtyping", "numpy", "scipy", "pandas", "pyarrow",
     "tqdm",
@@ -102,9 +113,8 @@ class _Result:
         if not all(row.feature_id in known for evaluated in self.evaluated.values() for row in evaluated):
             raise UserError(f"{ACTIVATIONS}: does not hold the features that were evaluated; run `dvc repro`")
         tensors = read_tensors(ACTIVATIONS / "directions.safetensors")
-        names = {"decoder", *PARTS[params.train_sft.direction]}
         self.features = [rows[at] for at in explained]
-        self.tensors = {name: tensors[name][explained] for name in sorted(names)}
+        self.tensors = {name: tensors[name][explained] for name in KINDS}
         contexts = shown_contexts(ACTIVATIONS, params.train_sft)
         self.contexts = [contexts[at] for at in explained] if contexts else []
 
@@ -139,7 +149,7 @@ def _add_version(client: "MlflowClient", name: str, item: str, result: _Result) 
         )  # fmt: skip
         tags = _tags(item, result)
         model = client.create_logged_model(experiment, f"explainer-{item}", run, tags)
-        save_model(Path(scratch, "model"), served, result, model.model_id)
+        save_model(Path(scratch, "model"), served, result.features[0].feature_id, model.model_id)
         client.log_model_artifacts(model.model_id, str(Path(scratch, "model")))
     client.finalize_logged_model(model.model_id, "READY")
     try:
@@ -173,7 +183,7 @@ def _tags(item: str, result: _Result) -> dict[str, str]:
     return own | {name: place[name] for name in ("params_sha256", "git_commit")} | metrics
 
 
-def save_model(folder: Path, served: Path, result: _Result, model_id: str) -> None:
+def save_model(folder: Path, served: Path, example: str, model_id: str) -> None:
     """An MLflow model: the served folder, the code that reads it, signature, example and pinned requirements."""
     import mlflow.pyfunc
     import pandas as pd
@@ -183,21 +193,27 @@ def save_model(folder: Path, served: Path, result: _Result, model_id: str) -> No
     shutil.copytree(Path(storage.__file__).parent, code, ignore=shutil.ignore_patterns("__pycache__"))
     mlflow.pyfunc.save_model(
         str(folder), mlflow_model=Model(model_id=model_id), artifacts={"served": str(served)}, code_paths=[str(code)],
-        python_model=str(Path(__file__).with_name("served_model.py")), signature=_signature(result.params),
-        input_example=pd.DataFrame({"feature_id": [result.features[0].feature_id]}),
-        pip_requirements=[f"{name}=={installed(name).partition('+')[0]}" for name in REQUIREMENTS],
+        python_model=str(Path(__file__).with_name("served_model.py")), signature=_signature(),
+        input_example=pd.DataFrame({"feature_id": [example]}),
+        pip_requirements=requirements(served),
     )  # fmt: skip
 
 
-def _signature(params: Params) -> "ModelSignature":
-    """Every column of the input is optional: a row says feature_id, or index, or gives the vectors that are read."""
-    from mlflow.models import ModelSignature
-    from mlflow.types.schema import Array, ColSpec, DataType, Schema
+def requirements(served: Path) -> list[str]:
+    """What pip has to install where a served folder is to be loaded, in the versions that are installed here."""
+    names = [*REQUIREMENTS, *packages_of(served / EXPLAINER)]
+    return [f"{name}=={installed(name).partition('+')[0]}" for name in names]
 
-    vectors = [ColSpec(Array(DataType.double), part, required=False) for part in PARTS[params.train_sft.direction]]
-    asked = [ColSpec(DataType.string, "feature_id", required=False), ColSpec(DataType.long, "index", required=False)]
-    kinds = {"feature_id": DataType.string, "explanation": DataType.string, "expected_reward": DataType.double}
-    return ModelSignature(Schema([*asked, *vectors]), Schema([ColSpec(kind, name) for name, kind in kinds.items()]))
+
+def _signature() -> "ModelSignature":
+    """Every column of the input is optional and of any type: MLflow refuses a whole batch for one value of another
+    type, the explainer (`saeexplainer.serving`) only the row in which it stands."""
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import AnyType, ColSpec, DataType, Schema
+
+    given = [ColSpec(AnyType(), name, required=False) for name in QUESTIONS]
+    kinds = {field.name: DataType.string for field in fields(Reply)} | {"expected_accuracy": DataType.double}
+    return ModelSignature(Schema(given), Schema([ColSpec(kind, name, required=False) for name, kind in kinds.items()]))
 
 
 def _decide(client: "MlflowClient", name: str, versions: Mapping[str, "ModelVersion"], result: _Result) -> str:
@@ -272,9 +288,9 @@ def _fetched(address: str) -> Iterator[Path | None]:
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
-    local = address.removeprefix("file://")
-    if local.startswith("/"):
-        yield Path(local) if Path(local).is_dir() else None
+    local = store.local_path(address)
+    if local is not None:
+        yield local if local.is_dir() else None
         return
     with tempfile.TemporaryDirectory() as scratch:
         try:
@@ -310,8 +326,8 @@ def _named(client: "MlflowClient", model: str) -> "ModelVersion":
         version = champion_version(client, name)
         if version is None:
             raise UserError(
-                f"{name} has no {CHAMPION} yet in {store.shown_uri()}; `dvc repro` registers each round's "
-                f"explainer, {PROMOTE} makes one the champion"
+                f"{name} has no {CHAMPION} yet in {store.shown_uri()}; {_cure()} to register each round's explainer, "
+                f"{PROMOTE} makes one the champion"
             )
         return version
     found = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", model)
@@ -326,11 +342,17 @@ def _named(client: "MlflowClient", model: str) -> "ModelVersion":
         raise
 
 
+def _cure() -> str:
+    """What fills the store: `dvc repro` skips what DVC has, so where a result lies already it takes the rebuild."""
+    there = (tracking.REPORTS / "comparison.json").is_file() and EXPLAINERS.is_dir()
+    return store.REBUILD if there else "run `dvc repro`, or `dvc pull` and `python -m tasks.tracking rebuild`,"
+
+
 @contextmanager
 def _answering() -> Iterator["MlflowClient"]:
     """A client of a store that is there; what a server or a database raises inside becomes a UserError."""
     if not os.environ.get("MLFLOW_TRACKING_URI") and not store.STORE.is_file():
-        raise UserError(f"{store.STORE}: no MLflow store here, and so no {CHAMPION}; `dvc repro` makes both")
+        raise UserError(f"{store.STORE}: no MLflow store here, and so no {CHAMPION}; {_cure()} to make both")
     from mlflow.exceptions import MlflowException
 
     try:

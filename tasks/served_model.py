@@ -2,9 +2,10 @@
 
 MLflow calls this "models from code"; no Python object is pickled, weights are safetensors. One row in, one row out: a
 row gives `feature_id` (subject/sae/index, or a latent's number as text), or `index` (a latent), or the vectors that the
-explainer reads, each in a column of its name.
+explainer reads, each in the column of its kind. A row that cannot be answered says why in the column `error`.
 """
 
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
 
 from saeexplainer.errors import UserError
-from saeexplainer.serving import Explained, ServedExplainer
+from saeexplainer.serving import QUESTIONS, Reply, ServedExplainer
 
 
 class ServedModel(PythonModel):
@@ -25,20 +26,18 @@ class ServedModel(PythonModel):
 
     # This hint of all MLflow takes without a warning and without making a signature of it.
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """A table of feature_id, explanation and expected_reward. Raises UserError if a row names nothing known."""
-        answers = self._answers(model_input)
-        return pd.DataFrame(answers, columns=["feature_id", "explanation", "expected_reward"])
-
-    def _answers(self, table: pd.DataFrame) -> list[Explained]:
-        given = [name for name in table.columns if table[name].notna().all()]
-        for name in ("feature_id", "index"):
-            if name in given:
-                return self.explainer.explain(table[name].tolist())
-        parts = self.explainer.parts
-        if set(parts) <= set(given):
-            return self.explainer.explain_vectors({name: [list(row) for row in table[name]] for name in parts})
-        wanted = f"feature_id, index, or {' and '.join(parts)}"
-        raise UserError(f"columns: found {', '.join(given) or 'none'} filled in every row; give {wanted}")
+        """The fields of `Reply`, a row for each row asked. Raises UserError if no column of the table is known."""
+        if not set(QUESTIONS) & set(model_input.columns):  # MLflow has taken unknown columns out, and their rows
+            parts = " and ".join(self.explainer.parts)
+            raise UserError(f"columns: none that is known; give feature_id, index, or {parts}")
+        rows = [
+            {name: value for name, value in row.items() if pd.api.types.is_list_like(value) or pd.notna(value)}
+            for row in model_input.to_dict("records")
+        ]
+        replies = [asdict(reply) for reply in self.explainer.reply(rows)]
+        # As objects: pandas would make NaN of what a row lacks, and that is not JSON.
+        table = pd.DataFrame(replies, columns=[field.name for field in fields(Reply)], dtype=object)
+        return table.astype({"expected_accuracy": float}) if table["error"].isna().all() else table
 
 
 set_model(ServedModel())

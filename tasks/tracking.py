@@ -1,6 +1,7 @@
 """Tell MLflow what came out. The files under reports/ are the source; MLflow can always be filled again from them.
 
     python -m tasks.tracking rebuild        log the result that lies in reports/, unless it is there already
+    python -m tasks.tracking relocate       after the workspace was moved: let the store find its artifacts here
 
 Metrics, parameters, tags and datasets come from reports/, params.yaml and dvc.lock alone. The sample explanations and
 the registered explainers (`tasks.registry`) need data/: where it is not there they are left out, and a line says so.
@@ -9,11 +10,15 @@ An experiment of MLflow is an experiment of conf/. A pipeline run is a parent ru
 carry the same metric names, so that the compare view lines the rounds up, and the parent carries them again with
 step = place in the chain of training (0 is what the first round started from). Logging is idempotent: a result is known
 by `pipeline_key`, the hash of the figures and the settings, because DVC may skip a stage whose result it has.
+
+A run's times come from the seconds of the stages in reports/timings.json: it ends when it is logged and began as long
+before as its stages took. What ran in parallel, or was not run because DVC had it, is counted as if run one by one.
 """
 
 import argparse
 import configparser
 import csv
+import getpass
 import hashlib
 import json
 import math
@@ -24,7 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +38,7 @@ from saeexplainer.comparison import ACCURACY, chain_of
 from saeexplainer.config import Params
 from saeexplainer.costs import Bill, Cost
 from saeexplainer.errors import UserError
+from saeexplainer.notation import held_out, percent
 from saeexplainer.records import EvaluationRow
 from saeexplainer.storage import read_json, read_rows
 from tasks import costs, store, surroundings, timings
@@ -45,9 +51,13 @@ if TYPE_CHECKING:
 REPORTS, EVALUATIONS = Path("reports"), Path("data/evaluations")
 LOGGED_FILES = ("results.md", "rounds.png", "comparison.json", "rounds.csv", "report.html")
 SAMPLES, SAMPLES_FILE = 100, "explanations.json"  # features in the table of sample explanations
+HASHES_FILE = "data_md5.json"
+LABELS = "data/labels.parquet"
+WHOLE = ""  # the result, beside its evaluations' names
+NO_COMMIT = "none"
 PARAMS_FILE, LOCK_FILE = Path("params.yaml"), Path("dvc.lock")
 # Limits of one request, and of one value, in mlflow.utils.validation.
-METRICS_A_BATCH, OTHERS_A_BATCH, PARAM_LENGTH = 1000, 100, 6000
+METRICS_A_BATCH, OTHERS_A_BATCH, PARAM_LENGTH, TAG_LENGTH = 1000, 100, 6000, 8000
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,7 @@ class Logged:
     """Where a result is in MLflow."""
 
     run_id: str  # of the parent run
+    experiment_id: str  # MLflow's number of the experiment
     created: bool  # False if it was there already
     skipped: list[str]  # what could not be logged, one line each
 
@@ -62,7 +73,17 @@ class Logged:
     def lines(self) -> list[str]:
         """What a person should see."""
         done = "logged" if self.created else "already holds"
-        return [f"MLflow: {done} run {self.run_id} in {store.shown_uri()}", *self.skipped]
+        served = store.shown_uri() if store.address().startswith("http") else ""
+        pages = [f"MLflow: {store.page(served, self.experiment_id, self.run_id)}"] if served else []
+        return [f"MLflow: {done} run {self.run_id} in {store.shown_uri()}", *pages, *self.skipped]
+
+
+@dataclass(frozen=True)
+class Span:
+    """When something ran, in milliseconds since 1970."""
+
+    start: int
+    end: int
 
 
 @dataclass(frozen=True)
@@ -87,26 +108,14 @@ def log(params: Params, comparison: dict) -> Logged:
     runs = client.search_runs([experiment], f"tags.pipeline_key = '{key}'", max_results=1000)
     parents = [run for run in runs if run.data.tags["level"] == "pipeline" and run.info.status == "FINISHED"]
     if parents:
-        return Logged(parents[0].info.run_id, created=False, skipped=[])
+        return Logged(parents[0].info.run_id, experiment, created=False, skipped=[])
     for run in runs:
         client.delete_run(run.info.run_id)
-    tags = {"pipeline_key": key, **provenance(), **_prefect_tags()}
-    measured = _measured(comparison)
-    parent = client.create_run(
-        experiment, run_name=f"seed {comparison['seed']}, {key[:8]}", tags={**tags, "level": "pipeline"}
-    ).info.run_id
-    for name, step in _places(comparison).items():
-        own = [*_points(measured[name], step), *_costs_of(name, params)]
-        _log_child(client, experiment, parent, name, params, own, tags)
-    points = [*_chain_points(comparison, measured), *_difference_points(comparison), *_seconds(None)]
-    points += _costs(params)
-    _write(client, parent, points, flattened(asdict(params)))
-    for path in (REPORTS / name for name in LOGGED_FILES):
-        if path.is_file():
-            client.log_artifact(parent, str(path))
+    spans = spans_of(_timings(), list(comparison["rounds"]), int(time.time() * 1000))
+    parent = _log_runs(client, experiment, key, params, comparison, spans)
     skipped = _log_samples(client, parent, comparison)
-    client.set_terminated(parent)
-    return Logged(parent, created=True, skipped=skipped)
+    client.set_terminated(parent, end_time=spans[WHOLE].end)
+    return Logged(parent, experiment, created=True, skipped=skipped)
 
 
 def tag(params: Params, comparison: dict, name: str, value: str) -> None:
@@ -118,28 +127,91 @@ def tag(params: Params, comparison: dict, name: str, value: str) -> None:
         client.set_tag(run.info.run_id, name, value)
 
 
+def _log_runs(
+    client: "MlflowClient", experiment: str, key: str, params: Params, comparison: dict, spans: Mapping[str, Span]
+) -> str:
+    """The parent, as yet unfinished, with all its children; its id."""
+    measured, tags = _measured(comparison), {"pipeline_key": key, **provenance(), **_origin(), **_prefect_tags()}
+    own_tags = {"level": "pipeline", "mlflow.note.content": _result_note(comparison)}
+    run_name = f"seed {comparison['seed']}, {key[:8]}"
+    parent = client.create_run(experiment, spans[WHOLE].start, {**tags, **own_tags}, run_name).info.run_id
+    for name, step in _places(comparison).items():
+        own = [*_points(measured[name], step), *_costs_of(name, params)]
+        _log_child(client, experiment, name, params, own, spans[name], {
+            **tags, "level": "evaluation", "evaluation": name, "mlflow.parentRunId": parent,
+            "mlflow.note.content": _evaluation_note(name, params, comparison),
+        })  # fmt: skip
+    points = [*_chain_points(comparison, measured), *_difference_points(comparison), *_seconds(None)]
+    points += _costs(params)
+    _write(client, parent, points, flattened(asdict(params)))
+    _log_datasets(client, parent, list(comparison["rounds"]))
+    client.log_dict(parent, dvc_hashes(), HASHES_FILE)
+    for path in (REPORTS / name for name in LOGGED_FILES):
+        if path.is_file():
+            client.log_artifact(parent, str(path))
+    return parent
+
+
 def _log_child(
-    client: "MlflowClient", experiment: str, parent: str, name: str, params: Params, points: list[Point], tags: dict
+    client: "MlflowClient", experiment: str, name: str, params: Params, points: list[Point], span: Span, tags: dict
 ) -> None:
-    own_tags = {"level": "evaluation", "evaluation": name, "mlflow.parentRunId": parent}
-    run = client.create_run(experiment, run_name=name, tags={**tags, **own_tags}).info.run_id
+    run = client.create_run(experiment, span.start, tags, name).info.run_id
     settings = {"seed": params.seed}
     if name in params.evaluations:
         settings |= asdict(params.evaluations[name])
     if name in params.rounds:
         settings |= asdict(params.rounds[name])
     _write(client, run, [*points, *_curve(name), *_seconds(name)], flattened(settings))
-    _log_datasets(client, run, name)
+    _log_datasets(client, run, [name])
     _log_data_docs(client, run, REPORTS / "data_docs" / name)
-    client.set_terminated(run)
+    client.set_terminated(run, end_time=span.end)
 
 
-def _log_datasets(client: "MlflowClient", run: str, name: str) -> None:
-    """The round's preference set and the evaluation's table, by name, DVC's hash and place: no data is copied."""
+def spans_of(timings: Mapping[str, float], names: Sequence[str], end: int) -> dict[str, Span]:
+    """When the stages of each evaluation ran, and under WHOLE those of the result, if they ran one by one up to `end`:
+    the stages that all share, then what is each evaluation's own, in the order of `names`. `timings` are seconds by
+    stage."""
+    own = dict.fromkeys(names, 0.0)
+    for stage, seconds in timings.items():
+        name = stage.partition("@")[2]
+        if name in own:
+            own[name] += seconds
+    spans, at = {}, end
+    for name in reversed(names):
+        start = at - round(1000 * own[name])
+        spans[name], at = Span(start, at), start
+    shared = sum(timings.values()) - sum(own.values())
+    return spans | {WHOLE: Span(at - round(1000 * shared), end)}
+
+
+def _result_note(comparison: dict) -> str:
+    """The parent's description: what it is of and its tables, as far as MLflow has room for whole ones."""
+    measured = f"Subject {comparison['subject']}, SAE {comparison['sae']}, seed {comparison['seed']}"
+    tables = REPORTS / "results.md"
+    note = f"{measured}, {held_out(comparison)}. `report.html` among the artifacts has every feature.\n\n"
+    for block in tables.read_text(encoding="utf-8").split("\n\n") if tables.is_file() else []:
+        if len(note) + len(block) + 2 > TAG_LENGTH:
+            break
+        note += f"{block}\n\n"
+    return note.strip()
+
+
+def _evaluation_note(name: str, params: Params, comparison: dict) -> str:
+    """A child's description."""
+    said = f"Generative accuracy {percent(comparison['rounds'][name].get(ACCURACY))} %."
+    if name in params.evaluations:
+        said = f"Explanations by {params.evaluations[name].kind} {params.evaluations[name].source}. {said}"
+    return f"{said} Trained by DPO from {params.rounds[name].start}." if name in params.rounds else said
+
+
+def _log_datasets(client: "MlflowClient", run: str, names: Sequence[str]) -> None:
+    """What evaluations were trained and measured on, by name, DVC's hash and place: no data is copied."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     hashes, inputs = dvc_hashes(), []
-    places = {f"data/rounds/{name}/validated.parquet": "training", f"{EVALUATIONS}/{name}.parquet": "evaluation"}
+    places = {LABELS: "training"} if "sft" in names else {}
+    for name in names:
+        places |= {f"data/rounds/{name}/validated.parquet": "training", f"{EVALUATIONS}/{name}.parquet": "evaluation"}
     for path, context in places.items():
         if path in hashes:
             source = json.dumps({"uri": path, **_remote_place(hashes[path])})
@@ -322,12 +394,22 @@ def pipeline_key(params: Params, comparison: dict) -> str:
 
 
 def provenance() -> dict[str, str]:
-    """Tags: git commit, hashes of params.yaml and dvc.lock, and DVC's hash of every output under data/.
+    """Tags: git commit, and hashes of params.yaml and dvc.lock.
 
     While `dvc repro` runs, dvc.lock holds the stages that are done, which is all that came before the comparison.
     """
-    tags = {"git_commit": _git_commit(), "params_sha256": _sha256(PARAMS_FILE), "dvc_lock_sha256": _sha256(LOCK_FILE)}
-    return tags | {f"data_md5.{path}": md5 for path, md5 in dvc_hashes().items()}
+    return {"git_commit": _git_commit(), "params_sha256": _sha256(PARAMS_FILE), "dvc_lock_sha256": _sha256(LOCK_FILE)}
+
+
+def _origin() -> dict[str, str]:
+    """Tags that MLflow's pages show as user, source and version of a run."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError, ImportError):  # a container may have no entry for its user
+        user = "unknown"
+    commit = _git_commit()
+    tags = {"mlflow.user": user, "mlflow.source.name": "dvc repro", "mlflow.source.type": "LOCAL"}
+    return tags if commit == NO_COMMIT else tags | {"mlflow.source.git.commit": commit}
 
 
 def dvc_hashes() -> dict[str, str]:
@@ -355,7 +437,7 @@ def _git_commit() -> str:
     try:
         found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
-        return "none"
+        return NO_COMMIT
     return found.stdout.strip()
 
 
@@ -368,17 +450,16 @@ def _content(path: Path) -> bytes:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """`rebuild`: log and register what lies in reports/ and data/; the exit status."""
+    """`rebuild`: log and register what lies in reports/ and data/. `relocate`: correct a store that was moved. The exit
+    status."""
     surroundings.settle()
     parser = argparse.ArgumentParser(prog="python -m tasks.tracking", description="Fill MLflow from reports/.")
-    parser.add_argument("command", choices=["rebuild"], help="log reports/comparison.json unless it is logged")
-    parser.parse_args(arguments)
-    from tasks import registry
-
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("rebuild", help="log reports/comparison.json unless it is logged")
+    commands.add_parser("relocate", help="after the workspace was copied or moved: name its artifacts where they are")
+    given = parser.parse_args(arguments)
     try:
-        params, comparison = parameters.load(), read_json(REPORTS / "comparison.json")
-        print(*log(params, comparison).lines, sep="\n")
-        print(*registry.register(params, comparison), sep="\n")
+        print(*(_rebuild() if given.command == "rebuild" else _relocate()), sep="\n")
     except UserError as error:
         print(f"error: {store.one_line(error)}", file=sys.stderr)
         return 2
@@ -388,6 +469,22 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return 2
     return 0
+
+
+def _rebuild() -> list[str]:
+    from tasks import registry
+
+    params, comparison = parameters.load(), read_json(REPORTS / "comparison.json")
+    return [*log(params, comparison).lines, *registry.register(params, comparison)]
+
+
+def _relocate() -> list[str]:
+    if not store.is_own():
+        raise UserError(f"{store.shown_uri()}: not this workspace's own store; unset MLFLOW_TRACKING_URI")
+    store.check_version(store.address())
+    former = store.relocate()
+    said = f"named the artifacts of {former[0]}; it names this workspace's now" if former else "names this workspace's"
+    return [f"MLflow: {store.STORE} {said}"]
 
 
 if __name__ == "__main__":

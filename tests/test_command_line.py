@@ -85,30 +85,30 @@ def test_explains_by_index_and_by_id_in_the_order_asked(folder: Path) -> None:
     first, second = answered(folder, "explain", *both, "--explainer", "r1")
     assert [first["feature_id"], second["feature_id"]] == ["sandbox-llama/main/63", "sandbox-llama/main/0"]
     assert first["explanation"] != second["explanation"]  # each read its own direction
-    assert first["expected_reward"] >= 0
+    assert 0 <= first["expected_accuracy"] <= 1  # not a reward, which goes to 1.3
     again = answered(folder, "explain", "--feature", "0", "--explainer", "data/explainers/r1")
     assert again[0]["explanation"] == second["explanation"]
     (other,) = answered(folder, "explain", "--feature", "0", "--explainer", "sft")
     assert other["explanation"] != second["explanation"]
     lines = typed(folder, "explain", "--feature", "0", "--explainer", "r1").stdout.splitlines()
     assert lines[0] == f"sandbox-llama/main/0: {second['explanation']}"
-    assert lines[1].startswith("    expected reward ") and lines[1].endswith(", by r1")
+    assert lines[1].startswith("    expected accuracy ") and lines[1].endswith(", by r1")
 
 
 def test_holds_back_what_is_not_worth_enough(folder: Path) -> None:
     asked = ("explain", "--feature", "63", "--feature", "0", "--explainer", "r1", "--json")
     everything = json.loads(typed(folder, *asked).stdout)
-    least = math.nextafter(min(row["expected_reward"] for row in everything), math.inf)  # above the worst, by a hair
-    worth_it = [row for row in everything if row["expected_reward"] >= least]
+    least = math.nextafter(min(row["expected_accuracy"] for row in everything), math.inf)  # above the worst, by a hair
+    worth_it = [row for row in everything if row["expected_accuracy"] >= least]
     process = typed(folder, *asked, "--min-expected", repr(least))
     assert process.returncode == 0 and json.loads(process.stdout) == worth_it
     last = process.stderr.splitlines()[-1]
-    assert last == f"{2 - len(worth_it)} of 2 held back: expected reward below {least:g}"
+    assert last == f"{2 - len(worth_it)} of 2 held back: expected accuracy below {least:g}"
 
 
 def test_what_an_explanation_is_worth_is_unknown_where_every_call_for_its_texts_failed(folder: Path) -> None:
     """A served writer that never answers in JSON."""
-    before, own = (folder / "params.yaml").read_bytes(), "score_explanations.writer.endpoint"
+    before, own = (folder / "params.yaml").read_bytes(), "evaluate.writer.endpoint"
     with serving() as start:
         server = start(*["no"] * 40)
         said = [f"base_url=http://127.0.0.1:{server.server_port}/v1", "max_failed_share=1.0", "structured=null"]
@@ -117,9 +117,9 @@ def test_what_an_explanation_is_worth_is_unknown_where_every_call_for_its_texts_
             assert compose.main([*settings, "--output", str(folder / "params.yaml")]) == 0
             asked = ("explain", "--feature", "63", "--explainer", "r1")
             (answer,) = answered(folder, *asked)
-            assert answer["explanation"] and answer["expected_reward"] is None
+            assert answer["explanation"] and answer["expected_accuracy"] is None
             lines = typed(folder, *asked).stdout.splitlines()
-            assert lines[1] == "    expected reward unknown, because every call for its texts failed, by r1"
+            assert lines[1] == "    expected accuracy unknown, because every call for its texts failed, by r1"
             held_back = typed(folder, *asked, "--min-expected", "0.1")
         finally:
             (folder / "params.yaml").write_bytes(before)

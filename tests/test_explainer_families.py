@@ -1,7 +1,12 @@
 """Explainers made of other families: adapters, chat prompts, another width than the subject's, padded vocabularies."""
 
 import json
-from dataclasses import dataclass, replace
+import os
+import re
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,8 +16,8 @@ from sae_lens.saes.sae import SAEMetadata
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
 from families import TOKENIZERS, WIDTH, save_family
 from peft import PeftModel
+from tiny import ROOT, settings, tiny_model, tiny_tokenizer
 from tiny import WIDTH as SUBJECT_WIDTH
-from tiny import settings, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
@@ -34,7 +39,7 @@ from saeexplainer.models import open_model, open_tokenizer, transformer_blocks, 
 from saeexplainer.records import CandidateRow, ContextRow, ExplanationRow, FeatureRow, PreferencePair
 from saeexplainer.serving import ServedExplainer, write_served
 from saeexplainer.storage import read_rows, read_tensors, write_json, write_rows, write_tensors
-from tasks import generate_explanations, train_dpo, train_sft
+from tasks import generate_explanations, registry, train_dpo, train_sft
 
 NAMES = ("gpt2", "llama", "gemma2", "qwen3")
 FEATURES, BETA = 4, 0.2
@@ -358,8 +363,8 @@ def write_workspace(base: Path) -> list[FeatureRow]:
 def test_the_stages_train_an_explainer_of_another_family(tmp_path, monkeypatch):
     """As on a large model: bfloat16, gradient checkpointing, accumulation; contexts in the prompt, another width. Then
     it is served from one folder."""
-    base = make("gemma2", tmp_path / "base")
     monkeypatch.chdir(tmp_path)
+    base = make("gemma2", Path("base"))
     rows = write_workspace(base)
     config = settings_of(
         base, pretrained=Pretrained(base.as_posix(), None, "bfloat16", None, None), bf16=True,
@@ -385,5 +390,66 @@ def test_the_stages_train_an_explainer_of_another_family(tmp_path, monkeypatch):
     asked = Explainer(Path("data/explainers/r2"), tensors, config, params.generate_explanations, contexts)
     assert [one.explanation for one in loaded.explain([1, 3])] == asked.explain([1, 3], temperature=0.0)
     assert loaded.width == SUBJECT_WIDTH
-    with pytest.raises(UserError, match="reads a feature's contexts too"):
-        loaded.explain_vectors({"decoder": [[1.0] * SUBJECT_WIDTH]})
+    (refused,) = loaded.reply([{"decoder": [1.0] * SUBJECT_WIDTH}])
+    assert refused.error.startswith("decoder: this explainer reads a feature's contexts too")
+    check_fresh(served, tmp_path, loaded.explain([1])[0])
+
+
+FRESH = """
+import sys
+import mlflow.pyfunc, pandas
+print(mlflow.pyfunc.load_model(sys.argv[1]).predict(pandas.DataFrame({"index": [1]})).to_json(orient="records"))
+"""
+
+
+def check_fresh(served: Path, scratch: Path, wanted: object) -> None:
+    """Registered as an MLflow model, it answers where its requirements are all that is installed, in another folder."""
+    requirements, locked = registry.requirements(served), (ROOT / "requirements.lock").read_text()
+    assert any(line.startswith("peft==") and line in locked for line in requirements)
+    registry.save_model(scratch / "model", served, "s/main/1", "m-0")
+    listed = (scratch / "model/requirements.txt").read_text().split()
+    assert set(requirements) <= set(listed)
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(installed_alone(listed, scratch / "site"))}
+    elsewhere = scratch / "elsewhere"
+    elsewhere.mkdir()
+    process = subprocess.run(
+        [sys.executable, "-S", "-c", FRESH, str(scratch / "model")],
+        cwd=elsewhere, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    assert json.loads(process.stdout.splitlines()[-1]) == [asdict(wanted) | {"error": None}]
+
+
+def installed_alone(names: list[str], site: Path) -> Path:
+    """A folder of packages that holds the distributions of these names and what they need, of those installed here."""
+    site.mkdir()
+    found: set[str] = set()
+    while names:
+        name = re.match(r"[\w.-]+", names.pop())[0].lower().replace("_", "-")
+        if name in found:
+            continue
+        found.add(name)
+        try:
+            distribution = metadata.distribution(name)
+        except metadata.PackageNotFoundError:  # of another platform
+            continue
+        names += [line for line in distribution.requires or [] if "extra ==" not in line]
+        for top in {file.parts[0] for file in distribution.files or []} - {".."}:
+            place = site / top
+            if not place.exists() and not top.endswith(".pth"):
+                place.symlink_to(Path(distribution.locate_file(top)))
+    return site
+
+
+def test_a_copy_holds_the_subject_on_which_its_adapter_stands(tmp_path, monkeypatch):
+    """The next run puts another subject in its place."""
+    monkeypatch.chdir(tmp_path)
+    tiny_model(Architecture.llama, seed=1).save_pretrained("data/subject")
+    tiny_tokenizer().save_pretrained("data/subject")
+    write_pointer(Path("copy"), Pretrained("data/subject", None, "float32", None, None), None)
+    wanted = open_model(Path("copy")).lm_head.weight
+    explainer_folder.keep_base(Path("copy"), Path("data/subject"))
+    tiny_model(Architecture.llama, seed=2).save_pretrained("data/subject")
+    Path("copy").rename("moved")
+    assert torch.equal(open_model(Path("moved")).lm_head.weight, wanted)
+    assert open_tokenizer(Path("moved")).name_or_path == "moved/base"

@@ -157,6 +157,10 @@ WRONG = {
         "compare_rounds.guarded[1]",
         "did you mean collision_rate?",
     ),
+    **{
+        f"an experiment named {name}": ({"compare_rounds__experiment": name}, "compare_rounds.experiment", "letters")
+        for name in ("a/b", "a:b", "it's", "..", "what?", "a@1", " a", "x" * 101)
+    },
     "replay of nothing": ({"train_sft__warmup_examples": 0}, "train_sft.replay_share", "0.5"),
     "corpus of the sandbox": ({"prepare_subject__corpus": CORPUS}, "prepare_subject.corpus", "texts.jsonl"),
     "domain without its corpus": ({"prepare_subject__domain": "corpus"}, "prepare_subject.corpus", "null"),

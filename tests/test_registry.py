@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -24,7 +25,7 @@ from saeexplainer.comparison import summarise
 from saeexplainer.config import Architecture
 from saeexplainer.errors import UserError
 from saeexplainer.records import EvaluationRow, FeatureRow
-from saeexplainer.serving import ServedExplainer, evaluation_of, write_served
+from saeexplainer.serving import Reply, ServedExplainer, evaluation_of, write_served
 from saeexplainer.storage import read_json, write_rows, write_tensors
 from tasks import compare_rounds, registry, store, tracking
 
@@ -176,17 +177,44 @@ def test_another_sae_moves_the_champion_only_by_hand(workspace, capsys):
 def test_explanations_by_id_number_and_vector_agree(workspace):
     record()
     by_id, again = registry.explain(["sandbox/main/5", "5"])
-    assert by_id == again and by_id.feature_id == "sandbox/main/5" and 0.6 <= by_id.expected_reward <= 0.67
+    assert by_id == again and by_id.feature_id == "sandbox/main/5" and 0.6 <= by_id.expected_accuracy <= 0.67
     with registry.opened(f"models:/{NAME}/2") as folder:
         served = ServedExplainer(folder)
-        vector = workspace["mean_activation"][1 + INDICES.index(5)].tolist()
-        (raw,) = served.explain_vectors({"mean_activation": [vector]})
-        assert raw == replace(by_id, feature_id="")
-        texts = [answer.explanation for answer in served.explain(list(INDICES))]
-        for bad in ({"decoder": [vector]}, {}, {"mean_activation": [vector[1:]]}, {"mean_activation": [[0.0] * WIDTH]}):
-            with pytest.raises(UserError):
-                served.explain_vectors(bad)
+    vector = workspace["mean_activation"][1 + INDICES.index(5)].tolist()
+    (raw,) = served.reply([{"mean_activation": vector}])
+    assert raw == Reply("", by_id.explanation, by_id.expected_accuracy, None)
+    texts = [answer.explanation for answer in served.explain(list(INDICES))]
     assert len(set(texts)) > 1, "the vector decides"
+
+
+def test_a_row_that_cannot_be_answered_says_why_and_the_others_are_answered(workspace):
+    record()
+    with registry.opened() as folder:
+        served = ServedExplainer(folder)
+    tensors = {name: tensor[1 + INDICES.index(5)].tolist() for name, tensor in workspace.items()}
+    own = tensors["mean_activation"]
+    wrong = {
+        "row: gives nothing; give feature_id, or index, or mean_activation": {},
+        "row: gives feature_id and index; give": {"feature_id": "5", "index": 5},
+        "feature 6: sandbox/main does not explain it, it fires too rarely or too often; the nearest is 5": {"index": 6},
+        "decoder: this explainer reads mean_activation; give that": {"decoder": tensors["decoder"]},
+        "decoder and mean_activation: this explainer reads mean_activation": {"decoder": own, "mean_activation": own},
+        "mean_activation: is the decoder vector of sandbox/main/5; this explainer reads its mean_activation vector": {
+            "mean_activation": [3 * value for value in tensors["decoder"]]
+        },
+        f"mean_activation: must be a list of {WIDTH} numbers": {"mean_activation": own[1:]},
+        "mean_activation: must be a list": {"mean_activation": "1, 2"},
+        "mean_activation: must be finite numbers of 32 bits, not all of them 0": {"mean_activation": [0] * WIDTH},
+        "mean_activation: must be finite": {"mean_activation": [1e300] + own[1:]},
+    }
+    whole_numbers = [round(1000 * value) for value in own]
+    right = [{"index": 5.0}, {"mean_activation": whole_numbers}]
+    replies = served.reply([right[0], *wrong.values(), right[1]])
+    for reply, said in zip(replies[1:-1], wrong, strict=True):
+        assert (reply.feature_id, reply.explanation, reply.expected_accuracy) == (None, None, None)
+        assert reply.error.startswith(said)
+    assert [reply.error for reply in (replies[0], replies[-1])] == [None, None]
+    assert replies[0].explanation == replies[-1].explanation == served.explain(["5"])[0].explanation
 
 
 @pytest.mark.parametrize(
@@ -227,6 +255,31 @@ def test_a_champion_without_its_artifacts_says_what_to_do(workspace):
     assert registry.explain(["1"])
 
 
+def test_a_workspace_of_any_name_has_a_champion_and_has_it_still_when_it_was_moved(
+    empty_store, explainers, tmp_path, monkeypatch  # noqa: F811
+):  # fmt: skip
+    folder = tmp_path / "my projekt é #1, 100%"
+    folder.mkdir()
+    make_workspace(folder, explainers, monkeypatch)
+    Path("mlruns").mkdir()
+    shutil.copy(empty_store, store.STORE)
+    settings = replace(SETTINGS, compare_rounds=replace(SETTINGS.compare_rounds, experiment="mein Versuch.2 ü"))
+    text = (ROOT / "params.yaml").read_text()
+    (folder / "params.yaml").write_text(text.replace("experiment: sandbox\n", "experiment: mein Versuch.2 ü\n"))
+    comparison = write_result()
+    tracking.log(settings, comparison)
+    assert "champion is now r2" in registry.register(settings, comparison)[1]
+    asked = registry.explain(["5", "7"])
+    assert registry.main(["promote", "--version", "2"]) == 0
+    moved = folder.rename(tmp_path / "moved")
+    monkeypatch.chdir(moved)
+    second = "models:/sae-explainer-mein Versuch.2 ü/2"
+    assert registry.explain(["5", "7"]) == asked == registry.explain(["5", "7"], second)
+    assert not folder.exists()
+    found = store.open_client().get_model_version("sae-explainer-mein Versuch.2 ü", "2")
+    assert store.local_path(found.source).is_relative_to(moved), "MLflow's own commands find it too"
+
+
 def test_without_data_the_registry_says_so_and_nothing_fails(workspace, capsys):
     write_result()
     shutil.rmtree("data/explainers")
@@ -252,6 +305,24 @@ def test_an_interruption_before_the_decision_is_made_up_for(workspace, monkeypat
     assert champion() is None
     assert record()[1].startswith("registry: champion is now r2")
     assert len(store.open_client().search_model_versions(f"name = '{NAME}'")) == 2
+
+
+def test_what_a_clone_is_told_when_it_has_no_store_makes_one(workspace):
+    """As after `dvc pull`: results and data are there, `dvc repro` has nothing to do, and nothing was logged here."""
+    write_result()
+    shutil.rmtree("mlruns")
+    for there in (False, True):  # then as `make ui` leaves it: a database without a run
+        if there:
+            store.open_client().search_experiments()
+        with pytest.raises(UserError) as failed:
+            registry.explain(["5"])
+        module, command = re.search(r"run `python -m tasks.(\w+) (\w+)` to", str(failed.value)).groups()
+    assert (module, command) == ("tracking", "rebuild") and tracking.main([command]) == 0
+    assert registry.explain(["5"])[0].explanation
+    shutil.rmtree("mlruns")
+    shutil.rmtree("data")
+    with pytest.raises(UserError, match="run `dvc repro`, or `dvc pull` and `python -m tasks.tracking rebuild`, to"):
+        registry.explain(["5"])
 
 
 def test_no_store_and_a_dead_server_are_one_line(tmp_path, monkeypatch):
@@ -316,9 +387,8 @@ class Served:
         self.address, self.log = f"http://127.0.0.1:{port}", folder / f"{port}.log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "mlflow", *command, "--host", "127.0.0.1", "--port", str(port)],
-                cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True,
-            )  # fmt: skip
+                command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
         deadline = time.monotonic() + 300
         while not self._answers(health):
             assert self.process.poll() is None and time.monotonic() < deadline, self.log.read_text()
@@ -362,20 +432,23 @@ print(json.dumps([saeexplainer.__file__, answers]))
 
 
 def test_a_real_server_keeps_the_runs_and_its_champion_answers(
-    empty_store, explainers, tmp_path_factory, tmp_path, monkeypatch, environment  # noqa: F811
+    empty_store, explainers, tmp_path_factory, tmp_path, monkeypatch, environment, capsys  # noqa: F811
 ):  # fmt: skip
     home, elsewhere = tmp_path_factory.mktemp("server"), tmp_path_factory.mktemp("elsewhere")
     shutil.copy(empty_store, home / "own.db")
     tensors = make_workspace(tmp_path, explainers, monkeypatch)
     vectors = [tensors["mean_activation"][1 + INDICES.index(index)].tolist() for index in (5, 7)]
     where = ("--backend-store-uri", f"sqlite:///{home / 'own.db'}", "--artifacts-destination", str(home / "artifacts"))
-    command = ("server", "--workers", "1", *where)
-    server = Served(home, *command, port=free_port(), health="/health", environment=environment)
+    port = free_port()
+    command = (sys.executable, "-m", "mlflow", "server", "--workers", "1", *where, "--port", str(port))
+    server = Served(home, *command, port=port, health="/health", environment=environment)
     try:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)
         comparison = write_result()
         lines = compare_rounds._tracked(SETTINGS, comparison)
-        assert [line.split(" ")[0] for line in lines] == ["MLflow:", "registry:", "registry:"], lines
+        assert [line.split(" ")[0] for line in lines] == ["MLflow:", "MLflow:", "registry:", "registry:"], lines
+        assert capsys.readouterr().out == "", "MLflow's own lines have addresses that do not open the runs"
+        check_pages(server.address, lines[0], lines[1])
         check_runs(server.address, comparison)
         asked = registry.explain(["5", "7"])
         assert [answer.feature_id for answer in asked] == ["sandbox/main/5", "sandbox/main/7"]
@@ -383,9 +456,18 @@ def test_a_real_server_keeps_the_runs_and_its_champion_answers(
         wanted = [vars(answer) for answer in asked]
         there = environment | {"MLFLOW_TRACKING_URI": server.address}
         check_loaded(elsewhere, there, wanted, vectors)
-        check_served(elsewhere, there, wanted, vectors)
     finally:
         server.stop()
+
+
+def check_pages(address, logged, shown):
+    """The addresses that are printed, by experiment, by run, and before there is an experiment."""
+    run, page = re.search(r"run (\w{32}) in ", logged)[1], store.runs_page(address)
+    assert re.fullmatch(rf"{address}/#/experiments/\d+/runs\?workflowType=machine_learning", page)
+    assert shown == f"MLflow: {page.replace('/runs?', f'/runs/{run}?')}"
+    kept = Path("params.yaml").rename("kept.yaml")
+    assert store.runs_page(address) == f"{address}/#/experiments?workflowType=machine_learning"
+    kept.rename("params.yaml")
 
 
 def check_runs(address, comparison):
@@ -412,24 +494,43 @@ def check_loaded(folder, environment, wanted, vectors):
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
     library, found = json.loads(process.stdout.splitlines()[-1])
-    nameless = [answer | {"feature_id": ""} for answer in wanted]
-    assert found == [wanted, wanted, nameless]
+    answered = [answer | {"error": None} for answer in wanted]
+    nameless = [answer | {"feature_id": ""} for answer in answered]
+    assert found == [answered, answered, nameless]
     assert not Path(library).is_relative_to(ROOT), "the code that was stored with the version answers"
 
 
-def check_served(folder, environment, wanted, vectors):
-    command = ("models", "serve", "--model-uri", f"models:/{NAME}@champion", "--env-manager", "local")
-    server = Served(folder, *command, port=free_port(), health="/ping", environment=environment)
+def test_what_the_docs_say_about_serving_works_as_it_stands(workspace, tmp_path, environment):
+    record()
+    said = (ROOT / "docs/MLFLOW.md").read_text().partition("\n## Serve\n")[2].partition("\n## ")[0]
+    blocks, port = re.findall(r"^```(\w*)\n(.*?)^```$", said, re.MULTILINE | re.DOTALL), free_port()
+    assert [language for language, _ in blocks] == ["", "", "json", "python"]
+    serve, ask, _, script = (text.replace("5002", str(port)) for _, text in blocks)
+    here = environment | {"PYTHONPATH": str(ROOT)}
+    server = Served(tmp_path, "bash", "-ec", serve, port=port, health="/ping", environment=here)
     try:
-        assert answers(server, [{"feature_id": "5"}, {"feature_id": "sandbox/main/7"}]) == wanted
-        raw = answers(server, [{"mean_activation": vector} for vector in vectors])
-        assert [answer["explanation"] for answer in raw] == [answer["explanation"] for answer in wanted]
+        told = subprocess.run(
+            ["bash", "-eo", "pipefail", "-c", ask], cwd=tmp_path, env=here, capture_output=True, text=True, check=True
+        )
+        first, other = json.loads(told.stdout)["predictions"]
+        assert first["feature_id"] == "sandbox/main/0" and first["explanation"] and first["error"] is None
+        assert other["explanation"] is None and other["error"].startswith("feature 'no/such/feature': this explainer")
+        vector = [round(100 * value) for value in workspace["mean_activation"][1].tolist()]
+        replies = answers(server, [{"index": 0}, {"mean_activation": vector}, {"index": 12345}, {"decoder": [1.0]}])
+        assert [reply["explanation"] for reply in replies] == [first["explanation"]] * 2 + [None] * 2
+        assert "feature 12345: out of range; sandbox/main has features 0 to 12" in replies[2]["error"]
+        assert replies[3]["error"].startswith("decoder: this explainer reads mean_activation")
         with pytest.raises(urllib.error.HTTPError) as failed:
-            answers(server, [{"feature_id": "12345"}])
-        assert failed.value.code == 400
-        assert "feature 12345: out of range; sandbox/main has features 0 to 12" in failed.value.read().decode()
+            answers(server, [{"feature": "5"}])
+        assert "give feature_id, index, or mean_activation" in failed.value.read().decode()
     finally:
         server.stop()
+    exported = here | {"MLFLOW_TRACKING_URI": "sqlite:///mlruns/mlflow.db"}
+    process = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=exported, capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 0, process.stderr
+    assert first["explanation"] in process.stdout and process.stdout.count("error") == 2
 
 
 def answers(server, records):

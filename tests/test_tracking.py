@@ -1,11 +1,15 @@
 """MLflow on a SQLite store: runs that line up, logging that can be repeated, a store that can be rebuilt from files."""
 
+import getpass
 import json
 import math
 import os
+import re
 import shutil
+import sqlite3
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +22,7 @@ from saeexplainer.costs import Costs, EvaluationCosts, RoundCosts, Work
 from saeexplainer.errors import UserError
 from saeexplainer.records import EvaluationRow
 from saeexplainer.storage import write_json, write_rows
-from tasks import compare_rounds, params, store, tracking
+from tasks import compare_rounds, doctor, params, store, tracking
 
 REPOSITORY = Path(__file__).parents[1]
 LOCK = """schema: '2.0'
@@ -93,7 +97,7 @@ def test_one_parent_and_one_child_an_evaluation(project):
     settings = params.load()
     logged = tracking.log(settings, project)
     client, (parent,), children = stored(settings.compare_rounds.experiment)
-    assert logged == tracking.Logged(parent.info.run_id, created=True, skipped=[])
+    assert logged == tracking.Logged(parent.info.run_id, parent.info.experiment_id, created=True, skipped=[])
     assert list(project["rounds"]) == ["open_loop", "sft", "r1", "r2"] and set(children) == set(project["rounds"])
     assert {child.data.tags["mlflow.parentRunId"] for child in children.values()} == {parent.info.run_id}
 
@@ -108,7 +112,7 @@ def test_one_parent_and_one_child_an_evaluation(project):
     assert parent.data.params["train_dpo.batch_size"] == str(settings.train_dpo.batch_size)
     assert children["r2"].data.params["start"] == settings.rounds["r2"].start
     found = {file.path for file in client.list_artifacts(parent.info.run_id)}
-    assert found == {*tracking.LOGGED_FILES, "explanations.json"}
+    assert found == {*tracking.LOGGED_FILES, "explanations.json", "data_md5.json"}
     assert {path.name for path in Path("mlruns").iterdir()} == {"mlflow.db", "artifacts"}
 
 
@@ -162,9 +166,12 @@ def test_inputs_are_datasets_by_dvcs_hash(project, tmp_path):
     (tmp_path / ".dvc/config").write_text("[core]\n    remote = far\n['remote \"far\"']\n    url = s3://bucket/store\n")
     settings = params.load()
     tracking.log(settings, project)
-    _, _, children = stored(settings.compare_rounds.experiment)
+    _, (parent,), children = stored(settings.compare_rounds.experiment)
     inputs = {given.tags[0].value: given.dataset for given in children["r1"].inputs.dataset_inputs}
     assert set(inputs) == {"training", "evaluation"} and not children["r2"].inputs.dataset_inputs
+    assert [given.dataset.name for given in parent.inputs.dataset_inputs] == [
+        "rounds/r1/validated.parquet", "evaluations/r1.parquet"
+    ]  # fmt: skip
     assert inputs["training"].name == "rounds/r1/validated.parquet"
     assert inputs["training"].digest == "00112233445566778899aabbccddeeff"
     assert json.loads(inputs["training"].source) == {
@@ -209,14 +216,118 @@ def test_a_flow_run_of_prefect_is_a_tag(project, monkeypatch):
     assert parent.data.tags["prefect_flow_run_url"] == "http://127.0.0.1:4200/runs/flow-run/0123"
 
 
-def test_tags_say_what_it_came_from(project):
+def test_tags_say_what_it_came_from_and_the_hashes_of_data_are_one_artifact(project):
     settings = params.load()
-    tracking.log(settings, project)
-    _, (parent,), children = stored(settings.compare_rounds.experiment)
+    parent_id = tracking.log(settings, project).run_id
+    client, (parent,), children = stored(settings.compare_rounds.experiment)
     for tags in (parent.data.tags, children["r1"].data.tags):
         assert tags["git_commit"] == "none", "tmp_path is no repository"
         assert len(tags["params_sha256"]) == len(tags["dvc_lock_sha256"]) == len(tags["pipeline_key"]) == 64
-        assert tags["data_md5.data/explainers/sft"] == "0123456789abcdef.dir"
+        assert (tags["mlflow.source.name"], tags["mlflow.user"]) == ("dvc repro", getpass.getuser())
+        assert "mlflow.source.git.commit" not in tags and len(tags) < 15
+    hashes = json.loads(Path(client.download_artifacts(parent_id, "data_md5.json")).read_text())
+    assert hashes["data/explainers/sft"] == "0123456789abcdef.dir" and len(hashes) == 3
+
+
+def test_runs_say_what_they_are_of_and_how_long_their_stages_took(project):
+    settings = params.load()
+    before = time.time()
+    tracking.log(settings, project)
+    client, (parent,), children = stored(settings.compare_rounds.experiment)
+    assert parent.data.tags["mlflow.note.content"].startswith("Subject sandbox, SAE main, seed 0, 2 held-out features.")
+    assert Path("reports/results.md").read_text().strip() in parent.data.tags["mlflow.note.content"]
+    said = children["r2"].data.tags["mlflow.note.content"]
+    assert said.startswith("Explanations by explainer data/explainers/r2. Generative accuracy 75.0 (")
+    assert said.endswith(f"Trained by DPO from {settings.rounds['r2'].start}.")
+    seconds = {name: (run.info.end_time - run.info.start_time) / 1000 for name, run in children.items()}
+    assert seconds == {"open_loop": 0.0, "sft": 0.0, "r1": 6.0, "r2": 0.0}
+    assert parent.info.end_time - parent.info.start_time == 15_500
+    assert before <= parent.info.end_time / 1000 <= time.time()
+    assert "docs/MLFLOW.md" in client.get_experiment(parent.info.experiment_id).tags["mlflow.note.content"]
+
+
+def test_stages_that_evaluations_share_ran_before_their_own():
+    timings = {"prepare_sae": 10.0, "train_dpo@r1": 2.0, "evaluate@r1": 1.0, "evaluate@sft": 0.5, "evaluate@gone": 4.0}
+    assert tracking.spans_of(timings, ["sft", "r1"], 100_000) == {
+        "": tracking.Span(82_500, 100_000), "sft": tracking.Span(96_500, 97_000), "r1": tracking.Span(97_000, 100_000)
+    }  # fmt: skip
+
+
+def files_under(folder):
+    return {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_copied_workspace_keeps_its_artifacts_to_itself(project, tmp_path, tmp_path_factory, monkeypatch, capsys):
+    settings = params.load()
+    first = tracking.log(settings, project)
+    copy = tmp_path_factory.mktemp("copies") / "mein Küchenprojekt #2, 100%"
+    shutil.copytree(tmp_path, copy)
+    before = files_under(tmp_path)
+    monkeypatch.chdir(copy)
+    assert doctor._store().line == (
+        f"warn  MLflow: mlruns/mlflow.db names artifacts in {tmp_path}/mlruns, from where this workspace was copied or "
+        "moved; the next command that opens it corrects that, or run `python -m tasks.tracking relocate`"
+    )
+    assert tracking.log(settings, project) == replace(first, created=False)
+    assert capsys.readouterr().err.startswith(f"MLflow: mlruns/mlflow.db named the artifacts of {tmp_path}/mlruns; ")
+    second = tracking.log(settings, project | {"seed": 1})
+    assert files_under(tmp_path) == before, "the original is as it was"
+    shutil.rmtree(tmp_path / "mlruns/artifacts")
+    client = store.open_client()
+    for run in (first.run_id, second.run_id):
+        assert store.local_path(client.get_run(run).info.artifact_uri).is_relative_to(copy / "mlruns")
+        assert Path(client.download_artifacts(run, "report.html")).read_text() == "<p>report</p>"
+    assert doctor._store().level == "ok" and capsys.readouterr().err == ""
+
+
+def test_a_moved_workspace_is_mended_by_the_command_that_doctor_names(
+    project, tmp_path, tmp_path_factory, monkeypatch, capsys
+):
+    run = tracking.log(params.load(), project).run_id
+    moved = tmp_path_factory.mktemp("elsewhere") / "moved"
+    shutil.copytree(tmp_path, moved)
+    shutil.rmtree(tmp_path / "mlruns")
+    monkeypatch.chdir(moved)
+    module, command = re.search(r"python -m (\S+) (\w+)`", doctor._store().advice).groups()
+    assert module == "tasks.tracking" and tracking.main([command]) == 0
+    assert doctor._store().level == "ok" and f"named the artifacts of {tmp_path}/mlruns" in capsys.readouterr().out
+    assert tracking.main([command]) == 0
+    assert capsys.readouterr().out == "MLflow: mlruns/mlflow.db names this workspace's\n"
+    assert Path(store.open_client().download_artifacts(run, "report.html")).read_text() == "<p>report</p>"
+
+
+def test_a_moved_store_that_may_not_be_written_is_one_line(project, tmp_path, tmp_path_factory, monkeypatch, capsys):
+    tracking.log(params.load(), project)
+    moved = tmp_path_factory.mktemp("elsewhere") / "moved"
+    shutil.copytree(tmp_path, moved)
+    monkeypatch.chdir(moved)
+    connect = sqlite3.connect  # whoever runs this may be root, who may write anywhere
+
+    def read_only(place, **more):
+        return connect(f"file:{Path(place).resolve()}?mode=ro" if place == store.STORE else place, **more | {"uri": True})
+
+    monkeypatch.setattr(store.sqlite3, "connect", read_only)
+    assert tracking.main(["relocate"]) == 2
+    error = capsys.readouterr().err
+    assert "mlruns/mlflow.db: cannot be made to name this workspace's artifacts (attempt to write a readonly" in error
+    assert error.count("\n") == 1
+
+
+def test_the_own_store_is_the_same_by_a_relative_address(project, tmp_path, monkeypatch):
+    """As docs/MLFLOW.md exports it for `mlflow models serve`; a run of that shell leaves artifacts where they belong."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlruns/mlflow.db")
+    tracking.log(params.load(), project)
+    assert {path.name for path in Path("mlruns").iterdir()} == {"mlflow.db", "artifacts"}
+
+
+def test_a_path_that_no_database_address_can_hold_is_one_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "what?").mkdir()
+    monkeypatch.chdir(tmp_path / "what?")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert tracking.main(["relocate"]) == 2
+    error = capsys.readouterr().err
+    assert "what?/mlruns/mlflow.db: a '?' in the path" in error and error.count("\n") == 1
+    assert doctor._store().level == "fail"
 
 
 def test_training_curve_goes_to_its_round(project):
