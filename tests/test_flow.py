@@ -25,7 +25,8 @@ from flows import pipeline
 from flows.check import check
 from flows.plan import StageFailed, Step, is_unchanged, plan
 from saeexplainer.comparison import summarise
-from tasks import compare_rounds, data_docs, params, repro, tracking
+from saeexplainer.storage import write_json
+from tasks import data_docs, params, repro, tracking
 from tasks.repro import WorkspaceBusy
 
 
@@ -189,7 +190,8 @@ def finished(toy: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         del settings["rounds"][later], settings["evaluations"][later]
     (toy / "params.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
     comparison = summarise({name: evaluated([0.25, 0.5]) for name in ("sft", "r1")}, 20, 0)
-    compare_rounds.write(comparison)
+    write_json(toy / "reports/comparison.json", comparison)
+    (toy / "reports/results.md").write_text("| `r1` | 1 |")
     (toy / "reports/report.html").write_text("")
     tracking.log(params.load(), comparison)
     return toy
@@ -203,7 +205,7 @@ def test_the_artifacts_tell_stages_rounds_and_results(finished: Path, prefect: N
         ("first", "Unchanged"), ("again[r1]", "Unchanged"), ("compare_rounds", "Unchanged"),
     ]  # fmt: skip
     assert [row["version"] for row in rows] == [repro.version(stage) for stage in ("first", "again@r1", "compare_rounds")]
-    assert latest("rounds").data == (finished / "reports/results.md").read_text()
+    assert latest("rounds").data == "| `r1` | 1 |"
     assert (finished / "reports/report.html").as_uri() in latest("report").data
 
 
@@ -219,7 +221,7 @@ def test_the_mlflow_run_is_found_by_the_result_whoever_made_it(
     assert linked in latest("mlflow-run").data and latest("mlflow-run").flow_run_id == last_run("pipeline").id, "unchanged"
     (finished / "last.txt").unlink()
     other = summarise({name: evaluated([0.75, 0.5]) for name in ("sft", "r1")}, 20, 0)
-    compare_rounds.write(other)  # what DVC brings back with the stage
+    write_json(finished / "reports/comparison.json", other)  # what DVC brings back with the stage
     tracking.log(params.load(), other)
     pipeline.pipeline()
     assert f"runs/{tracking.run_of_the_result()[1]}" in latest("mlflow-run").data, "restored: that of the result it is of"

@@ -50,6 +50,7 @@ def told(folder: Path) -> Told:
     command = ("prefect", "server", "start", "--port", str(port))
     with program(folder, *command, says="Check out", **{prefect_api.SETTING: "false"}), pytest.MonkeyPatch.context() as patch:
         api = Api(f"http://127.0.0.1:{port}/api")
+        wait_for(lambda: prefect_api.answers(api.url))
         flow = api.client.create_flow_from_name("pipeline")
         nightly = [DeploymentScheduleCreate(schedule=CronSchedule(cron="0 2 * * *"), active=True)]
         api.client.create_deployment(flow, "nightly", schedules=nightly)
