@@ -25,7 +25,8 @@ async def arrange(webhook: str | None, deployments: list[UUID]) -> None:
             return
         wanted = _automation(await _block(webhook).asave(NAME, overwrite=True, client=client), deployments)
         if existing:
-            await client.update_automation(existing[0].id, wanted)
+            whole = AutomationCore(**wanted.model_dump())  # the client sends only the fields that were given
+            await client.update_automation(existing[0].id, whole)
         else:
             await client.create_automation(wanted)
 
