@@ -6,7 +6,7 @@ says: makes it, changes it, or removes it with all that belongs to it.
 
 from uuid import UUID
 
-from prefect.automations import Automation, AutomationCore, EventTrigger, SendNotification
+from prefect.automations import Automation, EventTrigger, SendNotification
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.exceptions import ObjectNotFound
@@ -24,11 +24,11 @@ async def arrange(webhook: str | None, deployments: list[UUID]) -> None:
             await _remove(client, existing)
             return
         wanted = _automation(await _block(webhook).asave(NAME, overwrite=True, client=client), deployments)
-        if existing:
-            whole = AutomationCore(**wanted.model_dump())  # the client sends only the fields that were given
-            await client.update_automation(existing[0].id, whole)
-        else:
-            await client.create_automation(wanted)
+    if existing:
+        wanted.id = existing[0].id
+        await wanted.aupdate()
+    else:
+        await wanted.acreate()
 
 
 async def _remove(client: PrefectClient, existing: list[Automation]) -> None:
@@ -52,9 +52,9 @@ def _block(webhook: str) -> CustomWebhookNotificationBlock:
     )
 
 
-def _automation(block: UUID, deployments: list[UUID]) -> AutomationCore:
+def _automation(block: UUID, deployments: list[UUID]) -> Automation:
     """Once a run, whatever the name of the state in which it failed or crashed."""
-    return AutomationCore(
+    return Automation(
         name=NAME,
         description="From conf/control.yaml (notify): changed here, it is changed back when the deployments are served",
         trigger=EventTrigger(

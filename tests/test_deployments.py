@@ -200,7 +200,6 @@ def test_a_workspace_whose_run_was_killed_outright_recovers(room: Room) -> None:
 
 
 def test_the_documented_worker_runs_what_is_deployed_to_its_pool(room: Room) -> None:
-    (room.folder / "pids").unlink(missing_ok=True)
     shutil.copy(ROOT / "prefect.yaml", room.folder)
     pool, deploy, worker = documented("prefect work-pool") + documented("prefect deploy ") + documented("prefect worker")
     surroundings = environment(PREFECT_HOME=str(room.folder / ".prefect"))
