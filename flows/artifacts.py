@@ -1,31 +1,30 @@
 """What a flow run leaves to look at in Prefect: the table of its stages, the table of rounds, and links to the results.
 
-`make ui` serves reports/ and says where in SAE_EXPLAINER_REPORTS_URL; links are paths of files where nobody does.
+`make ui` serves reports/ and says where in SAE_EXPLAINER_REPORTS_URL; without it the links are paths of files. A result
+is only shown in a run that brought it up to date, and its MLflow run is found by what the result holds: it does not
+matter whether this run computed it, DVC restored it, or `make run` made it before.
+
 Prefect shows descriptions and the texts of tables as markdown, so names and paths are written as `literal` has them.
-The text of a link it shows as it is, but for brackets.
 """
 
-import json
 import os
 import re
 import urllib.parse
-import urllib.request
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from prefect import get_client, get_run_logger
+from prefect import get_run_logger
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
-from prefect.client.schemas.objects import Artifact
 
+from flows import control
+from flows.plan import plan
+from tasks import repro
 from tasks.markdown import literal
 
-MLFLOW_RUN = "mlflow-run"  # key of the artifact that remembers it for the runs in which compare_rounds is unchanged
-LOGGED = re.compile(r"MLflow: .*\brun ([0-9a-f]{32}) in (\S.*)")  # what compare_rounds prints
 REPORT = Path("reports/report.html")
-DATA_DOCS = Path("reports/data_docs")
 RESULTS = Path("reports/results.md")
-SECONDS = 5  # that MLflow may take to say which experiment a run is of
+RESULT, VALIDATION = "compare_rounds", "validate_preferences"  # stages: what they leave is shown
 
 
 @dataclass(frozen=True)
@@ -37,74 +36,70 @@ class Row:
     version: str  # of its results; empty before its first run
     seconds: float  # it took here
 
+    @property
+    def is_done(self) -> bool:
+        """Whether its results are up to date."""
+        return self.state not in ("Failed", "TimedOut")
 
-def publish(rows: Iterable[Row], lines: Iterable[str]) -> None:
-    """Leave the artifacts of a flow run; `lines` are what its stages printed."""
+
+def publish(rows: Iterable[Row]) -> None:
+    """Leave the artifacts of a flow run."""
     try:
-        _publish(rows, lines)
+        _publish(list(rows))
     except Exception as error:  # whatever a server or a network can raise: the results are already on disk
         get_run_logger().warning(f"the artifacts of this run are not complete: {' '.join(str(error).split())}")
 
 
-def _publish(rows: Iterable[Row], lines: Iterable[str]) -> None:
+def _publish(rows: list[Row]) -> None:
     create_table_artifact([asdict(row) for row in rows], key="stages", description="Stages of this run, in order")
-    if RESULTS.is_file():
+    has_result = any(row.stage == RESULT and row.is_done for row in rows)
+    if has_result and RESULTS.is_file():
         text = RESULTS.read_text(encoding="utf-8")
         create_markdown_artifact(text, key="rounds", description="The rounds as reports/results.md has them")
-    _publish_mlflow_run(lines)
-    for key, text, path in _pages():
-        create_link_artifact(_address(path), link_text=text, key=key, description=literal(str(path)))
+    if has_result and REPORT.is_file():
+        _link("report", "the report page", REPORT)
+    for name, page in _data_docs(_rounds(rows, has_result)).items():
+        _link(re.sub(r"[^a-z0-9-]", "-", f"data-docs-{name}"), f"Data Docs of {name}", page)
+    if has_result:
+        _link_mlflow_run()
 
 
-def latest(key: str) -> Artifact | None:
-    """The newest artifact of a key on the server; `Artifact.get` of Prefect 3.8 sends what its own server refuses."""
-    wish = {"artifacts": {"key": {"any_": [key]}}, "sort": "CREATED_DESC", "limit": 1}
-    with get_client(sync_client=True) as client:
-        found = client.request("POST", "/artifacts/filter", json=wish).json()
-    return Artifact.model_validate(found[0]) if found else None
-
-
-def _pages() -> list[tuple[str, str, Path]]:
-    """Key, text and path of the pages that there are."""
-    found = [("report", "the report page", REPORT)] if REPORT.is_file() else []
-    for path in sorted(DATA_DOCS.glob("*/index.html")):
-        name = path.parent.name
-        found.append((re.sub(r"[^a-z0-9-]", "-", f"data-docs-{name}"), f"Data Docs of {name}", path))
-    return found
-
-
-def _address(path: Path) -> str:
+def _link(key: str, text: str, path: Path) -> None:
     base = os.environ.get("SAE_EXPLAINER_REPORTS_URL")
-    return f"{base.rstrip('/')}/{urllib.parse.quote(path.as_posix())}" if base else path.resolve().as_uri()
+    address = f"{base.rstrip('/')}/{urllib.parse.quote(path.as_posix())}" if base else path.resolve().as_uri()
+    create_link_artifact(address, link_text=text, key=key, description=literal(str(path)))
 
 
-def _publish_mlflow_run(lines: Iterable[str]) -> None:
-    here = literal(str(Path.cwd()))
-    hits = [hit for line in lines if (hit := LOGGED.match(line))]
-    if hits:
-        link, text = _mlflow_address(hits[-1][1], hits[-1][2]), _bracketed(f"MLflow run {hits[-1][1]} in {hits[-1][2]}")
-    else:
-        last = latest(MLFLOW_RUN)  # compare_rounds did not run: what it logged the last time is still the result
-        if last is None or here not in (last.description or ""):
-            return
-        found = re.fullmatch(r"\[(.*)\]\((.*)\)", str(last.data))
-        if not found:
-            return
-        text, link = found[1], found[2]
-    create_link_artifact(link, link_text=text, key=MLFLOW_RUN, description=f"Results of {here}")
+def _rounds(rows: list[Row], has_result: bool) -> list[str]:
+    """The rounds whose Data Docs belong to a run: those that it validated, or all if it has their result."""
+    if has_result:
+        return list(dict.fromkeys(step.round for step in plan() if step.round))
+    return [row.stage.partition("[")[2].rstrip("]") for row in rows if row.stage.startswith(f"{VALIDATION}[")]
 
 
-def _bracketed(text: str) -> str:
-    """A text that ends where its link's text ends."""
-    return re.sub(r"[\[\]]", r"\\\g<0>", text)
+def _data_docs(rounds: list[str]) -> dict[str, Path]:
+    """The pages about these rounds' preference sets, written again where a set was restored and its pages were not."""
+    from tasks import data_docs
+
+    if not all(map(data_docs.is_up_to_date, rounds)):
+        with repro.started("tasks.data_docs", "--no-open") as child:
+            for line in filter(None, child):
+                get_run_logger().info(line)
+        if child.status:
+            get_run_logger().warning(f"Data Docs: {repro.reason(child.said, child.status)}")
+    return {name: data_docs.DATA_DOCS / name / "index.html" for name in rounds if data_docs.is_up_to_date(name)}
 
 
-def _mlflow_address(run: str, uri: str) -> str:
-    """The run's page, where MLflow is served; else the command's help on how to."""
-    base = uri if uri.startswith("http") else os.environ.get("SAE_EXPLAINER_MLFLOW_URL", "http://127.0.0.1:5000")
-    try:
-        with urllib.request.urlopen(f"{base}/api/2.0/mlflow/runs/get?run_id={run}", timeout=SECONDS) as answer:
-            experiment = json.load(answer)["run"]["info"]["experiment_id"]
-    except (OSError, ValueError, KeyError):
-        return f"{base}/#/experiments"
-    return f"{base}/#/experiments/{experiment}/runs/{run}"
+def _link_mlflow_run() -> None:
+    from tasks import store, tracking
+
+    found = tracking.run_of_the_result()
+    if found is None:
+        get_run_logger().warning(f"MLflow has no run of this result; {store.REBUILD}")
+        return
+    experiment, run = found
+    uri = store.address()
+    base = uri if uri.startswith("http") else os.environ.get("SAE_EXPLAINER_MLFLOW_URL")
+    base = base or f"http://127.0.0.1:{control.load().ports.mlflow}"  # where `make ui` serves it
+    address = f"{store.without_credentials(base).rstrip('/')}/#/experiments/{experiment}/runs/{run}"
+    create_link_artifact(address, link_text=f"MLflow run {run}", key="mlflow-run", description=f"Results of {literal(str(Path.cwd()))}")

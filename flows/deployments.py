@@ -9,7 +9,7 @@ import signal
 import sys
 from typing import Any
 
-from flows import control
+from flows import control, notifications
 from flows.control import ControlError, Deployed
 from flows.server import ServerError, check_server
 from tasks import surroundings
@@ -21,25 +21,26 @@ def main() -> int:
     """The command line; the exit status."""
     surroundings.settle()
     try:
-        deployed = control.load().deployments
+        settings = control.load()
+        webhook = settings.webhook()
         check_server(needed=True)
     except (ControlError, ServerError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return _serve(deployed)
+    return _serve(settings.deployments, webhook)
 
 
-def _serve(deployed: list[Deployed]) -> int:
+def _serve(deployed: list[Deployed], webhook: str | None) -> int:
     try:
         found = [_deployment(entry) for entry in deployed]
     except ControlError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    asyncio.run(_run(found))
+    asyncio.run(_run(found, webhook))
     return 0
 
 
-async def _run(found: list[Any]) -> None:
+async def _run(found: list[Any], webhook: str | None) -> None:
     from prefect.runner import Runner
 
     class Server(Runner):
@@ -54,8 +55,9 @@ async def _run(found: list[Any]) -> None:
 
     loop = asyncio.get_running_loop()
     server = Server(pause_on_shutdown=True, query_seconds=POLL_SECONDS)
-    for deployment in found:
-        await server.aadd_deployment(deployment)
+    ids = [await server.aadd_deployment(deployment) for deployment in found]
+    scheduled = [one for one, deployment in zip(ids, found, strict=True) if deployment.schedules]
+    await notifications.arrange(webhook, scheduled)
     signal.signal(signal.SIGINT, server.handle_sigterm)
     names = ", ".join(f"{deployment.flow_name}/{deployment.name}" for deployment in found)
     print(f"deployments are being served: {names}", flush=True)
@@ -85,6 +87,7 @@ def _deployment(entry: Deployed) -> Any:
         parameters=entry.parameters,
         paused=False,  # serving pauses it when it stops, so that missed runs do not pile up
         description=flow.description,
+        tags=entry.tags,
         entrypoint_type=EntrypointType.MODULE_PATH,
     )
 

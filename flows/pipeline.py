@@ -55,11 +55,6 @@ class Ledger:
     """What the stages of a flow run came to, sub-flows included."""
 
     rows: list[artifacts.Row] = field(default_factory=list)
-    lines: list[str] = field(default_factory=list)  # what they printed
-
-    def counts(self) -> Counter[str]:
-        """Stages by their state's name."""
-        return Counter(row.state for row in self.rows)
 
 
 _ledger: ContextVar[Ledger | None] = ContextVar("ledger", default=None)
@@ -137,12 +132,14 @@ def _told(work: Callable[[], None], wait_minutes: float) -> State:
     """How a flow run ended, after work as the workspace's only writer: a failure is its one line, no traceback."""
     try:
         with _at_work(wait_minutes) as ledger:
+            before = len(ledger.rows)  # of a sub-flow, what the flow around it had done already
             work()
     except SAID as error:
         return Failed(message=str(error), data=error)
-    counts = ledger.counts()
+    counts = Counter(row.state for row in ledger.rows[before:])
     told = ", ".join(f"{count} {state.lower()}" for state, count in counts.items())
-    return Completed(message=f"{counts.total()} stages: {told}" if counts else "no stage to run", data=dict(counts))
+    stages = f"{counts.total()} stage{'s' if counts.total() > 1 else ''}"
+    return Completed(message=f"{stages}: {told}" if counts else "no stage to run", data=dict(counts))
 
 
 @contextmanager
@@ -157,9 +154,9 @@ def _at_work(wait_minutes: float) -> Iterator[Ledger]:
         token = _ledger.set(ledger)
         try:
             yield ledger
-            artifacts.publish(ledger.rows, ledger.lines)
+            artifacts.publish(ledger.rows)
         except SAID:
-            artifacts.publish(ledger.rows, ledger.lines)
+            artifacts.publish(ledger.rows)
             raise
         finally:
             _ledger.reset(token)
@@ -198,8 +195,6 @@ def bring_up_to_date(stage: str, force: bool = False) -> State:
     with repro.started(*command, seconds=minutes * 60) as child:
         for line in filter(None, child):
             logger.info(line)
-            if ledger := _ledger.get():
-                ledger.lines.append(line)
     if child.expired:
         message = f"{stage}: stopped at its limit of {minutes:g} minutes; raise {key} in {control.CONTROL}"
         return Failed(name="TimedOut", message=message, data=StageFailed(message))

@@ -1,13 +1,10 @@
 """The Prefect server that flows and deployments talk to: is it there, and can it read its database."""
 
-import json
 import re
 import sqlite3
-import urllib.error
-import urllib.request
 from pathlib import Path
 
-SECONDS = 10  # that a server may take to say that it is well
+from tasks import prefect_api
 
 
 class ServerError(Exception):
@@ -21,22 +18,13 @@ def address() -> str | None:
     return PREFECT_API_URL.value()
 
 
-def is_well(url: str, seconds: float = SECONDS) -> bool:
-    """Whether a Prefect server answers at this API address."""
-    try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=seconds) as answer:
-            return json.load(answer) is True
-    except (OSError, ValueError):
-        return False
-
-
 def check_server(needed: bool = False) -> None:
     """Raises ServerError if the server at the address does not answer, or if one is needed and no address is set."""
     url = address()
     if url is None:
         if needed:
             raise ServerError("PREFECT_API_URL: is not set; start `make ui`, or give a server's address with /api")
-    elif not is_well(url):
+    elif not prefect_api.answers(url):
         raise ServerError(
             f"PREFECT_API_URL: no Prefect server answers at {url}; start one (`make ui`) or correct the address"
         )

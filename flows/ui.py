@@ -14,7 +14,6 @@ import sys
 import threading
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, fields
@@ -27,13 +26,14 @@ from urllib.parse import unquote, urlsplit
 
 from flows import control
 from flows.control import ControlError, Ports
-from flows.server import ServerError, check_database, is_well
-from tasks import repro, surroundings
+from flows.server import ServerError, check_database
+from tasks import prefect_api, repro, surroundings
 from tasks import store as mlflow_store
 
 HOST = "127.0.0.1"
 PATIENCE_SECONDS = 300  # that a program may take until it answers; the first start makes databases
 CANCEL_SECONDS = 40  # that the deployments may take to cancel their runs; Prefect kills those after 30
+LOOK_SECONDS = 300  # between two looks at the schedules; the first comes as soon as each should have its next run
 REPORTS = Path("reports")  # all that is served of the workspace
 
 
@@ -57,6 +57,28 @@ class Program:
             raise UiFailed(f"{self.name} ended with status {self.process.returncode}: {last} (see {self.log})")
 
 
+@dataclass
+class Watch:
+    """Tells when the server's scheduler does not do its work, which nothing else on the pages shows."""
+
+    api: str  # the server's address
+    log: Path  # what the server prints
+    tell: Callable[[str], None]
+    due: float  # when to look next, by the monotonic clock
+    told: str | None = None  # the problem that was told last, until it is gone
+
+    def look(self) -> None:
+        """Ask the server, if it is time, and tell a problem once."""
+        if time.monotonic() < self.due:
+            return
+        self.due = time.monotonic() + LOOK_SECONDS
+        with suppress(prefect_api.NoAnswer):  # too busy to answer now; if it ends, its process says so
+            found = prefect_api.schedules(self.api)
+            if found.problem not in (None, self.told):
+                self.tell(f"warning: {found.problem}; {found.cure} ({self.log})")
+            self.told = found.problem
+
+
 def run(ports: Ports, tell: Callable[[str], None]) -> None:
     """Start everything and watch it until something ends. Raises UiFailed, ServerError."""
     home = Path(os.environ["PREFECT_HOME"])
@@ -76,14 +98,18 @@ def run(ports: Ports, tell: Callable[[str], None]) -> None:
         if not store.startswith("http"):
             command = _mlflow(ports.mlflow, store)
             programs.append(stack.enter_context(_program("MLflow", command, home, environment)))
-        _wait(programs, lambda: is_well(f"{urls['prefect']}/api", 1))
+        api = environment["PREFECT_API_URL"]
+        _wait(programs, lambda: prefect_api.answers(api, 1))
         deployments = ("flows.deployments",)
         programs.append(stack.enter_context(_program("the deployments", deployments, home, environment)))
         _wait(programs, lambda: _is_serving(programs[-1]) and _answers(urls["mlflow"]))
         runs = mlflow_store.runs_page(urls["mlflow"])
         tell(f"Prefect    {urls['prefect']}\nMLflow     {runs}\nreports    {urls['reports']}/reports/")
+        tell(f"in another terminal, for Prefect's own commands:\n    export PREFECT_API_URL={api}")
         tell(f"deployments are served: {urls['prefect']}/deployments    ctrl-c stops everything")
-        _wait(programs, lambda: False, seconds=float("inf"))
+        first = time.monotonic() + prefect_api.PATIENCE_SECONDS + 5
+        watch = Watch(api, server.log, tell, due=first)
+        _wait(programs, lambda: False, seconds=float("inf"), meanwhile=watch.look)
 
 
 def _server(port: int) -> tuple[str, ...]:
@@ -147,13 +173,19 @@ def _program(name: str, command: tuple[str, ...], home: Path, environment: dict[
         repro.stop(process)
 
 
-def _wait(programs: list[Program], ready: Callable[[], bool], seconds: float = PATIENCE_SECONDS) -> None:
+def _wait(
+    programs: list[Program],
+    ready: Callable[[], bool],
+    seconds: float = PATIENCE_SECONDS,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> None:
     deadline = time.monotonic() + seconds
     while True:
         for program in programs:
             program.check()
         if ready():
             return
+        meanwhile()
         if time.monotonic() > deadline:
             raise UiFailed(f"no answer within {seconds:g} s; see {', '.join(str(program.log) for program in programs)}")
         time.sleep(0.3)
@@ -161,7 +193,7 @@ def _wait(programs: list[Program], ready: Callable[[], bool], seconds: float = P
 
 def _answers(url: str) -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=2):
+        with prefect_api.opener(url).open(url, timeout=2):
             return True
     except urllib.error.HTTPError:
         return True
@@ -229,7 +261,9 @@ def main(arguments: list[str] | None = None) -> int:
     surroundings.settle()
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        ports = _options(arguments, control.load().ports)
+        settings = control.load()
+        ports = _options(arguments, settings.ports)
+        settings.webhook()  # or the deployments would find out later, after the servers have started
         print("starting Prefect, MLflow and the deployments; the first time takes a minute", flush=True)
         run(ports, partial(print, flush=True))
     except (ControlError, ServerError, UiFailed) as error:

@@ -1,6 +1,6 @@
 """Great Expectations itself: one context in memory runs suites and renders Data Docs; `make docs` opens them.
 
-    python -m tasks.data_docs
+    python -m tasks.data_docs [--no-open]
 
 Every round has a site of its own, reports/data_docs/<round>, written whole by its validate_preferences;
 reports/data_docs/index.html leads to them. They are no DVC outputs, because they carry the time they were written:
@@ -8,6 +8,7 @@ this command writes those that are missing, or of other pairs than are there now
 index where there is a display, or prints its path.
 """
 
+import argparse
 import hashlib
 import os
 import shutil
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from great_expectations.expectations import Expectation
 
-DATA_DOCS = Path("reports/data_docs")
+DATA_DOCS, ROUNDS = Path("reports/data_docs"), Path("data/rounds")
 VERDICT = "verdict.json"  # beside a round's index.html: what the index over rounds says of it
 LEVELS = {"pair": "single pairs", "measured": "measured rewards", "set": "the set"}  # of a suite, and what it is about
 ROW = "row"  # position of a pair in pairs.parquet: the column by which suites about pairs name what fails
@@ -128,9 +129,10 @@ def fingerprint(pairs: Path) -> str:
     return hashlib.sha256(pairs.read_bytes()).hexdigest()
 
 
-def _up_to_date(name: str, pairs: Path) -> bool:
-    verdict = DATA_DOCS / name / VERDICT
-    return verdict.is_file() and read_json(verdict)["pairs"] == fingerprint(pairs)
+def is_up_to_date(name: str) -> bool:
+    """Whether a round has pages, and they are of the pairs that are there now."""
+    pairs, verdict = ROUNDS / name / "pairs.parquet", DATA_DOCS / name / VERDICT
+    return pairs.is_file() and verdict.is_file() and read_json(verdict)["pairs"] == fingerprint(pairs)
 
 
 def write_index(rounds: Sequence[str]) -> Path:
@@ -155,16 +157,18 @@ def _results_of(name: str) -> list[tuple[str, str]]:
     return [(urllib.parse.quote(address), about) for address, about in found]
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Make what is missing, open the index or print where it is; the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m tasks.data_docs", description="Open the Data Docs of all rounds.")
+    parser.add_argument("--no-open", action="store_true", help="write what is missing and print where it is")
+    options = parser.parse_args(arguments)
     from tasks import validate_preferences  # it imports this module
 
     surroundings.settle()
     try:
         params = parameters.load()
         for name in params.rounds:
-            pairs = validate_preferences.ROUNDS / name / "pairs.parquet"
-            if pairs.is_file() and not _up_to_date(name, pairs):
+            if (ROUNDS / name / "pairs.parquet").is_file() and not is_up_to_date(name):
                 print(f"{name}: writing its Data Docs again", flush=True)
                 validate_preferences.examined(params, name)
         if not any((DATA_DOCS / name / VERDICT).is_file() for name in params.rounds):
@@ -173,7 +177,7 @@ def main() -> int:
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    if not (_has_display() and webbrowser.open(index.as_uri())):
+    if options.no_open or not (_has_display() and webbrowser.open(index.as_uri())):
         print(index)
     return 0
 

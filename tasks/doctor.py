@@ -11,19 +11,21 @@ import shutil
 import socket
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 from saeexplainer.errors import UserError
 
-LOCK_FILE, DVC_TMP = Path("requirements.lock"), Path(".dvc/tmp")
+LOCK_FILE, RANGES_FILE, DVC_TMP = Path("requirements.lock"), Path("pyproject.toml"), Path(".dvc/tmp")
+CONTROL, REPOSITORY = Path("conf/control.yaml"), Path(__file__).resolve().parent.parent
 PYTHON = ((3, 11), (3, 14))  # as pyproject.toml's requires-python: from, and below
 GIB = 2**30
 LITTLE_DISK, LITTLE_MEMORY = 2.0, 2.0  # GiB: a set-up takes 2.4 GB, the default run stays under 2 GiB of memory
-PORTS = {4200: "Prefect", 5000: "MLflow", 5001: "the pages of `make ui`"}
+OWNERS = {"prefect": "Prefect", "mlflow": "MLflow", "reports": "the pages of `make ui`"}  # by their keys under `ui`
 SHOWN = 3  # names in a line, before "and N more"
 
 
@@ -47,6 +49,7 @@ def findings() -> Iterator[Finding]:
     yield _git()
     yield from _machine()
     yield from _ports()
+    yield _schedules()
     yield _browser()
     yield _settings()
     yield from _models()
@@ -64,7 +67,11 @@ def _python() -> Finding:
 
 
 def _packages() -> Finding:
-    """The installed versions against requirements.lock; a local part such as +cpu does not count."""
+    """The installed versions against requirements.lock and pyproject.toml's ranges.
+
+    A version outside of its range is known not to work; another one than the lock's is only untested. A local part
+    such as +cpu does not count.
+    """
     if not LOCK_FILE.is_file():
         return Finding("fail", f"{LOCK_FILE}: not here", "run this in the repository's root")
     pins = re.findall(r"^([A-Za-z0-9._-]+)==([^\s;#]+)", LOCK_FILE.read_text(encoding="utf-8"), re.MULTILINE)
@@ -79,9 +86,29 @@ def _packages() -> Finding:
             other.append(f"{name} {found} instead of {wanted}")
     if missing:
         return Finding("fail", f"packages: {_some(missing)} missing", "run `make setup`")
+    if outside := _outside_of_their_ranges():
+        return Finding("fail", f"packages: {_some(outside)}", f"{RANGES_FILE} says why; run `make setup`")
     if other:
         return Finding("warn", f"packages: {_some(other)}", "run `make setup` for what was tested")
     return Finding("ok", f"packages: all {len(pins)} of {LOCK_FILE}")
+
+
+def _outside_of_their_ranges() -> list[str]:
+    """The installed packages whose version the project's own dependencies rule out: "sqlalchemy 2.1.9 (<2.1)"."""
+    from packaging.requirements import Requirement
+
+    try:
+        project = tomllib.loads(RANGES_FILE.read_text(encoding="utf-8"))["project"]
+        ranges = [Requirement(text) for text in project["dependencies"]]
+    except (OSError, LookupError, ValueError):  # `make setup` fails on such a file, and says more
+        return []
+    found = []
+    for wanted in ranges:
+        with suppress(metadata.PackageNotFoundError):  # the lock has it too, and it is missing there
+            version = metadata.version(wanted.name)
+            if not wanted.specifier.contains(version, prereleases=True):
+                found.append(f"{wanted.name} {version} (needs {wanted.specifier})")
+    return found
 
 
 def _some(names: list[str]) -> str:
@@ -120,14 +147,53 @@ def _machine() -> Iterator[Finding]:
 
 
 def _ports() -> Iterator[Finding]:
-    for port, owner in PORTS.items():
+    ports = _ports_of_ui()
+    if not ports:
+        yield Finding("fail", f"{CONTROL}: has no ports under `ui`", "write them as the repository's file has them")
+    for name, port in ports.items():
+        owner = OWNERS[name]
         with closing(socket.socket()) as probe:
             probe.settimeout(1)
             taken = probe.connect_ex(("127.0.0.1", port)) == 0
         if taken:
-            yield Finding("warn", f"port {port}: taken", f"fine if it is {owner}; else stop it or give {owner} another")
+            advice = f"fine if it is {owner}; else stop it, or change ui.{name} in {CONTROL}"
+            yield Finding("warn", f"port {port}: taken", advice)
         else:
             yield Finding("ok", f"port {port}: free for {owner}")
+
+
+def _ports_of_ui() -> dict[str, int]:
+    """The ports of `make ui` by their keys; none if they cannot be read."""
+    import yaml
+
+    path = CONTROL if CONTROL.is_file() else REPOSITORY / CONTROL
+    try:
+        ports = yaml.safe_load(path.read_text(encoding="utf-8"))["ui"]
+        return {name: int(ports[name]) for name in OWNERS}
+    except (OSError, yaml.YAMLError, LookupError, TypeError, ValueError):
+        return {}
+
+
+def _schedules() -> Finding:
+    """The Prefect server at PREFECT_API_URL, else that of `make ui`: does it plan the runs of the active schedules?"""
+    from tasks import prefect_api, store
+
+    named, port = os.environ.get("PREFECT_API_URL"), _ports_of_ui().get("prefect")
+    api = named or f"http://127.0.0.1:{port}/api"
+    shown = store.without_credentials(api)
+    if not prefect_api.answers(api):
+        if named:
+            advice = "start `make ui`, or correct or unset the variable"
+            return Finding("fail", f"Prefect: no server answers at {shown}, which PREFECT_API_URL names", advice)
+        return Finding("ok", "Prefect: no server runs here")
+    try:
+        found = prefect_api.schedules(api)
+    except prefect_api.NoAnswer as error:
+        advice = "if it wants to know who asks, set PREFECT_API_AUTH_STRING or PREFECT_API_KEY"
+        return Finding("warn", f"Prefect: {shown} does not say what it plans: {error}", advice)
+    if found.problem:
+        return Finding("fail", f"Prefect: {found.problem}", found.cure)
+    return Finding("ok", f"Prefect: {shown} plans the runs of all {len(found.planned)} active schedules")
 
 
 def _browser() -> Finding:

@@ -152,6 +152,22 @@ def _log_runs(
     return parent
 
 
+def run_of_the_result() -> tuple[str, str] | None:
+    """Ids of the experiment and the parent run that hold the result in reports/, whoever made it; None if none does.
+
+    Changes nothing. Raises UserError for a store of another version or broken files, and whatever else the store raises.
+    """
+    if not (os.environ.get("MLFLOW_TRACKING_URI") or store.STORE.is_file()):
+        return None
+    params, comparison = parameters.load(), read_json(REPORTS / "comparison.json")
+    client = store.open_client()
+    experiment = client.get_experiment_by_name(params.compare_rounds.experiment)
+    asked = f"tags.pipeline_key = '{pipeline_key(params, comparison)}' AND tags.level = 'pipeline'"
+    runs = client.search_runs([experiment.experiment_id], asked) if experiment else []
+    finished = [run.info.run_id for run in runs if run.info.status == "FINISHED"]
+    return (experiment.experiment_id, finished[0]) if experiment and finished else None
+
+
 def _log_child(
     client: "MlflowClient", experiment: str, name: str, params: Params, points: list[Point], span: Span, tags: dict
 ) -> None:

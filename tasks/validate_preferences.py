@@ -17,11 +17,11 @@ from saeexplainer.preference_set import Figures, drift, figures, read_figures
 from saeexplainer.records import DroppedFeature, FeatureRow, PreferencePair, QuarantinedPair, ScoreRow
 from saeexplainer.storage import read_rows, replacing, write_json, write_rows
 from tasks import expectations
-from tasks.data_docs import DATA_DOCS, VERDICT, Outcome, Validator, fingerprint, write_index
+from tasks.data_docs import DATA_DOCS, ROUNDS, VERDICT, Outcome, Validator, fingerprint, write_index
 from tasks.expectations import SetRule
 from tasks.stage import Report, main
 
-ROUNDS, EXPLAINERS = Path("data/rounds"), Path("data/explainers")
+EXPLAINERS = Path("data/explainers")
 FEATURES = Path("data/activations/features.parquet")
 
 

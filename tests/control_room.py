@@ -1,12 +1,15 @@
-"""Real programs of the control room on loopback, and their API as a user's script would call it."""
+"""Real programs of the control room on loopback, their API as a user's script would call it, and who hears of it."""
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from uuid import UUID
 
@@ -48,10 +51,34 @@ def program(folder: Path, *command: str, says: str, **more: str) -> Iterator[tup
             raise
 
 
+@contextmanager
+def webhook() -> Iterator[tuple[str, list[dict]]]:
+    """The address of a chat's webhook, and the messages that have been posted there."""
+    heard: list[dict] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            heard.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/hooks/a-secret-token", heard
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
 class Api:
     """Prefect's, for tests."""
 
     def __init__(self, url: str) -> None:
+        self.url = url
         self.client = SyncPrefectClient(url)
 
     def trigger(self, deployment: str, **parameters: object) -> UUID:

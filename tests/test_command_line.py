@@ -273,6 +273,18 @@ def test_doctor_reads_the_lock_of_packages(here: Path) -> None:
         assert finding.level == level and said in finding.what
 
 
+def test_doctor_fails_on_a_version_outside_of_the_projects_own_range(here: Path) -> None:
+    (here / "requirements.lock").write_text("numpy==0.1\n")
+    version = doctor.metadata.version("numpy")
+    for dependency, level in (("numpy<1000", "warn"), ("numpy<0.2", "fail"), ("no-such-package<1", "warn")):
+        (here / "pyproject.toml").write_text(f"[project]\ndependencies = ['{dependency}']")
+        assert doctor._packages().level == level
+    (here / "pyproject.toml").write_text("[project]\ndependencies = ['numpy<0.2']")
+    assert doctor._packages().line == (
+        f"fail  packages: numpy {version} (needs <0.2); pyproject.toml says why; run `make setup`"
+    )
+
+
 def test_doctor_tells_who_holds_dvcs_locks_from_who_left_them(here: Path) -> None:
     (here / ".dvc/tmp").mkdir(parents=True)
     gone = subprocess.Popen([sys.executable, "-c", ""])
@@ -313,14 +325,36 @@ def test_doctor_knows_a_store_of_another_mlflow(here: Path) -> None:
     assert doctor._store().level == "fail"
 
 
-def test_doctor_sees_a_taken_port(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_sees_a_taken_port(here: Path) -> None:
+    free = (1, 2)  # where nothing listens
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen()
         port = server.getsockname()[1]
-        monkeypatch.setattr(doctor, "PORTS", {port: "MLflow"})
-        assert [f.level for f in doctor._ports()] == ["warn"]
-    assert [f.what for f in doctor._ports()] == [f"port {port}: free for MLflow"]
+        (here / "conf").mkdir()
+        (here / "conf/control.yaml").write_text(f"ui: {{prefect: {port}, mlflow: {free[0]}, reports: {free[1]}}}")
+        assert [f.level for f in doctor._ports()] == ["warn", "ok", "ok"]
+    assert [f.what for f in doctor._ports()][:2] == [f"port {port}: free for Prefect", f"port {free[0]}: free for MLflow"]
+    (here / "conf/control.yaml").write_text("ui: [4200]")
+    assert [f.line for f in doctor._ports()] == [
+        "fail  conf/control.yaml: has no ports under `ui`; write them as the repository's file has them"
+    ]
+
+
+def test_doctor_asks_a_prefect_server_only_where_one_is_meant(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / "conf").mkdir()
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))  # and does not listen
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/api"
+        ports = f"ui: {{prefect: {server.getsockname()[1]}, mlflow: 1, reports: 2}}"
+        (here / "conf/control.yaml").write_text(ports)
+        monkeypatch.delenv("PREFECT_API_URL", raising=False)
+        assert doctor._schedules().line == "ok    Prefect: no server runs here"
+        monkeypatch.setenv("PREFECT_API_URL", url)
+        assert doctor._schedules().line == (
+            f"fail  Prefect: no server answers at {url}, which PREFECT_API_URL names; start `make ui`, or correct or "
+            "unset the variable"
+        )
 
 
 def test_doctor_fails_where_there_is_no_workspace(here: Path) -> None:

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 from preference_sets import scored
+from prefect.logging import disable_run_logger
 from tiny import ROOT
 
+from flows import artifacts
 from saeexplainer import preference_set
 from saeexplainer.config import BuildPreferences, PairingRule, Params, ReasonShares, ValidatePreferences
 from saeexplainer.errors import UserError
@@ -296,8 +298,21 @@ def test_docs_are_made_where_they_are_missing_and_their_place_is_printed(setting
     assert "refused: enough pairs" in index.read_text()
     assert not (workspace / "data/rounds/r1/validated.parquet").exists()
     assert docs().stdout == f"{index.resolve()}\n"
-    lay_out(workspace, [pair(index) for index in range(7)])
-    assert docs().stdout.startswith("r1: writing its Data Docs again\n")
+
+
+def test_a_flow_run_writes_the_docs_of_restored_pairs_again(settings, workspace):
+    """DVC brings the pairs back; the pages, which it does not keep, are still those of the experiment before."""
+    (workspace / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    lay_out(workspace, [pair(index) for index in range(8)])
+    page = data_docs.DATA_DOCS / "r1/index.html"
+    page.parent.mkdir(parents=True)
+    page.write_text("the experiment before")
+    (page.parent / "verdict.json").write_text('{"pairs": "others"}')
+    with disable_run_logger():
+        assert artifacts._data_docs(["r1", "r2"]) == {"r1": page}, "r2 has no pairs, so nothing to show"
+        assert "the experiment before" not in page.read_text()
+        written = page.stat().st_mtime
+        assert artifacts._data_docs(["r1"]) == {"r1": page} and page.stat().st_mtime == written
 
 
 @pytest.mark.parametrize("rule", PairingRule)

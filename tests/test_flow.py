@@ -12,16 +12,23 @@ from pathlib import Path
 import networkx
 import pytest
 import toy as toys
+import yaml
 from dvc.repo import Repo
 from markdown_it import MarkdownIt
+from prefect import get_client
+from prefect.client.schemas.filters import FlowFilter
+from prefect.client.schemas.objects import Artifact, FlowRun
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.testing.utilities import prefect_test_harness
+from rows import evaluated
 from toy import ENDLESS, FAILING, ROOT, is_gone, pids
 
 from flows import artifacts, pipeline
-from flows.artifacts import latest
 from flows.check import check
 from flows.plan import StageFailed, Step, is_unchanged, plan
-from tasks import repro
+from saeexplainer.comparison import summarise
+from saeexplainer.storage import write_json
+from tasks import data_docs, params, repro, tracking
 from tasks.repro import WorkspaceBusy
 
 
@@ -37,6 +44,21 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def prefect() -> Iterator[None]:
     with prefect_test_harness(server_startup_timeout=180):
         yield
+
+
+def latest(key: str) -> Artifact | None:
+    """The newest artifact of a key on the server; `Artifact.get` of Prefect 3.8 sends what its own server refuses."""
+    wish = {"artifacts": {"key": {"any_": [key]}}, "sort": "CREATED_DESC", "limit": 1}
+    with get_client(sync_client=True) as client:
+        found = client.request("POST", "/artifacts/filter", json=wish).json()
+    return Artifact.model_validate(found[0]) if found else None
+
+
+def last_run(flow: str) -> FlowRun:
+    """The newest run of a flow."""
+    with get_client(sync_client=True) as client:
+        wanted = FlowFilter(name={"any_": [flow]})
+        return client.read_flow_runs(flow_filter=wanted, sort=FlowRunSort.START_TIME_DESC, limit=1)[0]
 
 
 def states_of(caplog: pytest.LogCaptureFixture) -> dict[str, str]:
@@ -88,6 +110,7 @@ def test_runs_then_is_unchanged_then_fails_with_the_stages_reason(
     pipeline.pipeline()
     assert (toy / "last.txt").read_text() == "round"
     assert states_of(caplog) == {"first": "Completed", "again[r1]": "Completed", "last": "Completed"}
+    assert last_run("preference_round").state.message == "1 stage: 1 completed", "its own, not the whole run's"
     (toy / "r1.txt").unlink()
     pipeline.pipeline()
     assert states_of(caplog) == {"first": "Unchanged", "again[r1]": "Restored", "last": "Unchanged"}
@@ -125,7 +148,7 @@ def test_parameters_are_composed_first_and_a_wrong_override_is_one_line(
     assert (toy / "params.yaml").read_text().startswith("seed: 1\n")
     message = pipeline.pipeline(overrides=["seed=1"], until="first", return_state=True).message
     assert states_of(caplog) == {"compose_params": "Unchanged", "first": "Unchanged"}
-    assert message == "1 stages: 1 unchanged"
+    assert message == "1 stage: 1 unchanged"
     with pytest.raises(StageFailed, match="^conf: rounds: is 'wrong'; correct the override; params.yaml is untouched$"):
         pipeline.pipeline(overrides=["rounds=wrong"])
     with pytest.raises(StageFailed, match="^overrides: '--output=x' is no Hydra override"):
@@ -158,26 +181,69 @@ def test_what_may_pass_is_tried_again_and_what_cannot_is_not(toy: Path, prefect:
     assert (toy / "tries").read_text() == "xxy", "wrong settings stay wrong"
 
 
-def test_the_artifacts_tell_stages_rounds_and_results(toy: Path, prefect: None) -> None:
-    pages = {"reports/results.md": "| `r1` | 1 |", "reports/report.html": "", "reports/data_docs/r1/index.html": ""}
-    for name, text in pages.items():
-        (toy / name).parent.mkdir(parents=True, exist_ok=True)
-        (toy / name).write_text(text)
-    run = "0123456789abcdef" * 2
-    (toy / "step.py").write_text(toys.STEP + f"print('MLflow: logged run {run} in sqlite:///mlruns/mlflow.db')\n")
+@pytest.fixture
+def finished(toy: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A toy whose last stage stands for compare_rounds; reports/ and MLflow have its result, as after `make run`."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    text = (toy / "dvc.yaml").read_text().replace("  last:", "  compare_rounds:")
+    (toy / "dvc.yaml").write_text(text)
+    settings = yaml.safe_load((ROOT / "params.yaml").read_text())
+    for later in ("r2", "r3"):
+        del settings["rounds"][later], settings["evaluations"][later]
+    (toy / "params.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    comparison = summarise({name: evaluated([0.25, 0.5]) for name in ("sft", "r1")}, 20, 0)
+    write_json(toy / "reports/comparison.json", comparison)
+    (toy / "reports/results.md").write_text("| `r1` | 1 |")
+    (toy / "reports/report.html").write_text("")
+    tracking.log(params.load(), comparison)
+    return toy
+
+
+def test_the_artifacts_tell_stages_rounds_and_results(finished: Path, prefect: None) -> None:
+    subprocess.run([sys.executable, "-m", "dvc", "repro", "--quiet"], check=True)
     pipeline.pipeline()
     rows = json.loads(str(latest("stages").data))
     assert [(row["stage"], row["state"]) for row in rows] == [
-        ("first", "Completed"), ("again[r1]", "Completed"), ("last", "Completed"),
+        ("first", "Unchanged"), ("again[r1]", "Unchanged"), ("compare_rounds", "Unchanged"),
     ]  # fmt: skip
-    assert [row["version"] for row in rows] == [repro.version(stage) for stage in ("first", "again@r1", "last")]
+    assert [row["version"] for row in rows] == [repro.version(stage) for stage in ("first", "again@r1", "compare_rounds")]
     assert latest("rounds").data == "| `r1` | 1 |"
-    assert (toy / "reports/report.html").as_uri() in latest("report").data
-    assert (toy / "reports/data_docs/r1/index.html").as_uri() in latest("data-docs-r1").data
-    first = latest("mlflow-run")
-    pipeline.pipeline()  # says nothing about MLflow, and its result is still that run's
-    last = latest("mlflow-run")
-    assert run in first.data and last.data == first.data and last.flow_run_id != first.flow_run_id
+    assert (finished / "reports/report.html").as_uri() in latest("report").data
+
+
+def test_the_mlflow_run_is_found_by_the_result_whoever_made_it(
+    finished: Path, prefect: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAE_EXPLAINER_MLFLOW_URL", "http://127.0.0.1:5999")
+    first = tracking.run_of_the_result()
+    linked = f"http://127.0.0.1:5999/#/experiments/{first[0]}/runs/{first[1]}"
+    pipeline.pipeline()
+    assert linked in latest("mlflow-run").data, "computed here"
+    pipeline.pipeline()
+    assert linked in latest("mlflow-run").data and latest("mlflow-run").flow_run_id == last_run("pipeline").id, "unchanged"
+    (finished / "last.txt").unlink()
+    other = summarise({name: evaluated([0.75, 0.5]) for name in ("sft", "r1")}, 20, 0)
+    write_json(finished / "reports/comparison.json", other)  # what DVC brings back with the stage
+    tracking.log(params.load(), other)
+    pipeline.pipeline()
+    assert f"runs/{tracking.run_of_the_result()[1]}" in latest("mlflow-run").data, "restored: that of the result it is of"
+    assert tracking.run_of_the_result()[1] != first[1]
+    before = latest("mlflow-run").id
+    pipeline.pipeline(until="first")
+    assert latest("mlflow-run").id == before, "a run that did not come to the result does not show it"
+
+
+def test_only_the_data_docs_of_the_pairs_that_are_there_are_linked(finished: Path, prefect: None) -> None:
+    """Others are left of an experiment before, which had more rounds."""
+    for name in ("r1", "r9"):
+        for path in (data_docs.ROUNDS / name / "pairs.parquet", data_docs.DATA_DOCS / name / "index.html"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(name)
+        verdict = {"pairs": data_docs.fingerprint(data_docs.ROUNDS / name / "pairs.parquet")}
+        (data_docs.DATA_DOCS / name / "verdict.json").write_text(json.dumps(verdict))
+    pipeline.pipeline()
+    assert (finished / "reports/data_docs/r1/index.html").as_uri() in latest("data-docs-r1").data
+    assert latest("data-docs-r9") is None
 
 
 def test_what_prefect_takes_for_markdown_holds_no_markup_of_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,12 +252,11 @@ def test_what_prefect_takes_for_markdown_holds_no_markup_of_names(tmp_path: Path
     folder.mkdir(parents=True)
     monkeypatch.chdir(folder)
     monkeypatch.setattr(artifacts, "create_link_artifact", lambda link, **given: left.append(given | {"link": link}))
-    monkeypatch.setattr(artifacts, "_mlflow_address", lambda *_: "http://127.0.0.1/run")
-    place = "sqlite:////tmp/a](javascript:b)<img src=x>`|"
-    artifacts._publish_mlflow_run([f"MLflow: logged run {'0123456789abcdef' * 2} in {place}"])
+    monkeypatch.setattr(tracking, "run_of_the_result", lambda: ("7", "0123456789abcdef" * 2))
+    artifacts._link_mlflow_run()
     page = MarkdownIt("js-default").render(f"[{left[0]['link_text']}]({left[0]['link']})")
-    assert re.findall("<(?!/?p>)[^>]*>", page) == ['<a href="http://127.0.0.1/run">', "</a>"]
-    assert html.unescape(re.sub("<[^>]*>", "", page)).strip().endswith(f"in {place}")
+    address = f"http://127.0.0.1:5000/#/experiments/7/runs/{'0123456789abcdef' * 2}"
+    assert re.findall("<(?!/?p>)[^>]*>", page) == [f'<a href="{address}">', "</a>"]
     described = MarkdownIt("commonmark").render(left[0]["description"])
     assert html.unescape(re.sub("</?p>", "", described)).strip() == f"Results of {Path.cwd()}"
 

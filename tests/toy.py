@@ -21,7 +21,7 @@ limits: {default: 30}
 retries: {attempts: 2, seconds: 0}
 deployments:
   on-demand: {flow: pipeline, cron: null, parameters: {wait_minutes: 0}}
-  nightly: {flow: pipeline, cron: "0 2 * * *", timezone: Europe/Berlin}
+  nightly: {flow: pipeline, cron: "0 2 * * *", timezone: Europe/Berlin, tags: [training, scheduled]}
   hourly: {flow: check, cron: "7 * * * *"}
 ui: {prefect: 4200, mlflow: 5000, reports: 5001}
 """
