@@ -12,6 +12,7 @@ from typing import Any
 from flows import control
 from flows.control import ControlError, Deployed
 from flows.server import ServerError, check_server
+from tasks.printable import one_line
 
 POLL_SECONDS = 2  # between two questions to the server about what to run
 
@@ -22,7 +23,7 @@ def main() -> int:
         deployed = control.load().deployments
         check_server(needed=True)
     except (ControlError, ServerError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     return _serve(deployed)
 
@@ -31,7 +32,7 @@ def _serve(deployed: list[Deployed]) -> int:
     try:
         found = [_deployment(entry) for entry in deployed]
     except ControlError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     asyncio.run(_run(found))
     return 0

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from saeexplainer.errors import UserError
 from saeexplainer.storage import read_json, replacing
 from tasks import params as parameters
+from tasks.printable import one_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -172,7 +173,7 @@ def main() -> int:
             raise UserError(f"{DATA_DOCS}: there is no preference set yet; `dvc repro` makes them")
         index = write_index(list(params.rounds)).resolve()
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     if not (_has_display() and webbrowser.open(index.as_uri())):
         print(index)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saeexplainer.errors import UserError
+from tasks import printable
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -125,5 +126,5 @@ def experiment_id(client: "MlflowClient", name: str) -> str:
 
 def one_line(error: BaseException) -> str:
     """An exception as a short piece of one line, without the credentials that an address in it may hold."""
-    text = without_credentials(" ".join(str(error).split())) or type(error).__name__
+    text = without_credentials(printable.one_line(error)) or type(error).__name__
     return text if len(text) <= 200 else f"{text[:200]}..."
