@@ -98,7 +98,7 @@ STATE_SPACE: dict[str, Callable[[int], t.PreTrainedModel]] = {
     ),
     "zamba": _hybrid(
         t.ZambaConfig, t.ZambaForCausalLM, **_MIXED | {"num_key_value_heads": 4}, mamba_d_state=8,
-        layers_block_type=["mamba", "mamba", "hybrid", "mamba"],
+        layers_block_type=["mamba", "mamba", "hybrid", "hybrid"],
     ),
     "zamba2": _hybrid(
         t.Zamba2Config, t.Zamba2ForCausalLM, **_MIXED | {"num_key_value_heads": 4}, mamba_d_state=8, n_mamba_heads=8,

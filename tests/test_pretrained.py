@@ -25,6 +25,7 @@ from saeexplainer import models, sae
 from saeexplainer.config import Evaluation, EvaluationKind, Params, Pretrained, PretrainedSae, SaeSpec
 from saeexplainer.domains import open_domain
 from saeexplainer.errors import UserError
+from saeexplainer.exchange import FEATURE_ID
 from saeexplainer.reading import open_reader
 from saeexplainer.records import (
     CandidateRow,
@@ -171,6 +172,14 @@ def test_the_subject_is_pointed_to_and_measured(family: Path, here: Path) -> Non
         nats -= sum(float(logits[at, token]) for at, token in enumerate(ids[1:]))
         count += len(ids) - 1
     assert stored["loss"] == pytest.approx(nats / count, rel=1e-4)
+
+
+def test_a_subject_has_one_word_in_the_ids_of_its_features(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / "tiny").mkdir()
+    monkeypatch.chdir(here / "tiny")
+    for source, said in (("my own  model", "my-own-model"), (".", "tiny"), ("openai/gpt2", "gpt2"), ("../b/", "b")):
+        name = extract_activations.subject_name(brought(source, {}, None))
+        assert name == said and FEATURE_ID.fullmatch(f"{name}/main/3")
 
 
 def test_what_was_folded_is_stored_and_loads_again_unchanged(gpt2: Path, here: Path) -> None:
