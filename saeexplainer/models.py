@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
@@ -35,7 +36,10 @@ ROOM = 2**28  # numbers in one array, 1 GiB in float32: what reads many texts at
 CHAT: dict[str, Any] = {"add_generation_prompt": True, "enable_thinking": False, "date_string": "26 Jul 2024"}
 _COMMIT = re.compile("[0-9a-f]{40}")
 # What transformers and sae-lens end with on a folder that is damaged, or of a kind that they do not know.
-UNREADABLE = (OSError, ValueError, ImportError, TypeError, AttributeError, LookupError, RuntimeError, ArithmeticError)
+UNREADABLE = (
+    OSError, ValueError, ImportError, TypeError, AttributeError, LookupError, RuntimeError, ArithmeticError,
+    StrictDataclassError,
+)  # fmt: skip
 # How a model's authors want it sampled is left behind. transformers takes from there whatever a caller leaves open: a
 # greedy answer would be drawn, and a penalty on the prompt's tokens would look feature ids up among the logits.
 _SAMPLING = (
@@ -129,7 +133,7 @@ def load_model(
 
     dtype: one of DTYPES. device_map, attention: as transformers' `device_map` and `attn_implementation`; None is its
     own choice (the CPU; eager where a model caps its attention logits, as Gemma 2 does). blocks: keep only the first
-    so many blocks and leave the other weights unread, if the family can be cut; it is whole otherwise. That is enough to
+    so many blocks and leave the other weights unread, if the family can be cut; else it is whole. That is enough to
     read activations up to there; what such a model predicts means nothing. quantize: linear layers in 4 bits (NF4),
     computing in bfloat16. Of a model for images and text, the text part is loaded. Raises UserError if there is no such
     model, if its weights are not all there, or if the package that quantizes is missing.

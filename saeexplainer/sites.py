@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from saeexplainer.errors import UserError
-from saeexplainer.models import check_block, read_module, transformer_blocks
+from saeexplainer.models import check_block, read_module, text_name, transformer_blocks
 
 if TYPE_CHECKING:
     from sae_lens import SAE

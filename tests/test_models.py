@@ -132,6 +132,7 @@ def test_a_folder_that_is_no_model_is_one_line(tmp_path):
             load_model(folder)
         message = str(caught.value)
         assert message.startswith(f"{folder}: no") and "\n" not in message, wrong
+        assert wrong != "a text for a number" or "'num_hidden_layers' expected int, got str" in message
         with pytest.raises(UserError):
             load_model(folder, blocks=2)
     for number, content in enumerate((None, b"", b"[]", b"{}", b"{", b'{"model": 7}', b"\xff\xfe[")):
