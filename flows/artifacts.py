@@ -101,5 +101,5 @@ def _link_mlflow_run() -> None:
     uri = store.address()
     base = uri if uri.startswith("http") else os.environ.get("SAE_EXPLAINER_MLFLOW_URL")
     base = base or f"http://127.0.0.1:{control.load().ports.mlflow}"  # where `make ui` serves it
-    address = f"{store.without_credentials(base).rstrip('/')}/#/experiments/{experiment}/runs/{run}"
+    address = store.page(store.without_credentials(base), experiment, run)
     create_link_artifact(address, link_text=f"MLflow run {run}", key="mlflow-run", description=f"Results of {literal(str(Path.cwd()))}")

@@ -13,6 +13,7 @@ from flows import control, notifications
 from flows.control import ControlError, Deployed
 from flows.server import ServerError, check_server
 from tasks import surroundings
+from tasks.printable import one_line
 
 POLL_SECONDS = 2  # between two questions to the server about what to run
 
@@ -25,7 +26,7 @@ def main() -> int:
         webhook = settings.webhook()
         check_server(needed=True)
     except (ControlError, ServerError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     return _serve(settings.deployments, webhook)
 
@@ -34,7 +35,7 @@ def _serve(deployed: list[Deployed], webhook: str | None) -> int:
     try:
         found = [_deployment(entry) for entry in deployed]
     except ControlError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     asyncio.run(_run(found, webhook))
     return 0

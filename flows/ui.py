@@ -29,6 +29,7 @@ from flows.control import ControlError, Ports
 from flows.server import ServerError, check_database
 from tasks import prefect_api, repro, surroundings
 from tasks import store as mlflow_store
+from tasks.printable import one_line
 
 HOST = "127.0.0.1"
 PATIENCE_SECONDS = 300  # that a program may take until it answers; the first start makes databases
@@ -267,7 +268,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("starting Prefect, MLflow and the deployments; the first time takes a minute", flush=True)
         run(ports, partial(print, flush=True))
     except (ControlError, ServerError, UiFailed) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nstopped", flush=True)

@@ -6,5 +6,6 @@ class UserError(Exception):
 
 
 def first_line(error: Exception) -> str:
-    """Of a library's message; the error's kind where it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """Of a library's message, with the next where it only leads up to that; the error's kind where there is none."""
+    first, *others = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{first} {others[0].strip()}" if others and first.endswith(":") else first

@@ -1,16 +1,18 @@
-"""Feature records as Neuronpedia and the reference exchange them: JSON lines to our columns and back. Pure.
+"""Feature records as Neuronpedia and the reference exchange them: JSON to our columns and back. Pure.
 
-One feature a line. Two shapes are read: the reference's (METHOD section 4: `feature_id`, `explanation`, ...), which
-is also the one that is written, and Neuronpedia's own (`modelId`, `layer`, `index`, with `description` as in its
-exports or with `explanations` and `activations` as its API answers). Fields that nobody here knows stay with their
-record. What is no record is named by file and line, and then nothing at all is read from that file. docs/EXCHANGE.md
-has the fields.
+A file has one feature a line, or it is one JSON array of features, as an API answers. Two shapes of a feature are read:
+the reference's (METHOD section 4: `feature_id`, `explanation`, ...), which is also the one that is written, as lines,
+and Neuronpedia's own (`modelId`, `layer`, `index`, with `description` as in its exports or with `explanations` and
+`activations` as its API answers). Fields that are not known here stay with their record. What is no record is named by
+file and line (in an array by its place), and then nothing at all is read from that file. docs/EXCHANGE.md has the
+fields.
 """
 
 import json
 import math
 import re
 import sys
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any, NoReturn
@@ -28,44 +30,73 @@ SCORES = [field.name for field in fields(EvaluationRow) if field.type is float] 
 
 
 def read(lines: Iterable[bytes], file: str) -> list[FeatureRecord]:
-    """The records of a JSON lines file, in order; empty lines do not count.
+    """The records of a file, in order; empty lines do not count.
 
-    Raises UserError, which begins with `file` and the number of the line, on the first line that is no record.
+    Raises UserError, which begins with `file` and the number of the line or of the record in an array, on the first one
+    that is no record.
     """
     found = []
-    for number, line in enumerate(lines, start=1):
+    for place, text in _texts(iter(lines), file):
         try:
-            if line.strip():
-                found.append(from_dict(_parsed(line)))
+            found.append(from_dict(_parsed(text) if isinstance(text, bytes) else text))
         except UserError as error:
-            raise UserError(f"{file}:line {number}: {error}") from None
+            raise UserError(f"{place}: {error}") from None
     if not found:
-        raise UserError(f"{file}: holds no record; give a file with one JSON object a line")
+        raise UserError(f"{file}: holds no record; give a file with one JSON object a line, or an array of them")
     return found
 
 
-def _parsed(line: bytes) -> Any:
-    """The value of a line, once it can be stored and written again."""
+def _texts(lines: Iterator[bytes], file: str) -> Iterator[tuple[str, Any]]:
+    """Each record with its place: the bytes of a line, or a value of an array."""
+    first = True
+    for number, line in enumerate(lines, start=1):
+        bare = line.removeprefix(BOM_UTF8).strip()
+        if bare and first and (bare.startswith(b"[") or bare == b"{"):  # a value over several lines
+            # Empty lines before it count, where its own are counted.
+            yield from _values(b"\n" * (number - 1) + b"".join([line.removeprefix(BOM_UTF8), *lines]), file)
+        elif bare:
+            yield f"{file}:line {number}", bare
+        first = first and not bare
+
+
+def _values(whole: bytes, file: str) -> Iterator[tuple[str, Any]]:
+    """The records of a text that is one JSON value: an array of them, or a single one."""
     try:
-        value = json.loads(line.strip().decode("utf-8-sig"))
+        value = _parsed(whole, "correct the file")
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
+    values = value if isinstance(value, list) else [value]
+    yield from ((f"{file}:record {number}", one) for number, one in enumerate(values, start=1))
+
+
+def _parsed(text: bytes, cure: str = "correct or remove the line") -> Any:
+    """The value of a JSON text, once it can be stored and written again."""
+    try:
+        value = json.loads(text.decode("utf-8"))
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()  # refuses NaN and half characters
     except (ValueError, RecursionError) as error:
-        is_syntax = isinstance(error, json.JSONDecodeError)
-        reason = f"character {error.pos + 1}: {error.msg}" if is_syntax else " ".join(str(error).split())
-        raise UserError(f"not JSON in UTF-8 ({reason[:100]}); correct or remove the line") from None
+        raise UserError(f"not JSON in UTF-8 ({_reason(error)[:100]}); {cure}") from None
     return value
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong with a JSON text; where, if it is known: the line too, in a text that has several."""
+    if not isinstance(error, json.JSONDecodeError):
+        return " ".join(str(error).split())
+    line = f"line {error.lineno}, " if "\n" in error.doc else ""
+    return f"{line}character {error.colno}: {error.msg}"
 
 
 def from_dict(given: Any) -> FeatureRecord:
     """One record of either shape. Raises UserError, which names the field and its value."""
-    record = _mapping("the line", given)
+    record = _mapping("the record", given)
     if "feature_id" not in record and "modelId" in record:
         record = _from_neuronpedia(record)
     feature_id = record.get("feature_id")
     if not isinstance(feature_id, str) or not FEATURE_ID.fullmatch(feature_id):
         _refuse("feature_id", feature_id, "text like llama3.1-8b/15-llamascope-res-32k/123: subject/sae/index")
     metadata = _mapping("metadata", _given(record, "metadata", {}))
-    if str(metadata.get("feature_index", index_of(feature_id))) != str(index_of(feature_id)):
+    if str(_whole(_given(metadata, "feature_index", index_of(feature_id)))) != str(index_of(feature_id)):
         _refuse("metadata.feature_index", metadata["feature_index"], f"the index of the feature_id {feature_id}")
     contexts = [
         _context(f"top_activating_contexts[{at}]", context)
@@ -88,13 +119,14 @@ def from_dict(given: Any) -> FeatureRecord:
 
 def _context(name: str, given: Any) -> dict[str, Any]:
     context = _mapping(name, given)
-    index = context.get("max_activation_token_index")
+    index = _whole(context.get("max_activation_token_index"))
     if not _is_count(index):
         _refuse(f"{name}.max_activation_token_index", index, "a whole number from 0 on")
     return context | {
         "text": _text(f"{name}.text", context.get("text")),
         "max_activation": _number(f"{name}.max_activation", context.get("max_activation")),
         "max_activation_token": _text(f"{name}.max_activation_token", context.get("max_activation_token")),
+        "max_activation_token_index": index,
     }
 
 
@@ -102,7 +134,7 @@ def _from_neuronpedia(payload: dict[str, Any]) -> dict[str, Any]:
     """Neuronpedia's shape in the reference's. Its explanations come best first, so the first one is taken; the list of
     them stays among the further fields. Of the activations, which come token by token, texts and maxima are taken."""
     model, source = (_text(name, payload.get(name)) for name in ("modelId", "layer"))
-    index = payload.get("index")
+    index = _whole(payload.get("index"))
     metadata = {
         "target_model": model,
         "sae_id": source,
@@ -128,7 +160,7 @@ def _from_activation(name: str, given: Any) -> dict[str, Any]:
     activation = _mapping(name, given)
     tokens = _list(f"{name}.tokens", activation.get("tokens"))
     pieces = [_text(f"{name}.tokens", token).replace("▁", " ") for token in tokens]  # SentencePiece's space
-    peak = activation.get("maxValueTokenIndex")
+    peak = _whole(activation.get("maxValueTokenIndex"))
     if not _is_count(peak) or peak >= len(pieces):
         _refuse(f"{name}.maxValueTokenIndex", peak, f"an index of its {len(pieces)} tokens")
     return {
@@ -218,6 +250,11 @@ def prefix_of(feature_id: str) -> str:
     return feature_id.rpartition("/")[0]
 
 
+def sae_of(feature_id: str) -> str:
+    """The SAE's name in a feature's id."""
+    return feature_id.split("/")[1]
+
+
 def index_of(feature_id: str) -> int:
     """The latent of a feature's id."""
     return int(feature_id.rpartition("/")[2])
@@ -257,6 +294,11 @@ def _text(name: str, value: Any) -> str:
 def _number(name: str, value: Any) -> float:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return float(value) if is_number and abs(value) <= sys.float_info.max else _refuse(name, value, "a finite number")
+
+
+def _whole(value: Any) -> Any:
+    """3 for 3.0, which a column of whole numbers becomes in a table with gaps; anything else as it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _is_count(value: Any) -> bool:

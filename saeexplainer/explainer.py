@@ -191,6 +191,8 @@ class Explainer:
         The text is tokenized as in training, which for some BPE samples is not how it was generated. An empty explanation
         has NaN.
         """
+        from tqdm.auto import tqdm
+
         examples = [
             self.prompts.example(feature, explanation)
             for feature, explanation in zip(features, explanations, strict=True)
@@ -198,7 +200,8 @@ class Explainer:
         found = [math.nan] * len(examples)
         lengths = [len(example["input_ids"]) for example in examples]
         words = self.model.get_input_embeddings().weight.shape[0]
-        for indices in by_length(lengths, fitting(self.generation.batch_size, max(lengths, default=1) * words)):
+        at_once = fitting(self.generation.batch_size, max(lengths, default=1) * words)
+        for indices in tqdm(list(by_length(lengths, at_once)), desc="how sure the explainer is"):
             ids, mask, labels = self._batch([examples[index] for index in indices])
             logits = self.model(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
             labels = labels.to(logits.device)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
@@ -34,6 +35,11 @@ ROOM = 2**28  # numbers in one array, 1 GiB in float32: what reads many texts at
 # day it is, which would be another at every run. The others ignore both.
 CHAT: dict[str, Any] = {"add_generation_prompt": True, "enable_thinking": False, "date_string": "26 Jul 2024"}
 _COMMIT = re.compile("[0-9a-f]{40}")
+# What transformers and sae-lens end with on a folder that is damaged, or of a kind that they do not know.
+UNREADABLE = (
+    OSError, ValueError, ImportError, TypeError, AttributeError, LookupError, RuntimeError, ArithmeticError,
+    StrictDataclassError,
+)  # fmt: skip
 # How a model's authors want it sampled is left behind. transformers takes from there whatever a caller leaves open: a
 # greedy answer would be drawn, and a penalty on the prompt's tokens would look feature ids up among the logits.
 _SAMPLING = (
@@ -136,32 +142,60 @@ def load_model(
 
     dtype: one of DTYPES. device_map, attention: as transformers' `device_map` and `attn_implementation`; None is its
     own choice (the CPU; eager where a model caps its attention logits, as Gemma 2 does). blocks: keep only the first
-    so many blocks and leave the other weights unread. That is enough to read activations up to there; what such a model
-    predicts means nothing. quantize: linear layers in 4 bits (NF4), computing in bfloat16. Of a model for images and
-    text, the text part is loaded. Raises UserError if there is no such model, if its weights are not all there, or if
-    the package that quantizes is missing.
+    so many blocks and leave the other weights unread, if the family can be cut; else it is whole. That is enough to
+    read activations up to there; what such a model predicts means nothing. quantize: linear layers in 4 bits (NF4),
+    computing in bfloat16. Of a model for images and text, the text part is loaded. Raises UserError if there is no such
+    model, if its weights are not all there, or if the package that quantizes is missing.
     """
-    from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     where = _where(source, revision)
     if "revision" not in where and not Path(source, "config.json").is_file():
         raise UserError(f"{source}: not a model folder (no config.json); name a folder that transformers saved")
     if dtype not in DTYPES:
         raise UserError(f"{source}: dtype {dtype!r} is not known; choose one of {', '.join(DTYPES)}")
     _check_device(device_map, source)
+    how = {"dtype": dtype, "device_map": device_map, "attn_implementation": attention, **_four_bits(quantize), **where}
+    if blocks is not None:
+        _check_blocks(source, where, blocks)
+        try:
+            return _loaded(source, how, where, blocks)
+        except UserError:  # a family whose parts are shared among blocks, or a broken one, of which the next line tells
+            pass
+    return _loaded(source, how, where, None)
+
+
+def _config(source: Path | str, where: dict[str, Any]) -> "PretrainedConfig":
+    """The configuration of a model, and of its text part if it has others. Raises UserError."""
+    from transformers import AutoConfig
+
     try:
-        whole = AutoConfig.from_pretrained(source, **where)
-        config = whole.get_text_config()
+        config = AutoConfig.from_pretrained(source, **where)
+        config.get_text_config()
+    except UNREADABLE as error:
+        raise UserError(f"{source}: no causal language model in it ({first_line(error)}){_hub_advice(where)}") from None
+    return config
+
+
+def _loaded(source: Path | str, how: dict[str, Any], where: dict[str, Any], blocks: int | None) -> "PreTrainedModel":
+    """The model, whole or its first blocks. Raises UserError."""
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    whole = _config(source, where)
+    config = whole.get_text_config()
+    try:
         if blocks is not None:
-            _keep_blocks(config, blocks, source)
+            _keep_blocks(config, blocks)
         with _quiet_loading():
             model, found = AutoModelForCausalLM.from_pretrained(
-                source, config=config, dtype=dtype, device_map=device_map, attn_implementation=attention,
-                use_safetensors=True, key_mapping=None if config is whole else _TEXT_WEIGHTS, output_loading_info=True,
-                ignore_mismatched_sizes=True, **_four_bits(quantize), **where,
+                source, config=config, use_safetensors=True, key_mapping=None if config is whole else _TEXT_WEIGHTS,
+                output_loading_info=True, ignore_mismatched_sizes=True, **how,
             )  # fmt: skip
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        if blocks is not None:
+            transformer_blocks(model)  # which tells that the family keeps more than its blocks in such a list
+    except torch.OutOfMemoryError:
+        raise
+    except (*UNREADABLE, SafetensorError) as error:
+        attention = how["attn_implementation"]
         if attention is not None and re.search("attn|attention", str(error), re.IGNORECASE):
             raise UserError(
                 f"{source}: attention {attention!r} cannot be had ({first_line(error)}); choose another, or null"
@@ -191,7 +225,7 @@ def load_tokenizer(
     where = _where(source, revision)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **where)
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # what the tokenizers' library raises for a damaged file is of no kind of its own
         raise UserError(f"{source}: no tokenizer in it ({first_line(error)}){_hub_advice(where)}") from None
     if not tokenizer.is_fast:
         raise UserError(f"{source}: no fast tokenizer (tokenizer.json), which character offsets need; save it as one")
@@ -265,14 +299,21 @@ def _four_bits(quantize: bool) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _keep_blocks(config: "PretrainedConfig", blocks: int, source: Path | str) -> None:
-    """Make a configuration that of its first blocks. Raises UserError if there are not so many."""
-    count = config.num_hidden_layers
+def _check_blocks(source: Path | str, where: dict[str, Any], blocks: int) -> None:
+    """Raise UserError if the model has not so many blocks."""
+    count = _config(source, where).get_text_config().num_hidden_layers
     if not 1 <= blocks <= count:
         raise UserError(f"{source}: {blocks} blocks are asked for, it has {count}; choose a block of the model")
+
+
+def _keep_blocks(config: "PretrainedConfig", blocks: int) -> None:
+    """Make a configuration that of its first blocks."""
+    count = config.num_hidden_layers
     config.num_hidden_layers = blocks
-    if getattr(config, "layer_types", None):  # sliding or full attention, block by block
-        config.layer_types = config.layer_types[:blocks]
+    # What is said block by block, such as which have full attention; some families derive it and hold no list.
+    for name, value in list(vars(config).items()):
+        if isinstance(value, list) and len(value) == count:
+            setattr(config, name, value[:blocks])
 
 
 @contextmanager
@@ -317,17 +358,33 @@ def special_ids(tokenizer: "PreTrainedTokenizerFast") -> list[int]:
     return sorted({*tokenizer.all_special_ids, *added})
 
 
+def text_name(module: str) -> str:
+    """The name in the text part, which alone is loaded, of what a model for images and text calls otherwise."""
+    for pattern, replacement in _TEXT_WEIGHTS.items():
+        module = re.sub(pattern, replacement, module)
+    return module
+
+
 def transformer_blocks(model: nn.Module) -> nn.ModuleList:
-    """The list of transformer blocks: the only ModuleList of the decoder as long as the config says.
+    """The list of blocks: the only ModuleList of the decoder as long as the config says, but for those inside a block.
 
     Raises UserError if that is unclear.
     """
     count = model.config.get_text_config().num_hidden_layers
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
-    found = [module for module in decoder.modules() if isinstance(module, nn.ModuleList) and len(module) == count]
+    found = list(_outermost(decoder, count))
     if len(found) != 1:
         raise UserError(f"{type(model).__name__}: expected one list of {count} blocks, found {len(found)}")
     return found[0]
+
+
+def _outermost(module: nn.Module, count: int) -> Iterator[nn.ModuleList]:
+    """The lists of so many modules that lie in no other such list: experts may be as many as blocks."""
+    for child in module.children():
+        if isinstance(child, nn.ModuleList) and len(child) == count:
+            yield child
+        else:
+            yield from _outermost(child, count)
 
 
 def check_block(model: nn.Module, block: int, field: str) -> None:

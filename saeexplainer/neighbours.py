@@ -79,12 +79,14 @@ def nearest(
     Neighbours of a training feature are training features, those of a valid one are no test features. Takes some 40
     bytes a feature for each of AT_ONCE others.
     """
+    from tqdm.auto import tqdm
+
     latents = [row.index for row in rows]
     units = torch.nn.functional.normalize(decoder[latents].detach(), dim=1)
     splits = np.array([row.split for row in rows])
     may_be = {split: np.isin(splits, list(known)) for split, known in MAY_KNOW.items()}
     found = []
-    for start in range(0, len(rows), AT_ONCE):
+    for start in tqdm(range(0, len(rows), AT_ONCE), desc="neighbours"):
         here = slice(start, start + AT_ONCE)
         cosine = (units[here] @ units.T).cpu().numpy()
         overlap = firing.overlap(latents[here], latents)

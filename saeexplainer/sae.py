@@ -17,7 +17,7 @@ from torch import Tensor
 
 from saeexplainer.config import PrepareSae, SaeSpec
 from saeexplainer.errors import UserError, first_line
-from saeexplainer.models import fitting
+from saeexplainer.models import UNREADABLE, fitting
 from saeexplainer.sites import Place, Site, parse_site
 from saeexplainer.storage import read_json, write_json
 
@@ -80,8 +80,12 @@ def trained_site(config: PrepareSae) -> Site:
     return Site(config.hook_block, Place.resid_post)
 
 
-def save(sae: "SAE", folder: Path) -> None:
-    """Store an SAE as `load` reads it: what was folded into its weights is no longer asked for."""
+def save(sae: "SAE", site: Site, folder: Path) -> None:
+    """Store an SAE as `load` reads it: what was folded into its weights is no longer asked for, and where it reads goes
+    by the name of a hook, whatever its training called it."""
+    metadata = sae.cfg.metadata
+    if metadata.hook_name != str(site):
+        metadata.hook_name, metadata.model_class_name = str(site), "HookedTransformer"  # the class that has such hooks
     _, settings_file = sae.save_model(folder)
     _sort_keys(settings_file)
 
@@ -93,8 +97,10 @@ def _sort_keys(settings_file: Path | str) -> None:
 
 def stored_site(folder: Path) -> Site:
     """The site that a stored SAE reads, from its settings alone. Raises UserError if there is none."""
-    name = read_json(folder / "cfg.json").get("metadata", {}).get("hook_name")
-    if name is None:
+    stored = read_json(folder / "cfg.json")
+    metadata = stored.get("metadata") if isinstance(stored, dict) else None
+    name = metadata.get("hook_name") if isinstance(metadata, dict) else None
+    if not isinstance(name, str):
         raise UserError(f"{folder}: its cfg.json names no hook_name in its metadata; run `dvc repro` to make it")
     return parse_site(name)
 
@@ -135,7 +141,7 @@ def load(
             sae = _read(source, sae_id, device)
     except KeyError as error:
         raise UserError(f"{source}: sae-lens reads no SAE of that kind ({error}); save its inference form") from None
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (*UNREADABLE, AssertionError, SafetensorError) as error:
         advice = "check its name, and the connection"
         raise UserError(f"{source}: no SAE {sae_id or ''} that sae-lens reads ({first_line(error)}); {advice}") from None
     _check(sae, source, d_model)
@@ -224,9 +230,12 @@ def evaluate(reader: "Reader", texts: list[str]) -> dict[str, SaeReport]:
         name: _Sums(torch.zeros(sae.cfg.d_sae, dtype=torch.bool, device=reader.device))
         for name, sae in reader.saes.items()
     }
+    from tqdm.auto import tqdm
+
     samples, clean, zero = [], 0.0, 0.0
     widest = max(reader.model.config.vocab_size, *(sae.cfg.d_sae for sae in reader.saes.values()))
-    for indices in reader.batches(texts, fitting(64, reader.context_length * widest)):
+    batches = reader.batches(texts, fitting(64, reader.context_length * widest))
+    for indices in tqdm(batches, desc="how well the SAEs fit"):  # each batch runs the whole model three times or more
         batch = reader.read([texts[index] for index in indices])
         found = batch.of_valid
         samples.append(found.cpu())

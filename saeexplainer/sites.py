@@ -1,5 +1,8 @@
 """Where an SAE reads the model: a TransformerLens hook name, found in any transformers model by structure.
 
+An SAE that sae-lens trained on a transformers model itself names a module instead, whose output it reads; what that is
+in the residual stream is found in the model, and then it goes by its hook name too.
+
 A residual site is the input or the output of a block. What attention and the MLP write is what the block adds to the
 residual stream, after a norm of its own where there is one (Gemma 2 and 3): it is found by arithmetic, as those two
 children of the block whose outputs add up to the block's output less its input.
@@ -18,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from saeexplainer.errors import UserError
-from saeexplainer.models import check_block, read_module, transformer_blocks
+from saeexplainer.models import check_block, read_module, text_name, transformer_blocks
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -77,14 +80,45 @@ def one_site(sites: Mapping[str, Site]) -> Site:
     return site
 
 
-def site_of(sae: "SAE") -> Site:
-    """The site that an SAE's metadata names. Raises UserError if it names none, or a single head."""
+def site_of(sae: "SAE", model: nn.Module) -> Site:
+    """The site in the model that an SAE's metadata names, as a hook or as a module.
+
+    Raises UserError if it names none, a single head, or a place that is not read.
+    """
     metadata = sae.cfg.metadata
-    if metadata.hook_name is None:
-        raise UserError("hook_name: the SAE's cfg.json names none in its metadata; add one")
+    if not isinstance(metadata.hook_name, str):
+        raise UserError(f"hook_name: is {metadata.hook_name!r} in the metadata of the SAE's cfg.json; name the place there")
     if metadata.hook_head_index is not None:
         raise UserError(f"hook_head_index: {metadata.hook_head_index}; SAEs on one head are not read, choose another")
-    return parse_site(metadata.hook_name)
+    is_hook = metadata.hook_name.rpartition(".")[2].startswith("hook_")
+    return parse_site(metadata.hook_name) if is_hook else module_site(model, metadata.hook_name)
+
+
+def module_site(model: nn.Module, name: str) -> Site:
+    """The site that is the output of the module of that name, in the model or in the one whose text part it is.
+
+    Raises UserError if it is neither a block nor what adds to the residual stream in one.
+    """
+    names = {module: path for path, module in model.named_modules()}
+    blocks = transformer_blocks(model)
+    wanted = text_name(name)
+    for number, block in enumerate(blocks):
+        path = names[block]
+        if wanted == path:
+            return Site(number, Place.resid_post)
+        if wanted.startswith(f"{path}."):
+            attention, mlp = _writers(model, block)
+            places = {names[attention]: Place.attn_out, names[mlp]: Place.mlp_out}
+            if wanted in places:
+                return Site(number, places[wanted])
+            raise UserError(
+                f"hook_name: {name} is not what the block adds to the residual stream; choose an SAE on {path}, "
+                f"{' or '.join(places)}"
+            )
+    raise UserError(
+        f"hook_name: {name} is no part of a block of {type(model).__name__}; choose an SAE on one of "
+        f"{names[blocks[0]]} to {names[blocks[-1]]}"
+    )
 
 
 class SiteReader:

@@ -118,13 +118,15 @@ def steer(
     features: Sequence[int], maxima: Sequence[float], config: "Steer",
 ) -> list[list[Steered]]:  # fmt: skip
     """For each feature one entry a target. `maxima` are the features' corpus maxima, where the search begins."""
+    from tqdm.auto import tqdm
+
     asked = [sign * size for size in config.divergences for sign in (1.0, -1.0)]
     per = len(asked)
     rows = torch.tensor(features).repeat_interleave(per)
     targets = torch.tensor(asked).repeat(len(features))
     start = torch.tensor(maxima).repeat_interleave(per)
     found: list[Steered] = []
-    for chunk in range(0, len(rows), config.batch_size):
+    for chunk in tqdm(range(0, len(rows), config.batch_size), desc="steering"):
         here = slice(chunk, chunk + config.batch_size)
         reached_by = partial(steering.divergence, prompts, rows[here])
         values = bisect(reached_by, targets[here], start[here])

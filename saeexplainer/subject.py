@@ -167,7 +167,7 @@ def loss_on(
     ]
     nats, count = 0.0, 0
     at_once = fitting(64, config.context_length * model.config.vocab_size)
-    for batch in by_length([len(text) for text in texts], at_once):
+    for batch in tqdm(list(by_length([len(text) for text in texts], at_once)), desc="the subject's loss"):
         ids, mask, valid = (
             one.to(device_of(model))
             for one in encode_batch(tokenizer, [texts[at] for at in batch], config.context_length)

@@ -18,6 +18,7 @@ from saeexplainer import web
 from saeexplainer.errors import UserError
 from saeexplainer.records import NOT_EXPLAINED
 from tasks import progress, surroundings
+from tasks.printable import one_line, printable
 
 REPORT = Path("reports/report.html")
 CHAMPION = "champion"
@@ -80,7 +81,7 @@ def explain(
         print(json.dumps(records, indent=2))
         return
     for record in records:
-        print(f"{record['feature_id']}: {record['explanation'] or '(nothing)'}")
+        print(printable(f"{record['feature_id']}: {record['explanation'] or '(nothing)'}"))
         expected = record["expected_accuracy"]
         said = "unknown, because every call for its texts failed" if expected is None else f"{expected:.3f}"
         print(f"    expected accuracy {said}, by {explainer}")
@@ -128,20 +129,25 @@ Force = Annotated[bool, typer.Option("--force", help="Replace what an earlier co
 
 @app.command("import", short_help="Bring explanations of others.")
 def import_(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="JSON lines, .gz or not: docs/EXCHANGE.md.")],
-    name: Annotated[str | None, typer.Option(metavar="NAME", help="Of the tables; else after the file.")] = None,
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE|FOLDER", help="JSON or JSON lines, .gz or not: docs/EXCHANGE.md. May be several."),
+    ],
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of the tables; else after the file or its folder.")
+    ] = None,
     under: Annotated[
-        str | None, typer.Option("--as", metavar="SUBJECT/SAE", help="What the file calls otherwise is this SAE here.")
+        str | None, typer.Option("--as", metavar="SUBJECT/SAE", help="What the files call otherwise is this SAE here.")
     ] = None,
     force: Force = False,
 ) -> None:
-    """Make a table of explanations from a file, to train on or to compare with.
+    """Make a table of explanations from files, to train on or to compare with.
 
     Example: sae-explainer import neuronpedia.jsonl --as llama/main
     """
     from tasks import exchange
 
-    print("\n".join(exchange.import_file(file, name, under, force)))
+    print("\n".join(exchange.import_files(files, name, under, force)))
 
 
 @app.command(short_help="Take explanations or pairs away.")
@@ -179,41 +185,21 @@ def export(
         print(exchange.export_explanations(evaluation, to, force))
 
 
-@app.command(short_help="Ask Neuronpedia about features.")
-def fetch(
-    source: Annotated[str, typer.Argument(metavar="MODEL/SOURCE", help="As in the address of its pages.")],
-    features: Annotated[str, typer.Option(metavar="INDICES", help="Such as 0-99,123.")],
-    to: Annotated[Path, typer.Option(metavar="FILE", help="JSON lines for sae-explainer import.")],
-    per_minute: Annotated[float, typer.Option(min=0.1, metavar="N", help="Requests at most.")] = 30.0,
-    base_url: Annotated[str, typer.Option(metavar="URL", help="Another server.")] = "https://www.neuronpedia.org",
-    cache: Annotated[Path, typer.Option(metavar="FOLDER", help="Where answers are kept.")] = Path(".cache/neuronpedia"),
-    force: Force = False,
-) -> None:
-    """Fetch feature records, one request each. Stopped or refused it goes on from where it was; NEURONPEDIA_API_KEY is
-    sent where it is set.
-
-    Example: sae-explainer fetch llama3.1-8b/15-llamascope-res-32k --features 0-99 --to llama.jsonl
-    """
-    from tasks import exchange
-
-    progress.install("fetch")
-    print("\n".join(exchange.fetch(source, features, to, base_url, per_minute, cache, force)))
-
-
 @app.command(short_help="Write params.yaml from conf/.", context_settings={"ignore_unknown_options": True})
 def compose(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Hydra overrides, such as experiment=pydoc or train_sft.epochs=3.")
     ] = None,
     output: Annotated[Path, typer.Option(metavar="FILE")] = Path("params.yaml"),
+    keep: Annotated[bool, typer.Option("--keep", help="Change FILE as it is: its experiment and values stay.")] = False,
 ) -> None:
-    """Write params.yaml from conf/; the same as python -m tasks.compose.
+    """Write params.yaml from conf/, or with --keep change the one that is there; the same as python -m tasks.compose.
 
     Example: sae-explainer compose experiment=nano seed=3
     """
     from tasks import compose as composing
 
-    raise typer.Exit(composing.main([*(overrides or []), "--output", str(output)]))
+    raise typer.Exit(composing.main([*(overrides or []), "--output", str(output), *["--keep"] * keep]))
 
 
 @app.command(short_help="Add rounds while they are worth it.")
@@ -316,7 +302,7 @@ def doctor(as_json: AsJson = False) -> None:
     for finding in findings():
         found.append(finding)
         if not as_json:
-            print(finding.line, flush=True)
+            print(printable(finding.line), flush=True)
     if as_json:
         print(json.dumps([asdict(finding) for finding in found], indent=2))
     raise typer.Exit(int(any(finding.level == "fail" for finding in found)))
@@ -337,7 +323,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)
         return 130
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {one_line(message)}", file=sys.stderr)
     return 2
 
 

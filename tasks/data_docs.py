@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 from saeexplainer.errors import UserError
 from saeexplainer.storage import read_json, replacing
-from tasks import docs_view
+from tasks import docs_view, surroundings
 from tasks import params as parameters
-from tasks import surroundings
+from tasks.printable import one_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -175,7 +175,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise UserError(f"{DATA_DOCS}: there is no preference set yet; `dvc repro` makes them")
         index = write_index(list(params.rounds)).resolve()
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     if options.no_open or not (_has_display() and webbrowser.open(index.as_uri())):
         print(index)

@@ -19,6 +19,7 @@ from importlib import metadata
 from pathlib import Path
 
 from saeexplainer.errors import UserError
+from tasks.printable import one_line
 
 LOCK_FILE, RANGES_FILE, DVC_TMP = Path("requirements.lock"), Path("pyproject.toml"), Path(".dvc/tmp")
 CONTROL, REPOSITORY = Path("conf/control.yaml"), Path(__file__).resolve().parent.parent
@@ -216,7 +217,7 @@ def _settings() -> Finding:
         overrides = [f"experiment={experiment}"] if (compose.CONF / f"experiment/{experiment}.yaml").is_file() else []
         composed = parameters.build(OmegaConf.create(compose.composed(overrides)), "conf")
     except UserError as error:
-        return Finding("fail", " ".join(str(error).split()))
+        return Finding("fail", one_line(error))
     here, there = ({key: value for key, _, value in parameters.leaves(one)} for one in (loaded, composed))
     differing = [f"{key} {here.get(key, 'left out')}" for key in here | there if here.get(key) != there.get(key)]
     if not differing:

@@ -1,12 +1,14 @@
-"""What `sae-explainer import`, `export` and `fetch` do: explanations and preference sets that come in and go out.
+"""What `sae-explainer import` and `export` do: explanations and preference sets that come in and go out.
 
-An imported file becomes two tables under data/imported: NAME.parquet, explanations that an evaluation of kind table or
-`label_features.source` takes, and NAME.records.parquet, everything that the file says. Both follow from the file alone.
+Imported files become two tables under data/imported: NAME.parquet, explanations that an evaluation of kind table or
+`label_features.source` takes, and NAME.records.parquet, everything that the files say. Both follow from the files alone.
 What is written appears whole or not at all, and nothing is overwritten unasked. docs/EXCHANGE.md shows how to use it.
 """
 
 import gzip
+import os
 import re
+import shlex
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +28,7 @@ from saeexplainer.records import (
     by_feature,
 )
 from saeexplainer.storage import read_json, read_rows, replacing, write_rows
+from tasks import compose
 from tasks import params as parameters
 
 ACTIVATIONS, EVALUATIONS, IMPORTED = Path("data/activations"), Path("data/evaluations"), Path("data/imported")
@@ -34,21 +37,28 @@ FEATURES = ACTIVATIONS / "features.parquet"
 CARD = "README.md"
 SPLITS = {"dpo": "data/train.parquet", "valid": "data/validation.parquet"}  # of a preference set to files of its export
 NAME = re.compile(r"[a-z0-9_]+")
+PARAMS = Path("params.yaml")
+ENDINGS = (".jsonl", ".json", ".jsonl.gz", ".json.gz")  # of the files that are read in a folder
+GZIP = b"\x1f\x8b"  # how such a file begins, whatever its name: a browser may have unpacked it
+NUMBERS = re.compile(r"(\d+)")
 
 
-def import_file(file: Path, name: str | None, under: str | None, force: bool) -> list[str]:
-    """Make the two tables of a JSON lines file, and say what they hold. Raises UserError, and then wrote nothing."""
-    name = re.sub(r"[^a-z0-9]+", "_", file.name.partition(".")[0].lower()) if name is None else name
+def import_files(paths: Sequence[Path], name: str | None, under: str | None, force: bool) -> list[str]:
+    """Make the two tables of files, or of those in a folder, and say what they hold. Raises UserError, and then wrote
+    nothing."""
+    name = _name_of(paths) if name is None else name
     if not NAME.fullmatch(name):
         raise UserError(f"--name: is {name!r}; use small letters, digits and _ only: it names files and evaluations")
     if under is not None and not exchange.FEATURE_ID.fullmatch(f"{under}/0"):
         raise UserError(f"--as: is {under!r}; give subject/sae, such as sandbox-llama/main")
     table, whole = IMPORTED / f"{name}.parquet", IMPORTED / f"{name}.records.parquet"
+    commands = _commands(name, table)
     for path in (table, whole):
         _may_write(path, force)
-    records = _read(file)
+    files = [file for path in paths for file in _files_of(path)]
+    records = [record for file in files for record in _read(file)]
     rows = exchange.explanations(records, under)
-    known = _known(rows, file)
+    known = _known(rows, str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more")
     with _writing(IMPORTED):
         write_rows(whole, records, FeatureRecord)
         write_rows(table, rows, ExplanationRow)
@@ -56,32 +66,67 @@ def import_file(file: Path, name: str | None, under: str | None, force: bool) ->
     return [
         f"{table}: explanations of {said} of {len(rows)} features; {whole}: {len(records)} records",
         *known,
-        f"as a baseline: sae-explainer compose '+evaluations.{name}={{kind: table, source: {table}}}'",
-        f"as labels: sae-explainer compose label_features.source={table}",
+        *commands,
     ]
+
+
+def _name_of(paths: Sequence[Path]) -> str:
+    """That of a file or folder; of several files that of the folder that holds them."""
+    absolute = [os.path.abspath(path) for path in paths]
+    last = Path(absolute[0] if len(paths) == 1 else os.path.commonpath(absolute)).name
+    return re.sub(r"[^a-z0-9]+", "_", last.partition(".")[0].lower())
+
+
+def _commands(name: str, table: Path) -> list[str]:
+    """What uses the table, as a shell takes it; each changes params.yaml as it is. Raises UserError if the name is
+    taken, or if what reads settings would take it for something else than a name."""
+    entry = f"+evaluations={{{name}: {{kind: table, source: {table}}}}}"  # Hydra takes no digit first in a dotted key
+    if compose.keys_of(entry) != [name]:
+        raise UserError(f"--name: {name!r} is a number or a keyword where settings are read; give another with --name")
+    taken = parameters.load().evaluations.get(name) if PARAMS.is_file() else None
+    if taken is not None and taken.source != str(table):
+        raise UserError(f"--name: {name!r} is an evaluation in {PARAMS} already; give another with --name")
+    return [
+        f"as a baseline: sae-explainer compose --keep {shlex.quote(entry)}",
+        f"as labels: sae-explainer compose --keep {shlex.quote(f'label_features.source={table}')}",
+    ]
+
+
+def _files_of(path: Path) -> list[Path]:
+    """The file itself, or what a folder holds of the kinds that are read, batch-2 before batch-10."""
+    if not path.is_dir():
+        return [path]
+    found = [file for file in path.iterdir() if file.is_file() and file.name.lower().endswith(ENDINGS)]
+    shown = [file for file in found if not file.name.startswith(".")]
+    if not shown:
+        raise UserError(f"{path}: holds no {', '.join(ENDINGS)} file itself; name the folder that does, or the files")
+    return sorted(shown, key=lambda file: [int(part) if part.isdigit() else part for part in NUMBERS.split(file.name)])
 
 
 def _read(file: Path) -> list[FeatureRecord]:
     try:
-        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as lines:
-            return exchange.read(lines, str(file))
+        with file.open("rb") as opened:
+            is_gzip = opened.peek(len(GZIP)).startswith(GZIP)
+            with gzip.open(opened) if is_gzip else opened as lines:
+                return exchange.read(lines, str(file))
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{file}: not gzip, or cut short ({error}); fetch it again") from None
+        raise UserError(f"{file}: gzip that is damaged or cut short ({error}); download it again") from None
     except OSError as error:
-        raise UserError(f"{file}: {error.strerror}; give a file of JSON lines") from None
+        raise UserError(f"{file}: {error.strerror}; give a file of JSON or JSON lines") from None
 
 
-def _known(rows: Sequence[ExplanationRow], file: Path) -> list[str]:
+def _known(rows: Sequence[ExplanationRow], file: str) -> list[str]:
     """How many live features of this workspace are explained; before there are any, nothing is known."""
     if not FEATURES.is_file():
         return []
     live = {row.feature_id for row in read_rows(FEATURES, FeatureRow)}
     common = [row for row in rows if row.feature_id in live]
     if not common:
-        sae = exchange.prefix_of(min(live))
+        explained = parameters.load().prepare_sae.saes[0].name
+        example = min(live, key=lambda feature_id: (exchange.sae_of(feature_id) != explained, feature_id))
         raise UserError(
-            f"{file}: {rows[0].feature_id} is no live feature here and neither is any other; ids here are like "
-            f"{min(live)}: if the file is about one of these SAEs, add --as {sae}"
+            f"{file}: {rows[0].feature_id} is no live feature here and neither is any other; ids here are like {example}: "
+            f"if the file is about that SAE, add --as {shlex.quote(exchange.prefix_of(example))}"
         )
     return [f"{sum(bool(row.explanation) for row in common)} of the {len(live)} live features here are explained"]
 
@@ -213,35 +258,6 @@ the prompt `{params.score_explanations.writer.prompt}`, {params.score_explanatio
 | `chosen_best_text`, `rejected_best_text` | the text on which the feature fired hardest |
 | `metadata` | model, SAE, layer, widths, and the split it is used as here |
 """
-
-
-def fetch(source: str, wanted: str, to: Path, base_url: str, per_minute: float, cache: Path, force: bool) -> list[str]:
-    """Ask Neuronpedia about features of a source (model/source) and write JSON lines. Raises UserError."""
-    from saeexplainer import neuronpedia
-
-    if not exchange.FEATURE_ID.fullmatch(f"{source}/0"):
-        raise UserError(f"{source}: must be model/source, such as llama3.1-8b/15-llamascope-res-32k")
-    _may_write(to, force)
-    ids = [f"{source}/{index}" for index in indices(wanted)]
-    found = neuronpedia.fetch(ids, neuronpedia.Server(base_url, cache, per_minute))
-    lines = [f"unreadable, left out: {feature_id}: {reason}" for feature_id, reason in found.unreadable.items()]
-    if found.missing:
-        lines.append(f"not there: {len(found.missing)} of {len(ids)} features, such as {found.missing[0]}")
-    if not found.records:
-        raise UserError(f"{base_url}: no record of {source}; {'; '.join(lines[:2])}")
-    return [_write_lines(to, found.records), *lines]
-
-
-def indices(text: str) -> list[int]:
-    """0-3,7 as 0, 1, 2, 3, 7; each once, in the order given. Raises UserError."""
-    found: dict[int, None] = {}
-    for part in text.split(","):
-        match = re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", part.strip())
-        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if first > last:
-            raise UserError(f"--features: {part!r} is no index and no range; give something like 0-99,123")
-        found.update(dict.fromkeys(range(first, last + 1)))
-    return list(found)
 
 
 def _choose(option: str, value: str, known: list[str]) -> None:

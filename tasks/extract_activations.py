@@ -8,6 +8,7 @@ neighbours.parquet, contexts.parquet, directions.safetensors (decoder and encode
 feature) and, where the domain knows it, truth.safetensors.
 """
 
+import os
 import platform
 import sys
 from collections import Counter
@@ -169,9 +170,9 @@ def run(params: Params) -> Report:
 
 
 def subject_name(params: Params) -> str:
-    """What feature ids call the subject: its domain and family, or the name of a model of others."""
+    """What feature ids call the subject: its domain and family, or the name of a model of others, in one word."""
     if params.prepare_subject.pretrained is not None:
-        return Path(params.prepare_subject.pretrained.source).name
+        return "-".join(Path(os.path.abspath(params.prepare_subject.pretrained.source)).name.split())
     return f"{params.prepare_subject.domain}-{params.prepare_subject.architecture}"
 
 

@@ -7,11 +7,13 @@ from pathlib import Path
 
 from saeexplainer.records import EvaluationRow, ExplanationRow, FeatureRow
 from saeexplainer.storage import read_rows
+from tasks.printable import printable
 
 ACTIVATIONS, EVALUATIONS = Path("data/activations"), Path("data/evaluations")
 LABELS = Path("data/labels.parquet")
 TOP_TOKENS = 4  # a feature
 SORTS = ("index", "density", "maximum")
+HEAD = "feature"  # of the column of ids
 
 
 @dataclass(frozen=True)
@@ -76,11 +78,13 @@ def _explanations() -> dict[str, dict[str, str]]:
 
 
 def table(features: Sequence[ListedFeature]) -> list[str]:
-    """Lines for a person: aligned columns, and under each feature what was said of it."""
-    lines = [f"{'feature':<28} {'split':<6} {'fires on':>9} {'maximum':>8}  top tokens"]
+    """Lines that a terminal can show: aligned columns, and under each feature what was said of it."""
+    wide = max([len(HEAD), *(len(feature.feature_id) for feature in features)])
+    named = max([10, *(len(name) for feature in features for name in feature.explanations)])
+    lines = [f"{HEAD:<{wide}} {'split':<6} {'fires on':>9} {'maximum':>8}  top tokens"]
     for feature in features:
         percent = f"{100 * feature.density:.2f} %"
         tokens = " ".join(feature.top_tokens)
-        lines.append(f"{feature.feature_id:<28} {feature.split:<6} {percent:>9} {feature.maximum:>8.1f}  {tokens}")
-        lines += [f"    {name:<10} {text or '-'}" for name, text in feature.explanations.items()]
-    return lines
+        lines.append(f"{feature.feature_id:<{wide}} {feature.split:<6} {percent:>9} {feature.maximum:>8.1f}  {tokens}")
+        lines += [f"    {name:<{named}} {text or '-'}" for name, text in feature.explanations.items()]
+    return [printable(line) for line in lines]

@@ -49,8 +49,8 @@ def run(params: Params) -> Report:
                 sites[spec.name] = sae.trained_site(config)
             else:
                 taken = take(params, at, spec.pretrained, model.config.hidden_size, models.starts_with_bos(tokenizer))
-                sites[spec.name] = site_of(taken)
-                sae.save(taken, folder / spec.name)
+                sites[spec.name] = site_of(taken, model)
+                sae.save(taken, sites[spec.name], folder / spec.name)
         reader = Reader(model, tokenizer, one_site(sites), context)
         train(params, reader, domain.documents("sae", config.documents), folder)
         reader.saes = {

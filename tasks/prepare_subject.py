@@ -9,7 +9,7 @@ model of others (prepare_subject.pretrained) stays where it is: what is missing,
 from dataclasses import asdict
 from pathlib import Path
 
-from saeexplainer import models, subject
+from saeexplainer import models, stream, subject
 from saeexplainer.config import Params, Pretrained
 from saeexplainer.domain import Domain, ReadingLimit
 from saeexplainer.domains import open_domain
@@ -58,6 +58,7 @@ def pointed(params: Params, pretrained: Pretrained) -> SubjectReport:
     tokenizer = models.load_tokenizer(pretrained.source, pretrained.revision, prepend_bos=config.prepend_bos)
     model = models.load_pretrained(pretrained)
     models.check_context(model, config.context_length, "prepare_subject.context_length")
+    stream.check(model, tokenizer, "prepare_subject.pretrained.source")
     limit = ReadingLimit(tokenizer, config.context_length)  # a packed corpus is cut for it
     loss = subject.loss_on(model, tokenizer, open_domain(config.domain, params.seed, config.corpus, limit), config)
     with replacing(SUBJECT) as folder:

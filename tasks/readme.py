@@ -18,6 +18,7 @@ from saeexplainer.report import headline_table, results_table
 from saeexplainer.storage import read_json, read_rows, replacing
 from tasks import params as parameters
 from tasks import surroundings
+from tasks.printable import one_line
 
 PAGES = (Path("README.md"), Path("docs/results/README.md"))
 COMPARISON = Path("reports/comparison.json")
@@ -108,7 +109,7 @@ def main() -> int:
         texts = {path: path.read_text(encoding="utf-8") for path in PAGES if path.is_file()}
         filled = {path: fill(text, blocks) for path, text in texts.items()}
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     for path, text in texts.items():
         if filled[path] != text:

@@ -27,6 +27,7 @@ from saeexplainer.config import Params
 from saeexplainer.errors import UserError
 from tasks import params as parameters
 from tasks import progress, surroundings, timings, workspace
+from tasks.printable import one_line, printable
 
 REPEATED_OVER = {
     "evaluate": "evaluations"
@@ -65,7 +66,7 @@ def main(run: Callable[..., Report], arguments: list[str] | None = None, *, para
         _run(stage, run, arguments)
         processes.leave()
     except UserError as error:
-        line = f"error: {' '.join(str(error).split())}"
+        line = f"error: {one_line(error)}"
         if processes.leave_error(line):  # the one that started this process says it, once, and ends this one
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             processes.leave()
@@ -100,7 +101,7 @@ def _run(stage: str, run: Callable[..., Report], arguments: list[str]) -> None:
     if not processes.is_first():
         return
     for line in report.lines:
-        print(line)
+        print(printable(line))
     if report.metrics:
         print(", ".join(f"{metric} {value:.4g}" for metric, value in report.metrics.items()))
     print(f"{name}: {seconds:.1f} s", flush=True)

@@ -23,7 +23,7 @@ from urllib.parse import urlencode, urlsplit
 from urllib.request import url2pathname, urlopen
 
 from saeexplainer.errors import UserError
-from tasks import workspace
+from tasks import printable, workspace
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -237,5 +237,5 @@ def runs_page(base: str) -> str:
 
 def one_line(error: BaseException) -> str:
     """An exception as a short piece of one line, without the credentials that an address in it may hold."""
-    text = without_credentials(" ".join(str(error).split())) or type(error).__name__
+    text = without_credentials(printable.one_line(error)) or type(error).__name__
     return text if len(text) <= 200 else f"{text[:200]}..."

@@ -44,6 +44,7 @@ from saeexplainer.records import EvaluationRow
 from saeexplainer.storage import read_json, read_rows, replacing, write_json
 from tasks import params as parameters
 from tasks import repro, surroundings, timings
+from tasks.printable import one_line
 
 CONF = Path("conf")
 PLANS = ("study", "ablation")  # files of conf/
@@ -394,7 +395,7 @@ def main(arguments: list[str] | None = None) -> int:
         failed = run(wanted) if wanted else []
         lines = write_report(options.plan, [collect(spec, specs) for spec in specs], resamples)
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from the stage it stopped in", file=sys.stderr)

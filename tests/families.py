@@ -77,6 +77,53 @@ FAMILIES = {
 }
 
 
+def _hybrid(config: type, model: type, **more: object) -> Callable[[int], t.PreTrainedModel]:
+    """Of a family with state-space blocks; the sizes that all of them name alike."""
+    sizes = {"hidden_size": WIDTH, "num_hidden_layers": BLOCKS}
+    return lambda vocabulary: model(config(vocab_size=vocabulary, **sizes, **more))
+
+
+_MIXED = {"intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+_SSD = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_chunk_size": 8}
+# With blocks that carry a state: they take a residual stream and give it on as attention's do.
+STATE_SPACE: dict[str, Callable[[int], t.PreTrainedModel]] = {
+    "mamba": _hybrid(t.MambaConfig, t.MambaForCausalLM, state_size=8),
+    "mamba2": _hybrid(
+        t.Mamba2Config, t.Mamba2ForCausalLM, state_size=8, num_heads=8, head_dim=8, n_groups=2, chunk_size=8
+    ),
+    "falcon_mamba": _hybrid(t.FalconMambaConfig, t.FalconMambaForCausalLM, state_size=8),
+    "jamba": _hybrid(
+        t.JambaConfig, t.JambaForCausalLM, **_MIXED, attn_layer_period=2, attn_layer_offset=1, num_experts=BLOCKS,
+        expert_layer_period=2, expert_layer_offset=1, mamba_d_state=8,
+    ),
+    "zamba": _hybrid(
+        t.ZambaConfig, t.ZambaForCausalLM, **_MIXED | {"num_key_value_heads": 4}, mamba_d_state=8,
+        layers_block_type=["mamba", "mamba", "hybrid", "hybrid"],
+    ),
+    "zamba2": _hybrid(
+        t.Zamba2Config, t.Zamba2ForCausalLM, **_MIXED | {"num_key_value_heads": 4}, mamba_d_state=8, n_mamba_heads=8,
+        mamba_ngroups=1, chunk_size=8, num_mem_blocks=1, layers_block_type=["mamba", "hybrid"] * 2,
+    ),
+    "bamba": _hybrid(t.BambaConfig, t.BambaForCausalLM, **_MIXED, **_SSD, attn_layer_indices=[1]),
+    "lfm2": _hybrid(t.Lfm2Config, t.Lfm2ForCausalLM, **_MIXED, layer_types=["conv", "full_attention"] * 2),
+}  # fmt: skip
+# To what is wrong with them as subjects.
+NO_SUBJECTS: dict[str, tuple[Callable[[int], t.PreTrainedModel], str]] = {
+    "rwkv": (_hybrid(t.RwkvConfig, t.RwkvForCausalLM), "padding before a prompt changes what is written"),
+    "rwkv_rescaled": (
+        _hybrid(t.RwkvConfig, t.RwkvForCausalLM, rescale_every=2), "what leaves block 1 is not what enters block 2",
+    ),
+    "recurrent_gemma": (
+        _hybrid(t.RecurrentGemmaConfig, t.RecurrentGemmaForCausalLM, **_MIXED, attention_window_size=8, lru_width=32),
+        "padding before a prompt changes what is written",
+    ),
+    "xlstm": (
+        _hybrid(t.xLSTMConfig, t.xLSTMForCausalLM, num_heads=4, chunk_size=16),
+        "it does not run as a causal language model does (ValueError: ",
+    ),
+}  # fmt: skip
+
+
 def _byte_level(*special: str) -> Tokenizer:
     """A small BPE over bytes, as GPT-2, Llama 3 and Qwen have; the last of the special tokens have no role."""
     tokenizer = Tokenizer(models.BPE())
@@ -131,9 +178,15 @@ TOKENIZERS: dict[str, Callable[[], t.PreTrainedTokenizerFast]] = {
 def save_family(name: str, folder: Path) -> None:
     """Save an untrained model and its tokenizer, as their authors publish them."""
     family = FAMILIES[name]
-    tokenizer = TOKENIZERS[family.tokenizer]()
+    save(family.build, TOKENIZERS[family.tokenizer](), folder)
+
+
+def save(
+    build: Callable[[int], t.PreTrainedModel], tokenizer: t.PreTrainedTokenizerFast, folder: Path
+) -> None:  # fmt: skip
+    """Save an untrained model and a tokenizer."""
     torch.manual_seed(0)
-    model = family.build(len(tokenizer))
+    model = build(len(tokenizer))
     with torch.no_grad():
         for parameter in model.parameters():  # far from their starting values, biases and norms too
             parameter.normal_(0.0, 0.3)

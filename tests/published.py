@@ -6,6 +6,7 @@ from pathlib import Path
 
 import sae_lens as lens
 import torch
+from datasets import Dataset
 from families import CONTEXT, FAMILIES, TOKENIZERS, WIDTH
 from sae_lens.saes.sae import SAEMetadata
 
@@ -46,6 +47,20 @@ def save_sae(
             made.b_gate.fill_(-0.3 * float(x.std()))
             made.r_mag.copy_(torch.linspace(-0.5, 0.5, D_SAE))  # or it would be what jumprelu is
     made.save_model(folder)
+    return folder
+
+
+def trained_by_sae_lens(model: Path, hook: str, folder: Path, texts: Sequence[str], prepend_bos: bool) -> Path:
+    """An SAE that sae-lens' own runner trained on the transformers model itself, for a moment; `hook` is a module."""
+    settings = lens.LanguageModelSAERunnerConfig(
+        sae=lens.TopKTrainingSAEConfig(d_in=WIDTH, d_sae=D_SAE, k=16),
+        model_name=str(model), model_class_name="AutoModelForCausalLM", hook_name=hook, prepend_bos=prepend_bos,
+        dataset_path="texts", is_dataset_tokenized=False, streaming=False, context_size=16,
+        training_tokens=150 * 64, train_batch_size_tokens=64, n_batches_in_buffer=4, store_batch_size_prompts=8,
+        lr=1e-2, n_eval_batches=0, verbose=False,
+        logger=lens.LoggingConfig(log_to_wandb=False), output_path=str(folder), checkpoint_path=None,
+    )  # fmt: skip
+    lens.LanguageModelSAETrainingRunner(settings, override_dataset=Dataset.from_dict({"text": list(texts)})).run()
     return folder
 
 

@@ -86,6 +86,8 @@ def test_an_explainer_of_others_composes_once_its_model_is_named() -> None:
 WRONG = {
     "experiment": ("experiment=nope", "choose from decoder_row"),
     "group choice": ("size=tiny", "choose from full, nano"),
+    "group choice that is a number": ("size=3", "conf/size: '3' is unknown; choose from full, nano"),
+    "no key": ("=3", "correct the override"),
     "group": ("sise=nano", "did you mean size?"),
     "key": ("train_sft.epoch=3", "did you mean train_sft.epochs?"),
     "added key": ("+train_sft.foo=3", "train_sft.foo: unknown key"),
@@ -145,3 +147,40 @@ def test_overrides_change_only_what_they_name() -> None:
 def test_an_override_that_cannot_run_raises() -> None:
     with pytest.raises(UserError, match="evaluations.r4: missing"):
         compose.composed(["+rounds.r4={start: r3, beta: 0.1, learning_rate: 1e-4}"])
+
+
+def test_kept_settings_change_only_where_they_are_named(tmp_path: Path) -> None:
+    path, given = tmp_path / "params.yaml", ["experiment=nano", "seed=3", "train_sft.epochs=3"]
+    path.write_text(compose.composed(given), encoding="utf-8")
+    assert compose.main(["--keep", "train_sft.batch_size=7", "--output", str(path)]) == 0
+    assert path.read_text(encoding="utf-8") == compose.composed([*given, "train_sft.batch_size=7"])
+    assert compose.main(["--keep", "--output", str(path)]) == 0
+    assert path.read_text(encoding="utf-8") == compose.composed([*given, "train_sft.batch_size=7"])
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("experiment=pydoc", "--keep: experiment picks a file of conf/experiment, from which "),
+        ("train_sft.epoch=3", "params.yaml: train_sft.epoch: unknown key; did you mean train_sft.epochs?"),
+        ("prepare_sae.hook_block=7", "params.yaml: prepare_sae.hook_block: is 7"),
+        ("=3", "params.yaml: "),
+    ],
+)
+def test_a_wrong_change_of_kept_settings_is_one_line_and_leaves_them(
+    override: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(compose.composed(["experiment=nano"]), encoding="utf-8")
+    before = path.read_bytes()
+    assert compose.main(["--keep", override, "--output", str(path)]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and said in message and message.count("\n") == 1
+    assert path.read_bytes() == before
+
+
+def test_there_is_nothing_to_keep_where_nothing_was_composed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    assert compose.main(["--keep", "seed=3", "--output", str(tmp_path / "params.yaml")]) == 2
+    assert "params.yaml: No such file or directory; write it with" in capsys.readouterr().err

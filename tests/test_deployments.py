@@ -32,7 +32,6 @@ from flows.control import ControlError, Ports
 from flows.server import ServerError, check_database
 from tasks import repro
 
-
 VARIABLE = "SAE_EXPLAINER_WEBHOOK"
 
 

@@ -3,6 +3,10 @@
 import gzip
 import json
 import os
+import shlex
+import subprocess
+import sys
+from codecs import BOM_UTF8
 from pathlib import Path
 
 import pytest
@@ -131,7 +135,7 @@ def without(name: str) -> dict:
 
 BROKEN = {
     "cut short": (b'{"feature_id": "a/b/1", "expl', "not JSON in UTF-8 (character 25: Unterminated string"),
-    "a list": (b"[1]", "the line: is [1]; must be a JSON object"),
+    "a list": (b"[1]", "the record: is [1]; must be a JSON object"),
     "not a number": (b'{"feature_id": "a/b/1", "metadata": {"d": NaN}}', "not JSON in UTF-8 (Out of range float"),
     "half a character": (rb'{"feature_id": "a/b/1", "x": "\ud800"}', "not JSON in UTF-8 ("),
     "not UTF-8": (b'{"feature_id": "\xff"}', "not JSON in UTF-8 ("),
@@ -173,7 +177,7 @@ def test_a_broken_line_7_is_one_line_and_writes_nothing(
     seventh = line if isinstance(line, bytes) else json.dumps(line).encode()
     Path("np.jsonl").write_bytes(b"\n".join([good, good, b"", good, good, good, seventh, good]))
     with pytest.raises(UserError) as caught:
-        exchange.import_file(Path("np.jsonl"), None, None, force=False)
+        exchange.import_files([Path("np.jsonl")], None, None, force=False)
     message = str(caught.value)
     assert message.startswith("np.jsonl:line 7: ") and said in message and "\n" not in message and len(message) < 300
     assert os.listdir() == ["np.jsonl"]
@@ -227,7 +231,7 @@ def test_what_an_evaluation_says_goes_out_with_its_scores_and_comes_back(here: P
         "hook_name": "blocks.1.hook_resid_post", "d_in": 128, "d_sae": 768, "activation_density": 0.01,
         "max_activation_approx": 9.0, "saelens_release": None, "saelens_sae_id": None, "split": "test",
     }  # fmt: skip
-    exchange.import_file(Path("out/r2.jsonl"), "mine", None, force=False)
+    exchange.import_files([Path("out/r2.jsonl")], "mine", None, force=False)
     assert read_rows(exchange.IMPORTED / "mine.parquet", ExplanationRow) == [
         ExplanationRow(IDS[5], "test", "the word dog")
     ]
@@ -269,9 +273,14 @@ def test_a_file_about_other_features_is_refused_unless_it_is_renamed(here: Path)
     with pytest.raises(
         UserError, match=rf"np.jsonl: {FILE}/123 is no live feature here .* add --as sandbox-llama/main$"
     ):
-        exchange.import_file(Path("np.jsonl"), None, None, force=False)
+        exchange.import_files([Path("np.jsonl")], None, None, force=False)
     assert not exchange.IMPORTED.exists()
-    said = exchange.import_file(Path("np.jsonl"), None, "sandbox-llama/main", force=False)
+    lender = FeatureRow("sandbox-llama/lender1/0", "lender1", 0, "sft", 9.0, 0.01)
+    write_rows(exchange.FEATURES, [lender, *read_rows(exchange.FEATURES, FeatureRow)], FeatureRow)
+    with pytest.raises(UserError, match="add --as sandbox-llama/main$"):  # the SAE that is explained
+        exchange.import_files([Path("np.jsonl")], None, None, force=False)
+    write_rows(exchange.FEATURES, read_rows(exchange.FEATURES, FeatureRow)[1:], FeatureRow)
+    said = exchange.import_files([Path("np.jsonl")], None, "sandbox-llama/main", force=False)
     assert "1 of the 3 live features here are explained" in said
     table = {row.feature_id: row.explanation for row in read_rows(exchange.IMPORTED / "np.parquet", ExplanationRow)}
     assert table == {"sandbox-llama/main/123": "the word dog", IDS[5]: "the word dog"}
@@ -279,12 +288,12 @@ def test_a_file_about_other_features_is_refused_unless_it_is_renamed(here: Path)
 
 def test_nothing_is_overwritten_unasked(here: Path) -> None:
     Path("np.jsonl").write_text(json.dumps(GOOD | {"feature_id": IDS[3], "metadata": {}}))
-    exchange.import_file(Path("np.jsonl"), None, None, force=False)
+    exchange.import_files([Path("np.jsonl")], None, None, force=False)
     exchange.export_preferences("r2", Path("pairs"), force=False)
     Path("mine.jsonl").write_text("mine")
     before = {path: path.read_bytes() for path in here.rglob("*") if path.is_file()}
     for refused in (
-        lambda: exchange.import_file(Path("np.jsonl"), None, None, force=False),
+        lambda: exchange.import_files([Path("np.jsonl")], None, None, force=False),
         lambda: exchange.export_explanations(None, Path("mine.jsonl"), force=False),
         lambda: exchange.export_preferences("r2", Path("pairs"), force=False),
         lambda: exchange.export_preferences("r2", Path("data"), force=True),  # never an export
@@ -295,19 +304,175 @@ def test_nothing_is_overwritten_unasked(here: Path) -> None:
             refused()
     assert {path: path.read_bytes() for path in here.rglob("*") if path.is_file()} == before
     exchange.export_explanations(None, Path("mine.jsonl"), force=True)
-    exchange.import_file(Path("np.jsonl"), None, None, force=True)
+    exchange.import_files([Path("np.jsonl")], None, None, force=True)
     assert lines("mine.jsonl")[0]["feature_id"] == IDS[3]
 
 
 def test_gzip_is_read_and_damage_named(here: Path) -> None:
     whole = gzip.compress(json.dumps(GOOD | {"feature_id": IDS[3], "metadata": {}}).encode())
     Path("batch-0.jsonl.gz").write_bytes(whole)
-    exchange.import_file(Path("batch-0.jsonl.gz"), None, None, force=False)
+    exchange.import_files([Path("batch-0.jsonl.gz")], None, None, force=False)
     assert (exchange.IMPORTED / "batch_0.parquet").is_file()
-    for damaged in (whole[:-12], b"plain", whole[:12] + b"\xff" * 9 + whole[21:]):
+    for damaged in (whole[:-12], whole[:12] + b"\xff" * 9 + whole[21:]):
         Path("bad.jsonl.gz").write_bytes(damaged)
-        with pytest.raises(UserError, match="bad.jsonl.gz: not gzip, or cut short"):
-            exchange.import_file(Path("bad.jsonl.gz"), None, None, force=False)
+        with pytest.raises(UserError, match="bad.jsonl.gz: gzip that is damaged or cut short"):
+            exchange.import_files([Path("bad.jsonl.gz")], None, None, force=False)
+
+
+EXPORTED = [
+    {"modelId": "gpt2-small", "layer": "6-res-jb", "index": index, "description": f"about {int(index)}"}
+    for index in ("3", 5.0, 8)
+]
+ALL = [f"gpt2-small/6-res-jb/{index}" for index in (3, 5, 8)]
+
+
+def each_line(records: list[dict]) -> bytes:
+    return b"".join(json.dumps(one).encode() + b"\n" for one in records)
+
+
+ARRAY = json.dumps(EXPORTED).encode()
+SHAPES = {
+    "lines": each_line(EXPORTED),
+    "lines of Windows": BOM_UTF8 + each_line(EXPORTED).replace(b"\n", b"\r\n"),
+    "lines of which one is empty and the last has no end": b"\n" + each_line(EXPORTED)[:-1],
+    "an array": ARRAY,
+    "an array of Windows": BOM_UTF8 + json.dumps(EXPORTED, indent=1).replace("\n", "\r\n").encode(),
+    "an array after an empty line": b"\n " + ARRAY + b"\n",
+    "gzip": gzip.compress(each_line(EXPORTED)),
+    "an array in gzip": gzip.compress(ARRAY),
+}
+
+
+@pytest.mark.parametrize("content", SHAPES.values(), ids=SHAPES)
+def test_what_neuronpedia_exports_is_read_whatever_its_form_and_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.json", "b.jsonl.gz", "c"):
+        Path(name).write_bytes(content)
+        exchange.import_files([Path(name)], None, None, force=False)
+        rows = read_rows(exchange.IMPORTED / f"{name[0]}.parquet", ExplanationRow)
+        assert {row.feature_id: row.explanation for row in rows} == dict(zip(ALL, ["about 3", "about 5", "about 8"]))
+    exchange.export_imported("a", Path("again.jsonl"), force=False)
+    assert [record["metadata"]["feature_index"] for record in lines("again.jsonl")] == ["3", 5, 8]
+
+
+def test_one_record_over_several_lines_is_read() -> None:
+    (record,) = read(json.dumps(GOOD, indent=2).encode().splitlines(keepends=True), "f")
+    assert to_dict(record) == GOOD
+
+
+def test_whole_numbers_that_became_floats_are_whole() -> None:
+    context = GOOD["top_activating_contexts"][0] | {"max_activation_token_index": 1.0}
+    asked = GOOD | {"metadata": {"feature_index": 123.0}, "top_activating_contexts": [context]}
+    assert from_dict(asked).context_token_indices == [1] and from_dict(asked).feature_id == f"{FILE}/123"
+    assert from_dict(GOOD | {"metadata": {"feature_index": None}}).feature_id == f"{FILE}/123"
+    for wrong in (3.5, True, -1.0, "3.0"):
+        with pytest.raises(UserError, match="feature_id"):
+            from_dict(EXPORTED[0] | {"index": wrong})
+
+
+def test_batches_of_a_folder_are_one_table_named_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path("6-res-jb")
+    (folder / "more").mkdir(parents=True)
+    first = EXPORTED[0] | {"description": "first"}
+    (folder / "batch-10.jsonl.gz").write_bytes(gzip.compress(each_line(EXPORTED[:2])))
+    (folder / "batch-2.json").write_bytes(json.dumps([first, EXPORTED[2]]).encode())
+    for ignored in (".hidden.jsonl", "notes.txt", "more/batch-0.jsonl"):
+        (folder / ignored).write_text("nothing of it")
+    said = exchange.import_files([folder], None, None, force=False)
+    assert said[0].startswith("data/imported/6_res_jb.parquet: explanations of 3 of 3 features")
+    table = exchange.IMPORTED / "6_res_jb.parquet"
+    rows = {row.feature_id: row.explanation for row in read_rows(table, ExplanationRow)}
+    assert rows == {ALL[0]: "first", ALL[1]: "about 5", ALL[2]: "about 8"}  # batch-2 is before batch-10
+    before = table.read_bytes()
+    exchange.import_files([folder / "batch-2.json", folder / "batch-10.jsonl.gz"], None, None, force=True)
+    assert table.read_bytes() == before  # several files are named after their folder
+    (folder / "batch-3.jsonl").write_text("")
+    with pytest.raises(UserError, match="^6-res-jb/batch-3.jsonl: holds no record; give a file with one JSON object"):
+        exchange.import_files([folder], "x", None, force=False)
+    with pytest.raises(UserError, match=r"^data: holds no .jsonl, .json, .jsonl.gz, .json.gz file itself; name the "):
+        exchange.import_files([Path("data")], None, None, force=False)
+
+
+ODD = {
+    "nothing": (b"", "odd.json: holds no record;"),
+    "an empty array": (b"[]", "odd.json: holds no record;"),
+    "half an array": (ARRAY[:-9], "odd.json: not JSON in UTF-8 (character "),
+    "half an array over several lines": (
+        json.dumps(EXPORTED, indent=1)[:60].encode(), "odd.json: not JSON in UTF-8 (line 5, character 3: "
+    ),
+    "NaN": (b'[{"feature_id": "a/b/1", "x": NaN}]', "odd.json: not JSON in UTF-8 (Out of range float"),
+    "no number that is finite": (b'[{"feature_id": "a/b/1", "x": 1e999}]', "odd.json: not JSON in UTF-8 (Out of range"),
+    "numbers": (b"[1, 2]", "odd.json:record 1: the record: is 1; must be a JSON object"),
+    "a broken record": (
+        json.dumps([*EXPORTED, {"modelId": "gpt2", "index": 3}]).encode(),
+        "odd.json:record 4: layer: missing; must be text",
+    ),
+    "a text": (b'"x"', 'odd.json:line 1: the record: is "x"; must be a JSON object'),
+    "another encoding": (json.dumps(EXPORTED).encode("utf-16"), "odd.json:line 1: not JSON in UTF-8 ("),
+    "an archive": (b"PK\x03\x04 zip", "odd.json:line 1: not JSON in UTF-8 ("),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("content", "said"), ODD.values(), ids=ODD)
+def test_an_odd_file_is_one_line_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for stored in (content, gzip.compress(content)):
+        Path("odd.json").write_bytes(stored)
+        with pytest.raises(UserError) as caught:
+            exchange.import_files([Path("odd.json")], None, None, force=False)
+        assert str(caught.value).startswith(said) and "\n" not in str(caught.value) and len(str(caught.value)) < 200
+    assert os.listdir() == ["odd.json"]
+
+
+def shown_command(said: list[str], use: str, folder: Path) -> None:
+    """Run the command that `import` showed for a use, through a shell as a user who pastes it."""
+    (command,) = (line.partition(": ")[2] for line in said if line.startswith(use))
+    assert command.startswith("sae-explainer ")
+    own = f"{shlex.quote(sys.executable)} -m tasks.command_line"
+    run = command.replace("sae-explainer", own, 1)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(run, shell=True, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("file", ["6-res-jb.jsonl", "it's 1.5 mine.jsonl"])
+def test_the_commands_that_import_shows_run_and_keep_the_experiment(here: Path, file: str) -> None:
+    overrides = ["experiment=nano", "rounds=two", "train_sft.epochs=3"]
+    Path("params.yaml").write_text(compose.composed(overrides), encoding="utf-8")
+    Path(file).write_text(json.dumps(GOOD | {"feature_id": IDS[3], "metadata": {}}))
+    said = exchange.import_files([Path(file)], None, None, force=False)
+    (table,) = (path for path in exchange.IMPORTED.glob("*.parquet") if ".records" not in path.name)
+    shown_command(said, "as a baseline", here)
+    shown_command(said, "as labels", here)
+    expected = yaml.safe_load(compose.composed(overrides))
+    expected["evaluations"][table.stem] = {"kind": "table", "source": str(table)}
+    expected["label_features"]["source"] = str(table)
+    assert yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8")) == expected
+
+
+@pytest.mark.parametrize("name", ["123", "1e5", "1_000", "null", "true", "nan"])
+def test_a_name_that_settings_would_not_read_as_one_is_refused_and_another_is_taken(here: Path, name: str) -> None:
+    Path(f"{name}.jsonl").write_text(json.dumps(GOOD | {"feature_id": IDS[3], "metadata": {}}))
+    with pytest.raises(UserError, match=f"^--name: '{name}' is a number or a keyword .* give another with --name$"):
+        exchange.import_files([Path(f"{name}.jsonl")], None, None, force=False)
+    assert not exchange.IMPORTED.exists()
+    assert exchange.import_files([Path(f"{name}.jsonl")], "mine", None, force=False)
+
+
+def test_a_name_that_an_evaluation_has_is_refused(here: Path) -> None:
+    Path("r2.jsonl").write_text(json.dumps(GOOD | {"feature_id": IDS[3], "metadata": {}}))
+    with pytest.raises(UserError, match="^--name: 'r2' is an evaluation in params.yaml already; give another with"):
+        exchange.import_files([Path("r2.jsonl")], None, None, force=False)
+    said = exchange.import_files([Path("r2.jsonl")], "theirs", None, force=False)
+    Path("params.yaml").write_text(
+        compose.changed(Path("params.yaml"), shlex.split(next(line for line in said if "baseline" in line))[-1:])
+    )
+    exchange.import_files([Path("r2.jsonl")], "theirs", None, force=True)  # its own evaluation is no obstacle
 
 
 def test_labels_come_from_a_table(here: Path) -> None:
@@ -333,7 +498,7 @@ def test_labels_come_from_a_table(here: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        ("import no.jsonl", "no.jsonl: No such file or directory; give a file of JSON lines"),
+        ("import no.jsonl", "no.jsonl: No such file or directory; give a file of JSON or JSON lines"),
         ("import params.yaml", "params.yaml:line 1: not JSON"),
         ("import params.yaml --name A-b", "--name: is 'A-b'; use small letters"),
         ("import params.yaml --as main", "--as: is 'main'; give subject/sae"),

@@ -11,8 +11,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
-from preference_sets import scored
 from prefect.logging import disable_run_logger
+from preference_sets import scored
 from tiny import ROOT
 
 from flows import artifacts

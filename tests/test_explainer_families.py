@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from sae_lens.saes.sae import SAEMetadata
-from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
 from families import TOKENIZERS, WIDTH, save_family
 from peft import PeftModel
+from sae_lens.saes.sae import SAEMetadata
+from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
 from tiny import ROOT, settings, tiny_model, tiny_tokenizer
 from tiny import WIDTH as SUBJECT_WIDTH
 from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -12,10 +12,24 @@ import huggingface_hub
 import pytest
 import torch
 import transformers
-from families import BLOCKS, CONTEXT, END, FAMILIES, TEXTS, TOKENIZERS, WIDTH, Family, save_family
+from families import (
+    BLOCKS,
+    CONTEXT,
+    END,
+    FAMILIES,
+    NO_SUBJECTS,
+    STATE_SPACE,
+    TEXTS,
+    TOKENIZERS,
+    WIDTH,
+    Family,
+    save,
+    save_family,
+)
 from safetensors.torch import load_file, save_file
 from tiny import read_residual
 
+from saeexplainer import stream
 from saeexplainer.errors import UserError
 from saeexplainer.models import (
     check_context,
@@ -126,6 +140,45 @@ def test_more_blocks_than_the_model_has_are_one_line(saved):
         with pytest.raises(UserError, match=f"{blocks} blocks are asked for, it has {BLOCKS}") as caught:
             load_model(saved.folder, blocks=blocks)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", STATE_SPACE)
+def test_a_model_with_states_is_read_as_a_full_run_has_it_whole_or_cut(name, tmp_path):
+    save(STATE_SPACE[name], TOKENIZERS["qwen"](), tmp_path)
+    tokenizer, model = load_tokenizer(tmp_path), load_model(tmp_path)
+    stream.check(model, tokenizer, "prepare_subject.pretrained.source")
+    ids, mask, valid = encode_batch(tokenizer, TEXTS, CONTEXT)
+    with torch.no_grad():
+        states = model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
+    for block in range(BLOCKS - 1):
+        found = read_residual(model, block, ids, mask)
+        assert any(torch.allclose(found[valid], state[valid], rtol=1e-4, atol=1e-5) for state in states)
+        after = SiteReader(model, Site(block + 1, Place.resid_pre))(ids, mask)
+        assert torch.equal(after, found)
+        cut = load_model(tmp_path, blocks=block + 1)
+        torch.testing.assert_close(read_residual(cut, block, ids, mask)[valid], found[valid], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("build", "said"), NO_SUBJECTS.values(), ids=NO_SUBJECTS)
+def test_a_model_that_cannot_be_a_subject_is_one_line(build, said, tmp_path):
+    save(build, TOKENIZERS["gemma"](), tmp_path)
+    with pytest.raises(UserError) as caught:
+        stream.check(load_model(tmp_path), load_tokenizer(tmp_path), "prepare_subject.pretrained.source")
+    message = str(caught.value)
+    assert message.startswith(f"prepare_subject.pretrained.source: {tmp_path} (") and said in message
+    assert message.endswith("; choose another model") and "\n" not in message
+
+
+def test_every_family_can_be_a_subject(saved):
+    for dtype in ("float32", "bfloat16"):
+        stream.check(load_model(saved.folder, dtype=dtype), load_tokenizer(saved.folder), "source")
+
+
+def test_experts_as_many_as_blocks_are_no_blocks(tmp_path):
+    save(STATE_SPACE["jamba"], TOKENIZERS["qwen"](), tmp_path)
+    model = load_model(tmp_path)
+    transformer_blocks(model)[1].extra = torch.nn.ModuleList(torch.nn.Linear(1, 1) for _ in range(BLOCKS))
+    assert len(transformer_blocks(model)) == BLOCKS
 
 
 @pytest.fixture(scope="module")

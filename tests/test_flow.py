@@ -28,7 +28,7 @@ from flows.check import check
 from flows.plan import StageFailed, Step, is_unchanged, plan
 from saeexplainer.comparison import summarise
 from saeexplainer.storage import write_json
-from tasks import data_docs, params, repro, tracking
+from tasks import data_docs, params, repro, store, tracking
 from tasks.repro import WorkspaceBusy
 
 
@@ -255,7 +255,7 @@ def test_what_prefect_takes_for_markdown_holds_no_markup_of_names(tmp_path: Path
     monkeypatch.setattr(tracking, "run_of_the_result", lambda: ("7", "0123456789abcdef" * 2))
     artifacts._link_mlflow_run()
     page = MarkdownIt("js-default").render(f"[{left[0]['link_text']}]({left[0]['link']})")
-    address = f"http://127.0.0.1:5000/#/experiments/7/runs/{'0123456789abcdef' * 2}"
+    address = html.escape(store.page("http://127.0.0.1:5000", "7", "0123456789abcdef" * 2))
     assert re.findall("<(?!/?p>)[^>]*>", page) == [f'<a href="{address}">', "</a>"]
     described = MarkdownIt("commonmark").render(left[0]["description"])
     assert html.unescape(re.sub("</?p>", "", described)).strip() == f"Results of {Path.cwd()}"

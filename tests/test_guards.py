@@ -21,7 +21,7 @@ PYTHON_FILES = sorted(path for package in PACKAGES for path in (ROOT / package).
 SHARED_SECTIONS = {"seed", "processes", "rounds", "evaluations"}  # of params.yaml: no stage's own
 NOT_DEPS = {
     *(f"saeexplainer.{name}" for name in ("config", "records", "storage", "errors", "domain", "processes")),
-    *(f"tasks.{name}" for name in ("params", "stage", "timings", "workspace", "surroundings")),
+    *(f"tasks.{name}" for name in ("params", "stage", "timings", "workspace", "surroundings", "printable")),
     *("saeexplainer", "tasks"),
 }
 ORCHESTRATORS = {"prefect", "dvc", "mlflow", "hydra", "great_expectations", "tasks", "flows"}

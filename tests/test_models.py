@@ -95,6 +95,18 @@ def test_a_model_folder_loads_back(model, tmp_path):
     assert torch.equal(before, after)
 
 
+CONFIGS = {  # what a whole model's configuration becomes
+    "nothing": lambda _: b"",
+    "a list": lambda _: b"[]",
+    "null": lambda _: b"null",
+    "another encoding": lambda whole: whole.decode().encode("utf-16"),
+    "a text for a number": lambda whole: whole.replace(b'"num_hidden_layers": 3', b'"num_hidden_layers": "three"'),
+    "not a number": lambda whole: whole.replace(b'"num_hidden_layers": 3', b'"num_hidden_layers": NaN'),
+    "no blocks": lambda whole: whole.replace(b'"num_hidden_layers": 3', b'"num_hidden_layers": -1'),
+    "no heads": lambda whole: whole.replace(b'"num_attention_heads": 2', b'"num_attention_heads": 0'),
+}
+
+
 def broken_folders(root: Path) -> dict[str, Path]:
     """Folders that are no model, by what is wrong with them."""
     (root / "empty").mkdir()
@@ -107,7 +119,11 @@ def broken_folders(root: Path) -> dict[str, Path]:
     tiny_model(Architecture.llama).save_pretrained(root / "cut")
     weights = root / "cut" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    return {name: root / name for name in ("absent", "empty", "no_weights", "no_type", "no_json", "cut")}
+    for name, config in CONFIGS.items():
+        tiny_model(Architecture.llama).save_pretrained(root / name)
+        whole = (root / name / "config.json").read_bytes()
+        (root / name / "config.json").write_bytes(config(whole))
+    return {name: root / name for name in ("absent", "empty", "no_weights", "no_type", "no_json", "cut", *CONFIGS)}
 
 
 def test_a_folder_that_is_no_model_is_one_line(tmp_path):
@@ -116,9 +132,18 @@ def test_a_folder_that_is_no_model_is_one_line(tmp_path):
             load_model(folder)
         message = str(caught.value)
         assert message.startswith(f"{folder}: no") and "\n" not in message, wrong
-    with pytest.raises(UserError, match="no tokenizer in it") as caught:
-        load_tokenizer(tmp_path / "empty")
-    assert "\n" not in str(caught.value)
+        assert wrong != "a text for a number" or "'num_hidden_layers' expected int, got str" in message
+        with pytest.raises(UserError):
+            load_model(folder, blocks=2)
+    for number, content in enumerate((None, b"", b"[]", b"{}", b"{", b'{"model": 7}', b"\xff\xfe[")):
+        folder = tmp_path / f"tokenizer{number}"
+        TOKENIZER.save_pretrained(folder)
+        (folder / "tokenizer.json").unlink()
+        if content is not None:
+            (folder / "tokenizer.json").write_bytes(content)
+        with pytest.raises(UserError, match="no (fast )?tokenizer") as caught:
+            load_tokenizer(folder)
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("block", [-1, BLOCKS])

@@ -23,13 +23,13 @@ from control_room import Api, free_port, program
 from tiny import ROOT
 from toy import wait_for
 
-from flows.server import is_well
-from saeexplainer.config import EvaluationKind, Evaluation
+from saeexplainer.config import Evaluation, EvaluationKind
 from saeexplainer.models import load_model
 from saeexplainer.records import EvaluationRow, ExplanationRow, FeatureRow, PreferencePair
 from saeexplainer.storage import read_rows
 from tasks import evaluate
 from tasks import params as parameters
+from tasks.prefect_api import answers
 from tasks.repro import version
 
 PATIENCE = 1800  # seconds that one command may take on a busy machine
@@ -279,7 +279,7 @@ def test_a_served_deployment_restores_every_stage(workspace, tmp_path):
     server = ("prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port))
     with ExitStack() as stack:
         stack.enter_context(program(folder, *server, says="Check out the dashboard", **more))
-        wait_for(lambda: is_well(more["PREFECT_API_URL"]), 300)
+        wait_for(lambda: answers(more["PREFECT_API_URL"]), 300)
         stack.enter_context(program(folder, "flows.deployments", says="being served", **more))
         api = Api(more["PREFECT_API_URL"])
         first = api.ended(api.trigger("pipeline/on-demand", experiment="nano", overrides=ONE_ROUND))

@@ -13,9 +13,9 @@ import torch
 from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 from tiny import ROOT, tiny_tokenizer
 from tiny import settings as read_settings
-from omegaconf import OmegaConf
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from saeexplainer import costs, memory, models, workload

@@ -13,8 +13,9 @@ import pytest
 import sae_lens as lens
 import torch
 import transformers
-from families import CONTEXT, TOKENIZERS, WIDTH, save_family
+from families import CONTEXT, NO_SUBJECTS, STATE_SPACE, TOKENIZERS, WIDTH, save, save_family
 from published import D_SAE
+from sae_lens.load_model import load_model
 from sae_lens.saes.sae import SAEMetadata
 from safetensors.torch import load_file, save_file
 from tiny import settings
@@ -24,6 +25,7 @@ from saeexplainer import models, sae
 from saeexplainer.config import Evaluation, EvaluationKind, Params, Pretrained, PretrainedSae, SaeSpec
 from saeexplainer.domains import open_domain
 from saeexplainer.errors import UserError
+from saeexplainer.exchange import FEATURE_ID
 from saeexplainer.reading import open_reader
 from saeexplainer.records import (
     CandidateRow,
@@ -172,6 +174,14 @@ def test_the_subject_is_pointed_to_and_measured(family: Path, here: Path) -> Non
     assert stored["loss"] == pytest.approx(nats / count, rel=1e-4)
 
 
+def test_a_subject_has_one_word_in_the_ids_of_its_features(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / "tiny").mkdir()
+    monkeypatch.chdir(here / "tiny")
+    for source, said in (("my own  model", "my-own-model"), (".", "tiny"), ("openai/gpt2", "gpt2"), ("../b/", "b")):
+        name = extract_activations.subject_name(brought(source, {}, None))
+        assert name == said and FEATURE_ID.fullmatch(f"{name}/main/3")
+
+
 def test_what_was_folded_is_stored_and_loads_again_unchanged(gpt2: Path, here: Path) -> None:
     plain = save_sae(gpt2, False, "standard", here / "plain")
     save_sae(gpt2, False, "standard", here / "scaled", normalize_activations="expected_average_only_in")
@@ -202,10 +212,15 @@ def test_bfloat16_is_read_in_float32_by_the_sae(gpt2: Path, here: Path) -> None:
     assert reports["bfloat16"] == pytest.approx(reports["float32"], abs=0.02, rel=0.05)
 
 
-@pytest.mark.parametrize("place", list(Place))
-def test_every_later_stage_runs_where_the_sae_reads(gpt2: Path, here: Path, place: Place) -> None:
-    folder = save_sae(gpt2, False, "standard", here / "published", hook=f"blocks.1.{place}")
-    params = brought(gpt2, {"main": folder}, False)
+@pytest.mark.parametrize(
+    ("name", "place"), [*(("gpt2", place) for place in Place), ("mamba", "hook_resid_post"), ("jamba", "hook_mlp_out")]
+)
+def test_every_later_stage_runs_where_the_sae_reads(gpt2: Path, here: Path, name: str, place: str) -> None:
+    model = gpt2 if name == "gpt2" else here / f"tiny-{name}"
+    if name != "gpt2":
+        save(STATE_SPACE[name], TOKENIZERS["gpt2"](), model)
+    folder = save_sae(model, False, "standard", here / "published", hook=f"blocks.1.{place}")
+    params = brought(model, {"main": folder}, False)
     steer = replace(params.probe_features.steer, divergences=[0.1], prompts=1, prompt_tokens=4, max_new_tokens=3)
     writer = replace(params.evaluate.writer, texts=2, temperatures=[0.7], max_new_tokens=4)
     params = replace(
@@ -236,8 +251,62 @@ def test_every_later_stage_runs_where_the_sae_reads(gpt2: Path, here: Path, plac
     evaluate.run(params, "table")
     assert len(read_rows(Path("data/evaluations/table.parquet"), EvaluationRow)) == 4
     told = exchange.metadata(rows[0].feature_id, params)
-    assert (told["target_model"], told["hook_name"]) == ("tiny-gpt2", f"blocks.1.{place}")
+    assert (told["target_model"], told["hook_name"]) == (f"tiny-{name}", f"blocks.1.{place}")
     assert (told["layer"], told["hook_layer"], told["d_in"], told["d_sae"]) == (1, 1, WIDTH, D_SAE)
+
+
+MODULES = {  # an SAE's hook as sae-lens takes it from a transformers model, to what it is in the residual stream
+    "llama/model.layers.1": "blocks.1.hook_resid_post",
+    "llama/model.layers.2.mlp": "blocks.2.hook_mlp_out",
+    "llama/model.layers.0.self_attn": "blocks.0.hook_attn_out",
+    "gpt2/transformer.h.2": "blocks.2.hook_resid_post",
+    "gemma2/model.layers.1.post_feedforward_layernorm": "blocks.1.hook_mlp_out",
+    "gemma3_with_images/model.language_model.layers.1": "blocks.1.hook_resid_post",
+}
+
+
+@pytest.mark.parametrize(("where", "hook"), MODULES.items(), ids=MODULES)
+def test_an_sae_that_was_trained_on_a_module_of_a_transformers_model_is_read_there(
+    here: Path, where: str, hook: str
+) -> None:  # fmt: skip
+    name, _, module = where.partition("/")
+    bos = name != "gpt2"
+    save_family(name, here / name)
+    folder = published.trained_by_sae_lens(here / name, module, here / "trained", texts("sae", 200), bos)
+    params = brought(here / name, {"main": folder}, bos)
+    prepare_subject.run(params)
+    prepare_sae.run(params)
+    stored = read_json(Path("data/saes/main/cfg.json"))["metadata"]
+    assert (stored["hook_name"], stored["model_class_name"]) == (hook, "HookedTransformer")
+    # sae-lens' own way to the same activations.
+    theirs = load_model("AutoModelForCausalLM", str(here / name), device="cpu")
+    ids = torch.tensor([[5, 7, 9, 11, 40]])
+    with torch.no_grad():
+        expected = theirs.run_with_cache(ids, names_filter=[module])[1][module]
+        found = open_reader(Path("data/subject"), Path("data/saes"), ["main"], 40, whole=False)
+        torch.testing.assert_close(found.site(ids, torch.ones_like(ids)), expected, rtol=1e-4, atol=1e-4)
+        own = lens.SAE.load_from_disk(folder)
+        torch.testing.assert_close(found.saes["main"].encode(expected), own.encode(expected), rtol=1e-3, atol=1e-3)
+
+
+def test_a_module_that_is_no_place_of_the_residual_stream_is_one_line_and_the_one_named_is_read(here: Path) -> None:
+    save_family("gemma2", here / "gemma2")
+    folder = save_sae(here / "gemma2", True, "standard", here / "given", hook="blocks.1.hook_mlp_out")
+    params = brought(here / "gemma2", {"main": folder}, True)
+    prepare_subject.run(params)
+    settings, file = read_json(folder / "cfg.json"), folder / "cfg.json"
+    for wrong, said in (
+        ("model.layers.1.mlp", "model.layers.1.post_attention_layernorm or model.layers.1.post_feedforward_layernorm"),
+        ("model.norm", "choose an SAE on one of model.layers.0 to model.layers.3"),
+        ("model.layers.9", "choose an SAE on one of model.layers.0 to model.layers.3"),
+        (7, "hook_name: is 7 in the metadata of the SAE's cfg.json"),
+        (None, "hook_name: is None in the metadata"),
+    ):
+        file.write_text(json.dumps(settings | {"metadata": settings["metadata"] | {"hook_name": wrong}}))
+        assert said in fails(prepare_sae.run, params)
+    right = settings["metadata"] | {"hook_name": "model.layers.1.post_feedforward_layernorm"}
+    file.write_text(json.dumps(settings | {"metadata": right}))
+    prepare_sae.run(params)
 
 
 def fails(run: Callable[[Params], object], params: Params) -> str:
@@ -263,6 +332,12 @@ def test_a_context_longer_than_the_models_fails_at_once(gpt2: Path) -> None:
     params = replace(params, prepare_subject=replace(params.prepare_subject, context_length=CONTEXT + 1))
     said = f"prepare_subject.context_length: {CONTEXT + 1} tokens, but the model reads {CONTEXT} at most; lower it"
     assert fails(prepare_subject.run, params) == said
+
+
+def test_a_model_that_takes_padding_for_text_fails_at_once(here: Path) -> None:
+    save(NO_SUBJECTS["rwkv"][0], TOKENIZERS["gpt2"](), here / "rwkv")
+    said = fails(prepare_subject.run, brought(here / "rwkv", {}, None))
+    assert said.startswith(f"prepare_subject.pretrained.source: {here / 'rwkv'} (RwkvForCausalLM): padding before ")
 
 
 def test_a_tokenizer_that_cannot_pad_fails_at_once(gpt2: Path, here: Path) -> None:

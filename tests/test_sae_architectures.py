@@ -9,7 +9,7 @@ import huggingface_hub
 import pytest
 import sae_lens as lens
 import torch
-from families import CONTEXT, TEXTS, WIDTH, save_family
+from families import CONTEXT, FAMILIES, TEXTS, WIDTH, save_family
 from sae_lens.saes.sae import SAEMetadata
 from safetensors.torch import load_file
 from torch import Tensor
@@ -18,7 +18,7 @@ from saeexplainer import sae
 from saeexplainer.columns import take_columns
 from saeexplainer.errors import UserError
 from saeexplainer.models import encode_batch, load_model, load_tokenizer
-from saeexplainer.sites import Place, Site, SiteReader, site_of
+from saeexplainer.sites import Place, Site, SiteReader, parse_site, site_of
 
 D_SAE, K = 48, 5
 HOOK = "blocks.1.hook_resid_post"
@@ -97,9 +97,10 @@ def x(tmp_path_factory: pytest.TempPathFactory) -> Tensor:
     folder = tmp_path_factory.mktemp("subject") / "model"
     save_family("gemma2", folder)
     ids, mask, valid = encode_batch(load_tokenizer(folder, prepend_bos=True), TEXTS, CONTEXT)
-    site = site_of(MADE["standard"](metadata=metadata()))
+    model = load_model(folder, blocks=2)
+    site = site_of(MADE["standard"](metadata=metadata()), model)
     assert site == Site(1, Place.resid_post)
-    return SiteReader(load_model(folder, blocks=site.blocks), site)(ids, mask)[valid]
+    return SiteReader(model, site)(ids, mask)[valid]
 
 
 @torch.no_grad()
@@ -114,7 +115,7 @@ def test_activations_are_those_of_the_formula(tmp_path, x, name):
     expected = by_hand(name, folder, x)
     assert_same(loaded.encode(x), expected)
     assert 0 < (expected > 0).double().mean() < 1 and not loaded.training
-    assert site_of(loaded) == Site(1, Place.resid_post)
+    assert parse_site(loaded.cfg.metadata.hook_name) == Site(1, Place.resid_post)
 
 
 @pytest.mark.parametrize("name", [*MADE, *TRAINED])
@@ -247,6 +248,14 @@ def test_what_cannot_be_read_is_one_line(tmp_path):
     assert "transcoder SAEs are not read" in refused(tmp_path / "transcoder")
     TRAINED["batchtopk"]().save_model(tmp_path / "training")
     assert "save its inference form" in refused(tmp_path / "training")
+    folder = saved("standard", tmp_path / "settings")
+    whole = (folder / "cfg.json").read_text(encoding="utf-8")
+    for content in ("", "[]", "null", "{}", "7", whole[:40], whole.replace(f'"d_in": {WIDTH}', '"d_in": NaN'),
+                    whole.replace(f'"d_in": {WIDTH}', '"d_in": "wide"'), whole.replace('"metadata": {', '"metadata": [{')):
+        (folder / "cfg.json").write_text(content, encoding="utf-8")
+        refused(folder)
+        with pytest.raises(UserError):
+            sae.stored_site(folder if not content.startswith('{"') else tmp_path)
     folder = saved("standard", tmp_path / "cut")
     weights = folder / "sae_weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
@@ -254,13 +263,14 @@ def test_what_cannot_be_read_is_one_line(tmp_path):
 
 
 def test_a_site_that_is_not_named_is_one_line():
+    model = FAMILIES["llama"].build(300)
     for found, said in (
-        (SAEMetadata(), "names none"),
+        (SAEMetadata(), "^hook_name: is None in the metadata"),
         (metadata(hook_head_index=3), "^hook_head_index: 3"),
         (SAEMetadata(hook_name="blocks.1.attn.hook_z"), "the heads"),
     ):
         with pytest.raises(UserError, match=said):
-            site_of(MADE["standard"](metadata=found))
+            site_of(MADE["standard"](metadata=found), model)
 
 
 def test_an_sae_of_a_release_is_that_of_its_folder(tmp_path, x, monkeypatch):

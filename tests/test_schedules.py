@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import toy as toys
 from control_room import Api, free_port, program
+from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import FlowRun
-from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.schedules import CronSchedule
 from toy import environment, wait_for
 
