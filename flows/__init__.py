@@ -18,12 +18,6 @@ for _name, _value in {
 }.items():
     os.environ.setdefault(_name, _value)
 
-# The server is on this machine, where no proxy of the environment reaches it. Both spellings are in use, and lower case
-# wins where both are set.
-_direct = (os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "").split(",")
-for _name in ("no_proxy", "NO_PROXY"):
-    os.environ[_name] = ",".join(dict.fromkeys([*filter(None, _direct), "127.0.0.1", "localhost"]))
-
 if (_said := network.prepared()) is not None:
     print(f"error: {_said}", file=sys.stderr)
     sys.exit(2)

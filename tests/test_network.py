@@ -33,12 +33,3 @@ def test_programs_that_a_flow_starts_go_past_the_proxy_on_this_machine() -> None
     code = "import flows, os; print(os.environ.get('NO_PROXY'))"
     assert typed("-c", code, ALL_PROXY="socks5://127.0.0.1:1").stdout == "localhost,127.0.0.1,::1\n"
     assert typed("-c", code).stdout == "None\n"
-
-
-def test_who_fetches_features_is_told_the_variable(tmp_path: Path) -> None:
-    code = "import sys; from saeexplainer import neuronpedia; from saeexplainer.errors import UserError\n"
-    code += "from pathlib import Path\nserver = neuronpedia.Server('http://h.invalid', Path(sys.argv[1]), 1)\n"
-    code += "try: neuronpedia.fetch(['a/b/1'], server)\n"
-    code += "except UserError as error: print(error)"
-    done = typed("-c", code, str(tmp_path), ALL_PROXY="socks4://127.0.0.1:1")
-    assert done.stdout.startswith("ALL_PROXY: holds no proxy's address; give one like") and done.stderr == ""
