@@ -200,6 +200,13 @@ def finished(toy: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_artifacts_tell_stages_rounds_and_results(finished: Path, prefect: None) -> None:
+    """Of this experiment: one before had a round r9, whose pages are still there."""
+    for name in ("r1", "r9"):
+        for path in (data_docs.ROUNDS / name / "pairs.parquet", data_docs.DATA_DOCS / name / "index.html"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(name)
+        verdict = {"pairs": data_docs.fingerprint(data_docs.ROUNDS / name / "pairs.parquet")}
+        (data_docs.DATA_DOCS / name / "verdict.json").write_text(json.dumps(verdict))
     subprocess.run([sys.executable, "-m", "dvc", "repro", "--quiet"], check=True)
     pipeline.pipeline()
     rows = json.loads(str(latest("stages").data))
@@ -209,6 +216,8 @@ def test_the_artifacts_tell_stages_rounds_and_results(finished: Path, prefect: N
     assert [row["version"] for row in rows] == [repro.version(stage) for stage in ("first", "again@r1", "compare_rounds")]
     assert latest("rounds").data == "| `r1` | 1 |"
     assert (finished / "reports/report.html").as_uri() in latest("report").data
+    assert (finished / "reports/data_docs/r1/index.html").as_uri() in latest("data-docs-r1").data
+    assert latest("data-docs-r9") is None
 
 
 def test_the_mlflow_run_is_found_by_the_result_whoever_made_it(
@@ -231,19 +240,6 @@ def test_the_mlflow_run_is_found_by_the_result_whoever_made_it(
     before = latest("mlflow-run").id
     pipeline.pipeline(until="first")
     assert latest("mlflow-run").id == before, "a run that did not come to the result does not show it"
-
-
-def test_only_the_data_docs_of_the_pairs_that_are_there_are_linked(finished: Path, prefect: None) -> None:
-    """Others are left of an experiment before, which had more rounds."""
-    for name in ("r1", "r9"):
-        for path in (data_docs.ROUNDS / name / "pairs.parquet", data_docs.DATA_DOCS / name / "index.html"):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(name)
-        verdict = {"pairs": data_docs.fingerprint(data_docs.ROUNDS / name / "pairs.parquet")}
-        (data_docs.DATA_DOCS / name / "verdict.json").write_text(json.dumps(verdict))
-    pipeline.pipeline()
-    assert (finished / "reports/data_docs/r1/index.html").as_uri() in latest("data-docs-r1").data
-    assert latest("data-docs-r9") is None
 
 
 def test_what_prefect_takes_for_markdown_holds_no_markup_of_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
