@@ -325,10 +325,9 @@ def _named(client: "MlflowClient", model: str) -> "ModelVersion":
         name = model_name(parameters.load().compare_rounds.experiment)
         version = champion_version(client, name)
         if version is None:
-            raise UserError(
-                f"{name} has no {CHAMPION} yet in {store.shown_uri()}; {_cure()} to register each round's explainer, "
-                f"{PROMOTE} makes one the champion"
-            )
+            registered = client.search_model_versions(f"name = '{name}'", max_results=1)
+            cure = f"{PROMOTE} makes one the champion" if registered else f"{_cure()} to register each round's explainer"
+            raise UserError(f"{name} has no {CHAMPION} yet in {store.shown_uri()}; {cure}")
         return version
     found = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", model)
     if found is None:
