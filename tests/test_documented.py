@@ -126,7 +126,8 @@ def mlflow(arguments: list[str]) -> None:
     while hasattr(command, "commands"):
         name = words.pop(0)
         command = command.get_command(Context(command), name)  # which knows aliases such as `ui`
-    command.make_context(command.name, words)
+    if words:  # else a sentence names the command
+        command.make_context(command.name, words)
 
 
 def prefect(arguments: list[str]) -> None:
