@@ -23,13 +23,14 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+import saeexplainer
 from saeexplainer.errors import UserError
 from saeexplainer.storage import replacing
 from tasks import params as parameters
 from tasks import surroundings
 from tasks.printable import one_line
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
+CONF = Path(saeexplainer.__file__).resolve().parent.parent / "conf"
 CONFIG = CONF / "config.yaml"  # whose defaults name the rest
 OPEN = ("request", "rounds", "evaluations")  # sections that hold entries of any name
 

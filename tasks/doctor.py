@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+import saeexplainer
 from saeexplainer.errors import UserError
 from tasks.printable import one_line
 
 LOCK_FILE, RANGES_FILE, DVC_TMP = Path("requirements.lock"), Path("pyproject.toml"), Path(".dvc/tmp")
-CONTROL, REPOSITORY = Path("conf/control.yaml"), Path(__file__).resolve().parent.parent
+CONTROL, REPOSITORY = Path("conf/control.yaml"), Path(saeexplainer.__file__).resolve().parent.parent
 PYTHON = ((3, 11), (3, 14))  # as pyproject.toml's requires-python: from, and below
 GIB = 2**30
 LITTLE_DISK, LITTLE_MEMORY = 2.0, 2.0  # GiB: a set-up takes 2.4 GB, the default run stays under 2 GiB of memory

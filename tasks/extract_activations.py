@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import saeexplainer
 from saeexplainer import activations, neighbours, processes, truth
 from saeexplainer.activations import FeatureStatistics, TokenBatch, TopContexts
 from saeexplainer.checkpoint import Checkpoint, Kept, fingerprint
@@ -87,7 +88,7 @@ def depends_on(params: Params) -> str:
         platform.python_version(),  # pydoc reads Python's own text
     ]  # fmt: skip
     folders = [Path(other.source) for other in others if other is not None and other.revision is None]
-    code = [*sorted(Path(activations.__file__).parent.rglob("*.py")), Path(__file__)]
+    code = [*sorted(Path(saeexplainer.__file__).parent.rglob("*.py")), Path(__file__)]
     return fingerprint(settings, [SUBJECT, SAES, *code], folders)
 
 

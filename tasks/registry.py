@@ -26,7 +26,8 @@ from importlib.metadata import version as installed
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saeexplainer import gate, storage
+import saeexplainer
+from saeexplainer import gate
 from saeexplainer.comparison import chain_of
 from saeexplainer.config import EvaluationKind, Params
 from saeexplainer.errors import UserError
@@ -190,7 +191,7 @@ def save_model(folder: Path, served: Path, example: str, model_id: str) -> None:
     from mlflow.models import Model
 
     code = served.with_name("code") / "saeexplainer"
-    shutil.copytree(Path(storage.__file__).parent, code, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(Path(saeexplainer.__file__).parent, code, ignore=shutil.ignore_patterns("__pycache__"))
     mlflow.pyfunc.save_model(
         str(folder), mlflow_model=Model(model_id=model_id), artifacts={"served": str(served)}, code_paths=[str(code)],
         python_model=str(Path(__file__).with_name("served_model.py")), signature=_signature(),
