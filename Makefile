@@ -40,19 +40,19 @@ $(STAMP): requirements.lock
 	@rm -f .venv/.ready-*; touch $@; echo "set-up done"
 
 compose: setup  ## write params.yaml from conf/, e.g. make compose WITH="experiment=pydoc seed=1"
-	@python -m tasks.compose $(WITH)
+	@sae-explainer compose $(WITH)
 
 flow: setup  ## as run, through Prefect
 	@python -m flows.pipeline $(WITH)
 
 docs: setup  ## open what Great Expectations found in the preference sets
-	@python -m tasks.data_docs
+	@sae-explainer data-docs
 
 ui: setup  ## the control room: Prefect, its deployments and MLflow as pages; ctrl-c stops all
 	@python -m flows.ui $(WITH)
 
 study: setup  ## the experiments behind the figures; WITH="--plan ablation" for those of docs/RESULTS.md
-	@python -m tasks.study $(WITH)
+	@sae-explainer study $(WITH)
 
 clean:  ## remove every result (keeps .venv and DVC's cache)
 	@rm -rf data mlruns/* reports/data_docs .prefect

@@ -3,7 +3,7 @@
     python benchmarks/pipeline.py [--folder FOLDER] [override ...]
 
 Runs in a copy of the repository with an empty DVC cache, so the workspace is left alone: a temporary one, or FOLDER (new
-or empty), which stays. Overrides are those of `python -m tasks.compose`, for example `experiment=nano`. Prints one JSON
+or empty), which stays. Overrides are those of `sae-explainer compose`, for example `experiment=nano`. Prints one JSON
 object; `dvc_lock_sha256` is the same for two cold runs of one seed on one machine.
 """
 
@@ -58,7 +58,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python benchmarks/pipeline.py")
     parser.add_argument("--folder", type=Path, help="where to run; left out, a temporary folder")
-    parser.add_argument("overrides", nargs="*", help="as of python -m tasks.compose")
+    parser.add_argument("overrides", nargs="*", help="as of sae-explainer compose")
     options = parser.parse_intermixed_args()
     with ExitStack() as stack:
         folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))

@@ -126,7 +126,7 @@ def target_lines(study: dict[str, Any]) -> list[str]:
 def page(study: dict[str, Any]) -> str:
     """docs/STUDY.md."""
     sections = [
-        "<!-- Written by `python -m tasks.study`; what is edited here is lost. -->",
+        "<!-- Written by `sae-explainer study`; what is edited here is lost. -->",
         "# The study",
         "Written by `make study` from the runs that conf/study.yaml lists; the same figures are in study.json. Shares "
         "are percent, differences percentage points, both with 95 % bootstrap intervals over held-out features "

@@ -1,4 +1,4 @@
-"""`sae-explainer`: ask, list, exchange, compose, plan, add rounds, count, check.
+"""`sae-explainer`: ask, list, exchange, compose, plan, add rounds, count, fill MLflow, repeat the study, check.
 
 Every mistake is one line on stderr and exit status 2.
 
@@ -193,7 +193,7 @@ def compose(
     output: Annotated[Path, typer.Option(metavar="FILE")] = Path("params.yaml"),
     keep: Annotated[bool, typer.Option("--keep", help="Change FILE as it is: its experiment and values stay.")] = False,
 ) -> None:
-    """Write params.yaml from conf/, or with --keep change the one that is there; the same as python -m tasks.compose.
+    """Write params.yaml from conf/, or with --keep change the one that is there; the same as sae-explainer compose.
 
     Example: sae-explainer compose experiment=nano seed=3
     """
@@ -286,6 +286,73 @@ def plan_experiment(
         return
     print(f"{found.parameters:,} parameters, {found.dtype}; GiB at the peak")
     print("\n".join([*table(found.plan), *found.notes]))
+
+
+@app.command("data-docs", short_help="Open what was checked in preference sets.")
+def data_docs(
+    show: Annotated[bool, typer.Option("--open/--no-open", help="Open them in the browser, or only say where.")] = True,
+) -> None:
+    """Write the Data Docs of preference sets that are missing, and open them."""
+    from tasks import data_docs as pages
+
+    raise typer.Exit(pages.main([] if show else ["--no-open"]))
+
+
+tracking_commands = typer.Typer(help="Fill or correct MLflow's store.", rich_markup_mode=None)
+app.add_typer(tracking_commands, name="tracking", short_help="Fill or correct MLflow's store.")
+
+
+@tracking_commands.command(short_help="Log what lies in reports/.")
+def rebuild() -> None:
+    """Log what lies in reports/ unless it is logged, and register its explainers where data/ has them."""
+    from tasks import tracking
+
+    raise typer.Exit(tracking.main(["rebuild"]))
+
+
+@tracking_commands.command(short_help="After the workspace was moved.")
+def relocate() -> None:
+    """Name the artifacts of a moved or copied workspace where they are."""
+    from tasks import tracking
+
+    raise typer.Exit(tracking.main(["relocate"]))
+
+
+@tracking_commands.command(short_help="Register the explainers.")
+def register() -> None:
+    """Register the explainers of the result that lies in reports/ and data/."""
+    from tasks import registry
+
+    raise typer.Exit(registry.main(["register"]))
+
+
+@app.command(short_help="Make a version the champion by hand.")
+def promote(
+    version: Annotated[int, typer.Option(min=1, metavar="N", help="Its number, as MLflow's Models page shows it.")],
+) -> None:
+    """Make a registered explainer the champion by hand; it keeps why that was not automatic."""
+    from tasks import registry
+
+    raise typer.Exit(registry.main(["promote", "--version", str(version)]))
+
+
+@app.command(short_help="Write the measured tables into the README.")
+def readme() -> None:
+    """Write what was measured into README.md and docs/results/README.md."""
+    from tasks import readme as pages
+
+    raise typer.Exit(pages.main())
+
+
+@app.command(
+    short_help="Repeat the study behind the figures.", add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)  # fmt: skip
+def study(context: typer.Context) -> None:
+    """Run the experiments behind docs/STUDY.md and docs/RESULTS.md, and write these pages."""
+    from tasks import study as experiments
+
+    raise typer.Exit(experiments.main(context.args))
 
 
 @app.command(short_help="Check this machine.")

@@ -165,7 +165,7 @@ def _tracked(params: Params, comparison: dict) -> list[str]:
     except Exception as error:  # whatever a server, a driver or a network can raise: the result is already on disk
         lines.append(
             f"warning: MLflow at {store.shown_uri()} did not take the result ({store.one_line(error)}); "
-            "nothing is lost, run `python -m tasks.tracking rebuild` when it answers"
+            "nothing is lost, run `sae-explainer tracking rebuild` when it answers"
         )
     return lines
 

@@ -1,4 +1,4 @@
-"""Write params.yaml from conf/: `python -m tasks.compose [experiment=pydoc] [any.key=value ...] [--output FILE]`.
+"""Write params.yaml from conf/: `sae-explainer compose [experiment=pydoc] [any.key=value ...] [--output FILE]`.
 
 With --keep the file that is there is changed instead: its experiment and all that was overridden before stay, and only
 what the overrides name is another.
@@ -94,7 +94,7 @@ def _advice(key: str) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Compose, check, write; the exit status."""
     surroundings.settle()
-    parser = argparse.ArgumentParser(prog="python -m tasks.compose", description="Write params.yaml from conf/.")
+    parser = argparse.ArgumentParser(prog="sae-explainer compose", description="Write params.yaml from conf/.")
     parser.add_argument("overrides", nargs="*", help="Hydra overrides, such as experiment=pydoc or train_sft.epochs=3")
     parser.add_argument("--output", type=Path, default=Path("params.yaml"), metavar="FILE")
     parser.add_argument("--keep", action="store_true", help="change FILE as it is, instead of writing it anew")

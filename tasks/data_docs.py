@@ -1,6 +1,6 @@
 """Great Expectations itself: one context in memory runs suites and renders Data Docs; `make docs` opens them.
 
-    python -m tasks.data_docs [--no-open]
+    sae-explainer data-docs [--no-open]
 
 Every round has a site of its own, reports/data_docs/<round>, written whole by its validate_preferences;
 reports/data_docs/index.html leads to them. They are no DVC outputs, because they carry the time they were written:
@@ -159,7 +159,7 @@ def _results_of(name: str) -> list[tuple[str, str]]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Make what is missing, open the index or print where it is; the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m tasks.data_docs", description="Open the Data Docs of all rounds.")
+    parser = argparse.ArgumentParser(prog="sae-explainer data-docs", description="Open the Data Docs of all rounds.")
     parser.add_argument("--no-open", action="store_true", help="write what is missing and print where it is")
     options = parser.parse_args(arguments)
     from tasks import validate_preferences  # it imports this module

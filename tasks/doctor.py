@@ -223,7 +223,7 @@ def _settings() -> Finding:
     differing = [f"{key} {here.get(key, 'left out')}" for key in here | there if here.get(key) != there.get(key)]
     if not differing:
         return Finding("ok", f"params.yaml: {experiment} as conf/ composes it")
-    advice = "meant, if you overrode them; after an edit in conf/ compose again: python -m tasks.compose"
+    advice = "meant, if you overrode them; after an edit in conf/ compose again: sae-explainer compose"
     return Finding("warn", f"params.yaml: {experiment}, but for {_some(differing)}", advice)
 
 

@@ -73,13 +73,13 @@ def load(path: Path = Path("params.yaml")) -> Params:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; write it with `python -m tasks.compose`") from None
+        raise UserError(f"{path}: {error.strerror}; write it with `sae-explainer compose`") from None
     try:
         config = OmegaConf.create(text)
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML ({_one_line(error)}); write it with `python -m tasks.compose`") from None
+        raise UserError(f"{path}: not YAML ({_one_line(error)}); write it with `sae-explainer compose`") from None
     if not isinstance(config, DictConfig):
-        raise UserError(f"{path}: holds no mapping of sections; write it with `python -m tasks.compose`")
+        raise UserError(f"{path}: holds no mapping of sections; write it with `sae-explainer compose`")
     return build(config, str(path))
 
 

@@ -1,4 +1,4 @@
-"""Write what was measured into README.md and the pages beside it: `python -m tasks.readme`.
+"""Write what was measured into README.md and the pages beside it: `sae-explainer readme`.
 
 The text between `<!-- WHAT:NAME:start -->` and `<!-- WHAT:NAME:end -->` is replaced by what is known of experiment NAME:
 `headline` and `results` are tables of its comparison, `example` is a feature that the rounds mended. The comparison is

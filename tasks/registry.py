@@ -1,7 +1,7 @@
 """MLflow's registry: each round's explainer is a version of one model, and `champion` is the one to use.
 
-    python -m tasks.registry register               register the result that lies in reports/ and data/
-    python -m tasks.registry promote --version N    make a version the champion by hand
+    sae-explainer tracking register               register the result that lies in reports/ and data/
+    sae-explainer promote --version N    make a version the champion by hand
 
 A registered model an MLflow experiment (`sae-explainer-sandbox`), a version a round. A version holds the explainer, its
 features and the rows on which it was measured, so that the next one can be compared with it when data/ is another.
@@ -61,7 +61,7 @@ REQUIREMENTS = (
     "mlflow", "torch", "transformers", "tokenizers", "safetensors", "jaxtyping", "numpy", "scipy", "pandas", "pyarrow",
     "tqdm",
 )  # fmt: skip
-PROMOTE = "`python -m tasks.registry promote --version N`"
+PROMOTE = "`sae-explainer promote --version N`"
 
 
 def model_name(experiment: str) -> str:
@@ -278,7 +278,7 @@ def stored(client: "MlflowClient", version: "ModelVersion") -> Iterator[Path]:
         if folder is None or missing_files(folder):
             raise UserError(
                 f"{version.name} version {version.version}: its artifacts are gone from {address}; promote another "
-                f"({PROMOTE}), or delete that version in MLflow and run `python -m tasks.registry register`"
+                f"({PROMOTE}), or delete that version in MLflow and run `sae-explainer tracking register`"
             )
         yield folder
 
@@ -345,7 +345,7 @@ def _named(client: "MlflowClient", model: str) -> "ModelVersion":
 def _cure() -> str:
     """What fills the store: `dvc repro` skips what DVC has, so where a result lies already it takes the rebuild."""
     there = (tracking.REPORTS / "comparison.json").is_file() and EXPLAINERS.is_dir()
-    return store.REBUILD if there else "run `dvc repro`, or `dvc pull` and `python -m tasks.tracking rebuild`,"
+    return store.REBUILD if there else "run `dvc repro`, or `dvc pull` and `sae-explainer tracking rebuild`,"
 
 
 @contextmanager
@@ -379,7 +379,7 @@ def promote(number: int) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """The command line; the exit status."""
     surroundings.settle()
-    parser = argparse.ArgumentParser(prog="python -m tasks.registry", description="MLflow's registry of explainers.")
+    parser = argparse.ArgumentParser(prog="sae-explainer tracking", description="MLflow's registry of explainers.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("register", help="register the result that lies in reports/ and data/")
     by_hand = commands.add_parser("promote", help="make a version the champion by hand")

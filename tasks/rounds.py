@@ -112,7 +112,7 @@ def _add(params: Params) -> None:
         temporary.write_text(name, encoding="utf-8")
     _edit(entries)
     kept = " ".join(f"'+{key}={_flow(entry)}'" for key, entry in entries.items())
-    print(f"rounds: {name} added to {PARAMS}, as `python -m tasks.compose ... {kept}` would", flush=True)
+    print(f"rounds: {name} added to {PARAMS}, as `sae-explainer compose ... {kept}` would", flush=True)
 
 
 def _flow(entry: dict[str, Any]) -> str:

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 STORE = workspace.root() / "mlruns/mlflow.db"
 ARTIFACTS = workspace.root() / "mlruns/artifacts"
-REBUILD = "run `python -m tasks.tracking rebuild`"
-RELOCATE = "run `python -m tasks.tracking relocate`"
+REBUILD = "run `sae-explainer tracking rebuild`"
+RELOCATE = "run `sae-explainer tracking relocate`"
 # MLflow's columns that say where artifacts lie.
 PLACES = (
     ("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location"),

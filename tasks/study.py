@@ -1,6 +1,6 @@
 """Run the experiments behind the figures, each in a folder of its own, and write the pages that show them.
 
-    python -m tasks.study [--plan study|ablation] [--only NAME ...] [--report-only]
+    sae-explainer study [--plan study|ablation] [--only NAME ...] [--report-only]
 
 conf/study.yaml lists the variants of the study (docs/STUDY.md), conf/ablation.yaml those of the ablation;
 docs/RESULTS.md shows both, from the figures kept of each in docs/*.json. A variant's folder .study/PLAN/NAME holds a
@@ -379,7 +379,7 @@ def _write(name: str, text: str) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """The command line; the exit status."""
     surroundings.settle()
-    parser = argparse.ArgumentParser(prog="python -m tasks.study", description="Run the study and write its report.")
+    parser = argparse.ArgumentParser(prog="sae-explainer study", description="Run the study and write its report.")
     parser.add_argument("--plan", choices=PLANS, default=PLANS[0], help="file of conf/ (default: %(default)s)")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these variants or groups of variants")
     parser.add_argument("--report-only", action="store_true", help="only write the pages from what is there")

@@ -1,7 +1,7 @@
 """Tell MLflow what came out. The files under reports/ are the source; MLflow can always be filled again from them.
 
-    python -m tasks.tracking rebuild        log the result that lies in reports/, unless it is there already
-    python -m tasks.tracking relocate       after the workspace was moved: let the store find its artifacts here
+    sae-explainer tracking rebuild        log the result that lies in reports/, unless it is there already
+    sae-explainer tracking relocate       after the workspace was moved: let the store find its artifacts here
 
 Metrics, parameters, tags and datasets come from reports/, params.yaml and dvc.lock alone. The sample explanations and
 the registered explainers (`tasks.registry`) need data/: where it is not there they are left out, and a line says so.
@@ -469,7 +469,7 @@ def main(arguments: list[str] | None = None) -> int:
     """`rebuild`: log and register what lies in reports/ and data/. `relocate`: correct a store that was moved. The exit
     status."""
     surroundings.settle()
-    parser = argparse.ArgumentParser(prog="python -m tasks.tracking", description="Fill MLflow from reports/.")
+    parser = argparse.ArgumentParser(prog="sae-explainer tracking", description="Fill MLflow from reports/.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("rebuild", help="log reports/comparison.json unless it is logged")
     commands.add_parser("relocate", help="after the workspace was copied or moved: name its artifacts where they are")

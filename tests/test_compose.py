@@ -29,7 +29,7 @@ def test_an_experiment_opens_with_what_it_asks_and_its_command(experiment: str) 
     lines = (ROOT / "conf" / "experiment" / f"{experiment}.yaml").read_text(encoding="utf-8").splitlines()
     assert lines[0] == "# @package _global_"
     named = "" if experiment == "default" else f" experiment={experiment}"
-    assert f"# command: python -m tasks.compose{named} && dvc repro" in lines
+    assert f"# command: sae-explainer compose{named} && dvc repro" in lines
 
 
 @pytest.mark.parametrize("subject", ["sandbox", "pydoc"])

@@ -79,21 +79,20 @@ def module(arguments: list[str]) -> None:
     if "<" in name or "*" in name:
         return
     assert (ROOT / f"{name.replace('.', '/')}.py").is_file(), name
-    if name == "tasks.compose":
-        composes(given)
-    elif any(word.startswith("-") for word in given):
+    if any(word.startswith("-") for word in given):
         described((sys.executable, "-m", name), given)
 
 
 def sae_explainer(arguments: list[str]) -> None:
-    group = typer.main.get_command(command_line.app)
-    if not arguments:
-        return
-    command = group.commands[arguments[0]]
-    if len(arguments) > 1:
-        command.make_context(arguments[0], list(arguments[1:]))
-    if arguments[0] in ("compose", "plan"):
-        composes([word for word in arguments[1:] if "=" in word and not word.startswith("--")])
+    command, words = typer.main.get_command(command_line.app), list(arguments)
+    while words and hasattr(command, "commands"):
+        command = command.commands[words.pop(0)]
+    if command.name == "study":  # it hands its words on
+        return described((sys.executable, "-m", "tasks.study"), words)
+    if words:
+        command.make_context(command.name, list(words))
+    if command.name in ("compose", "plan"):
+        composes([word for word in words if "=" in word and not word.startswith("--")])
 
 
 def dvc(arguments: list[str]) -> None:

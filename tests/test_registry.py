@@ -321,7 +321,7 @@ def test_what_a_clone_is_told_when_it_has_no_store_makes_one(workspace):
     assert registry.explain(["5"])[0].explanation
     shutil.rmtree("mlruns")
     shutil.rmtree("data")
-    with pytest.raises(UserError, match="run `dvc repro`, or `dvc pull` and `python -m tasks.tracking rebuild`, to"):
+    with pytest.raises(UserError, match="run `dvc repro`, or `dvc pull` and `sae-explainer tracking rebuild`, to"):
         registry.explain(["5"])
 
 

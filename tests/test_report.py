@@ -179,7 +179,7 @@ def test_stage_writes_its_files_and_outlives_a_dead_tracking_server(tmp_path, mo
     }  # fmt: skip
     assert spent["evaluations"]["sft"]["calls"] == 3 and spent["evaluations"]["sft"]["measuring"]["calls"] == 1
     assert report.lines[-1].startswith("warning: MLflow at http://127.0.0.1:9 did not take the result")
-    assert "python -m tasks.tracking rebuild" in report.lines[-1]
+    assert "sae-explainer tracking rebuild" in report.lines[-1]
     assert "\n" not in report.lines[-1] and "secret" not in "".join(report.lines)
     assert report.metrics["sft_generative_accuracy"] == written["rounds"]["sft"]["generative_accuracy"]["value"]
     assert tracking.main(["rebuild"]) == 2

@@ -266,7 +266,7 @@ def test_a_copied_workspace_keeps_its_artifacts_to_itself(project, tmp_path, tmp
     monkeypatch.chdir(copy)
     assert doctor._store().line == (
         f"warn  MLflow: mlruns/mlflow.db names artifacts in {tmp_path}/mlruns, from where this workspace was copied or "
-        "moved; the next command that opens it corrects that, or run `python -m tasks.tracking relocate`"
+        "moved; the next command that opens it corrects that, or run `sae-explainer tracking relocate`"
     )
     assert tracking.log(settings, project) == replace(first, created=False)
     assert capsys.readouterr().err.startswith(f"MLflow: mlruns/mlflow.db named the artifacts of {tmp_path}/mlruns; ")
