@@ -102,8 +102,6 @@ CONFIGS = {  # what a whole model's configuration becomes
     "another encoding": lambda whole: whole.decode().encode("utf-16"),
     "a text for a number": lambda whole: whole.replace(b'"num_hidden_layers": 3', b'"num_hidden_layers": "three"'),
     "not a number": lambda whole: whole.replace(b'"num_hidden_layers": 3', b'"num_hidden_layers": NaN'),
-    "no blocks": lambda whole: whole.replace(b'"num_hidden_layers": 3', b'"num_hidden_layers": -1'),
-    "no heads": lambda whole: whole.replace(b'"num_attention_heads": 2', b'"num_attention_heads": 0'),
 }
 
 

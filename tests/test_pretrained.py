@@ -340,6 +340,14 @@ def test_a_model_that_takes_padding_for_text_fails_at_once(here: Path) -> None:
     assert said.startswith(f"prepare_subject.pretrained.source: {here / 'rwkv'} (RwkvForCausalLM): padding before ")
 
 
+@pytest.mark.parametrize("wrong", [{"num_hidden_layers": -1}, {"num_hidden_layers": 0}, {"num_attention_heads": 0}])
+def test_a_configuration_that_makes_no_model_fails_at_once(here: Path, wrong: dict[str, int]) -> None:
+    save_family("llama", here / "llama")
+    config = here / "llama/config.json"
+    config.write_text(json.dumps(json.loads(config.read_text(encoding="utf-8")) | wrong), encoding="utf-8")
+    assert str(here / "llama") in fails(prepare_subject.run, brought(here / "llama", {}, None))
+
+
 def test_a_tokenizer_that_cannot_pad_fails_at_once(gpt2: Path, here: Path) -> None:
     save_family("gpt2", here / "bare")
     bare = transformers.PreTrainedTokenizerFast(tokenizer_object=TOKENIZERS["gpt2"]().backend_tokenizer)
