@@ -45,7 +45,7 @@ def _reason(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast") -> s
     width = model.config.get_text_config().hidden_size
     blocks = transformer_blocks(model)
     rows = _rows(model, tokenizer)
-    ids, mask = (padded(row, value) for row, value in ((rows, tokenizer.pad_token_id), ([[1] * len(r) for r in rows], 0)))
+    ids, mask = padded(rows, tokenizer.pad_token_id), padded([[1] * len(row) for row in rows], 0)
     before, after = _through(model, blocks, ids, mask)
     if len(after) != len(blocks):
         return f"its {len(blocks)} blocks run {len(after)} times in one pass"

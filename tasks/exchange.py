@@ -1,8 +1,9 @@
 """What `sae-explainer import` and `export` do: explanations and preference sets that come in and go out.
 
 Imported files become two tables under data/imported: NAME.parquet, explanations that an evaluation of kind table or
-`label_features.source` takes, and NAME.records.parquet, everything that the files say. Both follow from the files alone.
-What is written appears whole or not at all, and nothing is overwritten unasked. docs/EXCHANGE.md shows how to use it.
+`label_features.source` takes, and NAME.records.parquet, everything that the files say. Both follow from the files
+alone. What is written appears whole or not at all, and nothing is overwritten unasked. docs/EXCHANGE.md shows how to
+use it.
 """
 
 import gzip
@@ -125,8 +126,8 @@ def _known(rows: Sequence[ExplanationRow], file: str) -> list[str]:
         explained = parameters.load().prepare_sae.saes[0].name
         example = min(live, key=lambda feature_id: (exchange.sae_of(feature_id) != explained, feature_id))
         raise UserError(
-            f"{file}: {rows[0].feature_id} is no live feature here and neither is any other; ids here are like {example}: "
-            f"if the file is about that SAE, add --as {shlex.quote(exchange.prefix_of(example))}"
+            f"{file}: {rows[0].feature_id} is no live feature here and neither is any other; ids here are like "
+            f"{example}: if the file is about that SAE, add --as {shlex.quote(exchange.prefix_of(example))}"
         )
     return [f"{sum(bool(row.explanation) for row in common)} of the {len(live)} live features here are explained"]
 
