@@ -27,7 +27,7 @@ from saeexplainer.errors import UserError
 from saeexplainer.records import EvaluationRow, FeatureRow
 from saeexplainer.serving import Reply, ServedExplainer, evaluation_of, write_served
 from saeexplainer.storage import read_json, write_rows, write_tensors
-from tasks import compare_rounds, registry, store, tracking
+from tasks import command_line, compare_rounds, registry, store, tracking
 
 SETTINGS = settings()
 NAME = "sae-explainer-sandbox"
@@ -316,8 +316,8 @@ def test_what_a_clone_is_told_when_it_has_no_store_makes_one(workspace):
             store.open_client().search_experiments()
         with pytest.raises(UserError) as failed:
             registry.explain(["5"])
-        module, command = re.search(r"run `python -m tasks.(\w+) (\w+)` to", str(failed.value)).groups()
-    assert (module, command) == ("tracking", "rebuild") and tracking.main([command]) == 0
+        cure = re.search(r"run `sae-explainer (.+?)` to", str(failed.value))[1]
+    assert cure == "tracking rebuild" and command_line.main(cure.split()) == 0
     assert registry.explain(["5"])[0].explanation
     shutil.rmtree("mlruns")
     shutil.rmtree("data")

@@ -22,7 +22,7 @@ from saeexplainer.costs import Costs, EvaluationCosts, RoundCosts, Work
 from saeexplainer.errors import UserError
 from saeexplainer.records import EvaluationRow
 from saeexplainer.storage import write_json, write_rows
-from tasks import compare_rounds, doctor, params, store, tracking
+from tasks import command_line, compare_rounds, doctor, params, store, tracking
 
 REPOSITORY = Path(__file__).parents[1]
 LOCK = """schema: '2.0'
@@ -288,10 +288,10 @@ def test_a_moved_workspace_is_mended_by_the_command_that_doctor_names(
     shutil.copytree(tmp_path, moved)
     shutil.rmtree(tmp_path / "mlruns")
     monkeypatch.chdir(moved)
-    module, command = re.search(r"python -m (\S+) (\w+)`", doctor._store().advice).groups()
-    assert module == "tasks.tracking" and tracking.main([command]) == 0
+    cure = re.search(r"run `sae-explainer (.+?)`", doctor._store().advice)[1].split()
+    assert command_line.main(cure) == 0
     assert doctor._store().level == "ok" and f"named the artifacts of {tmp_path}/mlruns" in capsys.readouterr().out
-    assert tracking.main([command]) == 0
+    assert command_line.main(cure) == 0
     assert capsys.readouterr().out == "MLflow: mlruns/mlflow.db names this workspace's\n"
     assert Path(store.open_client().download_artifacts(run, "report.html")).read_text() == "<p>report</p>"
 
