@@ -226,7 +226,7 @@ def test_tags_say_what_it_came_from_and_the_hashes_of_data_are_one_artifact(proj
         assert (tags["mlflow.source.name"], tags["mlflow.user"]) == ("dvc repro", getpass.getuser())
         assert "mlflow.source.git.commit" not in tags and len(tags) < 15
     hashes = json.loads(Path(client.download_artifacts(parent_id, "data_md5.json")).read_text())
-    assert hashes["data/explainers/sft"] == "0123456789abcdef.dir" and len(hashes) == 3
+    assert hashes["data/explainers/sft"] == "0123456789abcdef.dir"
 
 
 def test_runs_say_what_they_are_of_and_how_long_their_stages_took(project):
