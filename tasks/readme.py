@@ -1,6 +1,7 @@
 """Write what was measured into README.md and the pages beside it: `sae-explainer readme`.
 
-The text between `<!-- WHAT:NAME:start -->` and `<!-- WHAT:NAME:end -->` is replaced by what is known of experiment NAME:
+The text between `<!-- WHAT:NAME:start -->` and `<!-- WHAT:NAME:end -->` is replaced by what is known of experiment
+NAME:
 `headline` and `results` are tables of its comparison, `example` is a feature that the rounds mended. The comparison is
 reports/comparison.json if params.yaml is that experiment, else docs/results/NAME.json, kept from an earlier run. An
 example needs data/. A block that nobody can fill here stays as it is.
@@ -81,7 +82,7 @@ def example(comparison: dict) -> str:
         return "No feature was mended by the rounds."
     shown = min(mended, key=lambda key: int(key.rpartition("/")[2]))
     contexts = [row for row in read_rows(CONTEXTS, ContextRow) if row.feature_id == shown]
-    lines = [f"Feature `{shown}`, which no training saw, fires hardest on the marked words:", ""]
+    lines = [f"**One feature.** `{shown}`, which no training saw, fires hardest on the marked words:", ""]
     lines += [f"    {line}" for line in listed(contexts, SHOWN)[shown].splitlines()]
     lines += ["", "| | explanation | texts that make it fire | one of them |", "|---|---|---:|---|"]
     lines += [_told(name, tables[name][shown]) for name in names]
