@@ -274,9 +274,7 @@ def test_the_subject_made_here_is_the_one_that_is_planned() -> None:
     config = settings().prepare_subject
     model = build_model(config, tiny_tokenizer())
     assert shape_of(model.config.to_dict(), "subject") == asked._made_here(settings()) == shapes()["sandbox"]
-    assert (
-        count(model) == parameters(shapes()["sandbox"]).total == read_json(ROOT / "reports/subject.json")["parameters"]
-    )
+    assert count(model) == parameters(shapes()["sandbox"]).total
     gpt2 = replace(config, architecture=Architecture.gpt2, d_model=32, heads=2)
     made = build_model(gpt2, tiny_tokenizer())
     assert parameters(shape_of(trained_config(gpt2, len(tiny_tokenizer())), "subject")).total == count(made)
