@@ -218,6 +218,10 @@ def test_the_documented_worker_runs_what_is_deployed_to_its_pool(room: Room) -> 
             run = room.api.ended(room.api.trigger("evaluation/evaluation"))  # which is served by nobody else
         finally:
             process.terminate()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:  # Prefect's worker does not always heed it
+                process.kill()
     assert (run.state.name, run.state.message, run.work_pool_name) == ("Completed", "no stage to run", "sae-explainer")
 
 
