@@ -426,7 +426,7 @@ def test_a_broken_file_is_one_line(tmp_path: Path, text: str) -> None:
 
 
 def test_an_absent_file_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="No such file.*tasks.compose"):
+    with pytest.raises(UserError, match="No such file.*sae-explainer compose"):
         params.load(tmp_path / "params.yaml")
 
 
