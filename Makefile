@@ -26,7 +26,7 @@ surroundings: setup  ## run the whole pipeline in odd places: moved, without git
 	@SURROUNDINGS=all python -m pytest tests/test_surroundings.py
 
 setup: $(STAMP)  ## make or complete .venv from requirements.lock
-	@python -m tasks.workspace
+	@python -m tasks.workspace.folder
 
 $(STAMP): requirements.lock
 	@test -n "$(PYTHON)" || { echo "error: no python3 found; install Python 3.11 or say make PYTHON=/path/to/python"; exit 2; }
@@ -34,7 +34,7 @@ $(STAMP): requirements.lock
 		{ echo "error: $(PYTHON) is $$("$(PYTHON)" --version 2>&1); Python 3.11 to 3.13 is needed: make PYTHON=/path/to/python"; exit 2; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { echo "set-up 1/2: .venv with $$("$(PYTHON)" --version 2>&1)"; "$(PYTHON)" -m venv .venv; }
 	@echo "set-up 2/2: $$(grep -c == requirements.lock) packages from requirements.lock, a few minutes the first time"
-	@$(BIN)/python -m venv --without-pip .venv; $(BIN)/python -m tasks.relocate
+	@$(BIN)/python -m venv --without-pip .venv; $(BIN)/python -m tasks.workspace.relocate
 	@python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
 	@python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@rm -f .venv/.ready-*; touch $@; echo "set-up done"

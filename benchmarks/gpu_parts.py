@@ -18,9 +18,9 @@ sys.path.insert(0, str(REPOSITORY))
 
 import yaml
 
-from saeexplainer import memory
-from saeexplainer.memory import Memory, Setup
-from saeexplainer.shapes import Shape, matrices, shape_of
+from saeexplainer.costs import memory
+from saeexplainer.costs.memory import Memory, Setup
+from saeexplainer.costs.shapes import Shape, matrices, shape_of
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
     from trl import DPOTrainer
 
-    from saeexplainer.sites import SiteReader
+    from saeexplainer.saes.sites import SiteReader
 
 SPECIAL = ["<bos>", "<eos>", "<pad>"]
 BFLOAT16 = 2  # bytes
@@ -143,7 +143,7 @@ def attach_features(model: "PreTrainedModel", features: int) -> None:
     """Feature tokens with random directions, added after block 1."""
     import torch
 
-    from saeexplainer.feature_tokens import FeatureTokens
+    from saeexplainer.explainer.feature_tokens import FeatureTokens
 
     directions = torch.randn(features, model.config.hidden_size, device=model.device, dtype=model.dtype)
     FeatureTokens(
@@ -180,7 +180,7 @@ def wait(device: "torch.device") -> None:
 
 def reader_of(model: "PreTrainedModel", bench: Bench) -> "SiteReader":
     """Reads the residual stream after the hook block."""
-    from saeexplainer.sites import Place, Site, SiteReader
+    from saeexplainer.saes.sites import Place, Site, SiteReader
 
     return SiteReader(model, Site(bench.hook_block, Place.resid_post))
 
@@ -205,7 +205,7 @@ def scoring(bench: Bench, device: "torch.device") -> Work:
     """Texts through the blocks up to the hook; some features' maximum on each, as score_explanations keeps it."""
     import torch
 
-    from saeexplainer.columns import take_columns
+    from saeexplainer.saes.subset import take_columns
 
     model = make_model(cut(bench), bench, device)
     read = reader_of(model, bench)
@@ -234,7 +234,7 @@ def generation(bench: Bench, device: "torch.device") -> Work:
     """Explanations, each as long as it may be, because nothing ends one."""
     import torch
 
-    from saeexplainer.models import generate
+    from saeexplainer.models.generation import generate
 
     model, tokenizer = make_model(whole(bench), bench, device), make_tokenizer(bench)
     attach_features(model, bench.sequences)
@@ -287,7 +287,7 @@ def train(
     from transformers import PrinterCallback
     from trl import DPOConfig
 
-    from saeexplainer.dpo import prepared_trainer
+    from saeexplainer.training.dpo import prepared_trainer
 
     arguments = DPOConfig(
         output_dir=str(scratch), num_train_epochs=1, per_device_train_batch_size=bench.pairs, learning_rate=5e-6,

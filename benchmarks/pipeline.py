@@ -41,7 +41,7 @@ def measured(folder: Path, overrides: list[str]) -> dict:
     bin_folder = str(Path(sys.executable).parent)
     environment = os.environ | {"PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1"}
     copy_of_repository(folder)
-    timed([sys.executable, "-m", "tasks.compose", *overrides], folder, environment)
+    timed([sys.executable, "-m", "tasks.settings.compose", *overrides], folder, environment)
     cold = timed(["dvc", "repro"], folder, environment)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     return {

@@ -20,7 +20,6 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from saeexplainer import report_page
 from saeexplainer.records import (
     ContextRow,
     DroppedFeature,
@@ -31,7 +30,8 @@ from saeexplainer.records import (
     QuarantinedPair,
     ScoreRow,
 )
-from saeexplainer.storage import write_rows
+from saeexplainer.reports.page import page as page_page
+from saeexplainer.runs.storage import write_rows
 
 CONTEXTS, TEXTS, CANDIDATES, CANDIDATE_TEXTS = 8, 10, 8, 6
 EVALUATIONS, ROUNDS = ("open_loop", "sft", "r1", "r2"), ("r1", "r2")
@@ -118,11 +118,11 @@ def write_tables(folder: Path, count: int) -> None:
 
 def build(folder: Path) -> None:
     """The page of the tables in a folder."""
-    sources = report_page.Sources(
+    sources = page_page.Sources(
         folder / "features.parquet", folder / "contexts.parquet", folder / "labels.parquet",
         {name: folder / f"{name}.parquet" for name in EVALUATIONS}, {name: folder / name for name in ROUNDS}, CONTEXTS,
     )  # fmt: skip
-    report_page.write(folder / "report.html", comparison(), sources, {}, {"r1": "sft", "r2": "r1"})
+    page_page.write(folder / "report.html", comparison(), sources, {}, {"r1": "sft", "r2": "r1"})
 
 
 def comparison() -> dict:

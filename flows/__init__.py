@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from tasks import network
+from tasks.workspace import network
 
 for _name, _value in {
     "DO_NOT_TRACK": "1",

@@ -7,6 +7,7 @@ matter whether this run computed it, DVC restored it, or `make run` made it befo
 Prefect shows descriptions and the texts of tables as markdown, so names and paths are written as `literal` has them.
 """
 
+from tasks.places import REPORT
 import os
 import re
 import urllib.parse
@@ -19,10 +20,9 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact, cr
 
 from flows import control
 from flows.plan import plan
-from tasks import repro
-from tasks.markdown import literal
+from tasks.workspace import repro
+from tasks.workspace.markdown import literal
 
-REPORT = Path("reports/report.html")
 RESULTS = Path("reports/results.md")
 RESULT, VALIDATION = "compare_rounds", "validate_preferences"  # stages: what they leave is shown
 
@@ -79,10 +79,10 @@ def _rounds(rows: list[Row], has_result: bool) -> list[str]:
 
 def _data_docs(rounds: list[str]) -> dict[str, Path]:
     """The pages about these rounds' preference sets, written again where a set was restored and its pages were not."""
-    from tasks import data_docs
+    from tasks.validation import data_docs
 
     if not all(map(data_docs.is_up_to_date, rounds)):
-        with repro.started("tasks.data_docs", "--no-open") as child:
+        with repro.started("tasks.validation.data_docs", "--no-open") as child:
             for line in filter(None, child):
                 get_run_logger().info(line)
         if child.status:
@@ -91,9 +91,9 @@ def _data_docs(rounds: list[str]) -> dict[str, Path]:
 
 
 def _link_mlflow_run() -> None:
-    from tasks import store, tracking
+    from tasks.tracking import runs, store
 
-    found = tracking.run_of_the_result()
+    found = runs.run_of_the_result()
     if found is None:
         get_run_logger().warning(f"MLflow has no run of this result; {store.REBUILD}")
         return

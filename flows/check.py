@@ -6,8 +6,8 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from flows.plan import StageFailed, stale
-from tasks import repro
-from tasks.markdown import literal
+from tasks.workspace import repro
+from tasks.workspace.markdown import literal
 
 
 @flow(name="check")

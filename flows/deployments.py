@@ -12,8 +12,8 @@ from typing import Any
 from flows import control, notifications
 from flows.control import ControlError, Deployed
 from flows.server import ServerError, check_server
-from tasks import surroundings
-from tasks.printable import one_line
+from tasks.workspace import surroundings
+from tasks.workspace.printable import one_line
 
 POLL_SECONDS = 2  # between two questions to the server about what to run
 

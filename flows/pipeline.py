@@ -5,7 +5,7 @@ its own; the stages of a preference round are a sub-flow. DVC alone decides what
 tries again only what may pass the second time. A stage that DVC skipped completes as `Unchanged`, one whose result DVC
 had kept as `Restored`; a task run's version is the hash of the results that DVC keeps.
 
-Limits and retries: conf/control.yaml. Nobody else may write in the workspace meanwhile: tasks/repro.py.
+Limits and retries: conf/control.yaml. Nobody else may write in the workspace meanwhile: tasks/workspace/repro.py.
 """
 
 import argparse
@@ -34,9 +34,9 @@ from flows import artifacts, control
 from flows.control import ControlError
 from flows.plan import StageFailed, Step, is_unchanged, plan
 from flows.server import ServerError, check_server
-from tasks import repro, surroundings
-from tasks.printable import one_line
-from tasks.repro import WorkspaceBusy
+from tasks.workspace import repro, surroundings
+from tasks.workspace.printable import one_line
+from tasks.workspace.repro import WorkspaceBusy
 
 EVALUATION = ("evaluate", "compare_rounds")  # the stages that train nothing
 SAID = (StageFailed, WorkspaceBusy, ControlError, ServerError)  # whose message is one line for the user
@@ -228,7 +228,7 @@ def compose_params(experiment: str | None, overrides: list[str]) -> State:
             return Failed(message=message, data=StageFailed(message))
     chosen = [] if experiment is None else [f"experiment={experiment}"]
     before = _parameters()
-    with repro.started("tasks.compose", *chosen, *overrides) as child:
+    with repro.started("tasks.settings.compose", *chosen, *overrides) as child:
         for line in filter(None, child):
             get_run_logger().info(line)
     if child.status:

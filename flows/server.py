@@ -4,7 +4,7 @@ import re
 import sqlite3
 from pathlib import Path
 
-from tasks import prefect_api
+from tasks.workspace import prefect_api
 
 
 class ServerError(Exception):

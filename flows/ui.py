@@ -5,6 +5,7 @@ workspace's store and a server of the files under reports/, and prints where the
 so does the end of any one of them. Everything listens on this machine only, and nothing is sent elsewhere.
 """
 
+from tasks.places import REPORTS
 import argparse
 import os
 import signal
@@ -27,15 +28,14 @@ from urllib.parse import unquote, urlsplit
 from flows import control
 from flows.control import ControlError, Ports
 from flows.server import ServerError, check_database
-from tasks import prefect_api, repro, surroundings
-from tasks import store as mlflow_store
-from tasks.printable import one_line
+from tasks.tracking import store as mlflow_store
+from tasks.workspace import prefect_api, repro, surroundings
+from tasks.workspace.printable import one_line
 
 HOST = "127.0.0.1"
 PATIENCE_SECONDS = 300  # that a program may take until it answers; the first start makes databases
 CANCEL_SECONDS = 40  # that the deployments may take to cancel their runs; Prefect kills those after 30
 LOOK_SECONDS = 300  # between two looks at the schedules; the first comes as soon as each should have its next run
-REPORTS = Path("reports")  # all that is served of the workspace
 
 
 class UiFailed(Exception):

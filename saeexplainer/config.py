@@ -1,6 +1,6 @@
 """Every setting of the pipeline: one frozen dataclass a stage, named as the stage, holding no defaults.
 
-The values come from params.yaml, which `sae-explainer compose` writes from conf/; `tasks.params` loads and checks it.
+The values come from params.yaml, which `sae-explainer compose` writes from conf/; `tasks.settings.params` loads and checks it.
 A field's comment says its unit and its effect. Lists, not tuples: OmegaConf returns lists.
 """
 

@@ -24,7 +24,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from saeexplainer.confidence import Calibration, calibrate
 from saeexplainer.config import (
     Adapter,
     Direction,
@@ -35,11 +34,20 @@ from saeexplainer.config import (
     TrainSft,
 )
 from saeexplainer.errors import UserError
-from saeexplainer.explainer import PARTS, Explainer, Prompts, attach, direction_rows
-from saeexplainer.explainer_folder import keep_base, open_parts
-from saeexplainer.feature_tokens import first_feature_id
+from saeexplainer.explainer.explainer import PARTS, Explainer, Prompts, attach, direction_rows
+from saeexplainer.explainer.feature_tokens import first_feature_id
+from saeexplainer.explainer.folder import keep_base, open_parts
+from saeexplainer.figures.confidence import Calibration, calibrate
 from saeexplainer.records import EvaluationRow, FeatureRow
-from saeexplainer.storage import holds_model, read_json, read_rows, read_tensors, write_json, write_rows, write_tensors
+from saeexplainer.runs.storage import (
+    holds_model,
+    read_json,
+    read_rows,
+    read_tensors,
+    write_json,
+    write_rows,
+    write_tensors,
+)
 
 EXPLAINER, FEATURES, DIRECTIONS = "explainer", "features.parquet", "directions.safetensors"
 CONTEXTS, SETTINGS, CALIBRATION, EVALUATION = "contexts.json", "settings.json", "calibration.json", "evaluation.parquet"

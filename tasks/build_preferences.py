@@ -5,18 +5,18 @@
 Writes data/rounds/<round>/pairs.parquet and dropped.parquet.
 """
 
+from tasks.places import ROUNDS
 from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
 from saeexplainer.config import Params
-from saeexplainer.pairs import pairs_of_feature
+from saeexplainer.preferences.pairs import pairs_of_feature
 from saeexplainer.records import DroppedFeature, PreferencePair, ScoreRow
-from saeexplainer.storage import read_rows, write_rows
+from saeexplainer.runs.storage import read_rows, write_rows
 from tasks.stage import Report, main
 
-ROUNDS = Path("data/rounds")
 MANY = 0.25  # share of the pairs above which a higher floor is advised; the default has .01 (docs/LOG.md)
 RAISE = ": luck teaches nothing; raise build_preferences.floor above what one text earns"
 

@@ -2,10 +2,11 @@
 
     python -m tasks.compare_rounds
 
-The files under reports/ are written first and are the result; MLflow is told afterwards (`tasks.tracking`), and a
+The files under reports/ are written first and are the result; MLflow is told afterwards (`tasks.tracking.runs`), and a
 tracking server that does not answer costs a warning, not the result.
 """
 
+from tasks.places import ACTIVATIONS, EVALUATIONS, EXPLAINERS, LABELS, REPORTS, ROUNDS, SUBJECT
 import csv
 import json
 from collections.abc import Mapping, Sequence
@@ -13,19 +14,18 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from saeexplainer import confidence, costs, report, report_page
-from saeexplainer.comparison import ACCURACY, START, chain_of, subtractions, summarise
 from saeexplainer.config import Params
-from saeexplainer.domains import open_domain
-from saeexplainer.notation import change
+from saeexplainer.costs import bills
+from saeexplainer.domains.opening import open_domain
+from saeexplainer.figures import confidence
+from saeexplainer.figures.comparison import ACCURACY, START, chain_of, subtractions, summarise
+from saeexplainer.figures.notation import change
 from saeexplainer.records import EvaluationRow, FeatureRow, PreferencePair, ScoreRow, Usage
-from saeexplainer.storage import read_notes, read_rows, replacing, write_json
+from saeexplainer.reports import tables
+from saeexplainer.reports.page import page
+from saeexplainer.runs.storage import read_notes, read_rows, replacing, write_json
 from tasks.stage import Report, main
 
-ACTIVATIONS, LABELS = Path("data/activations"), Path("data/labels.parquet")
-EVALUATIONS, ROUNDS = Path("data/evaluations"), Path("data/rounds")
-SUBJECT, EXPLAINERS = Path("data/subject"), Path("data/explainers")
-REPORTS = Path("reports")
 
 
 def run(params: Params) -> Report:
@@ -38,10 +38,10 @@ def run(params: Params) -> Report:
     comparison = summarise(evaluations, params.compare_rounds.resamples, params.seed, starts)
     scores = {name: read_rows(ROUNDS / name / "scores.parquet", ScoreRow) for name in params.rounds}
     reward, resamples = params.score_explanations.reward, params.compare_rounds.resamples
-    against = report.reward_hallucination_rows(comparison, evaluations, reward, resamples)
+    against = tables.reward_hallucination_rows(comparison, evaluations, reward, resamples)
     write(comparison)
-    write_csv(REPORTS / "rewards.csv", report.reward_rows(scores), report.RewardRow)
-    write_csv(REPORTS / "reward_hallucination.csv", against, report.RewardHallucinationRow)
+    write_csv(REPORTS / "rewards.csv", tables.reward_rows(scores), tables.RewardRow)
+    write_csv(REPORTS / "reward_hallucination.csv", against, tables.RewardHallucinationRow)
     write_confidence(params, evaluations)
     write_costs(params, evaluations, scores)
     write_page(params, comparison)
@@ -53,14 +53,14 @@ def write(comparison: dict, folder: Path = REPORTS) -> None:
     with replacing(folder / "comparison.json") as temporary:
         # Not `storage.write_json`: it sorts keys, and here the order of the evaluations is information.
         temporary.write_text(json.dumps(comparison, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    means = report.means(comparison)
+    means = tables.means(comparison)
     write_json(folder / "metrics.json", means)
     write_json(folder / f"{ACCURACY}.json", {name: found[ACCURACY] for name, found in means.items()})
-    write_csv(folder / "rounds.csv", report.rounds_rows(comparison), report.RoundRow)
+    write_csv(folder / "rounds.csv", tables.rounds_rows(comparison), tables.RoundRow)
     with replacing(folder / "rounds.png") as temporary:
-        report.plot_rounds(comparison, temporary)
+        tables.plot_rounds(comparison, temporary)
     with replacing(folder / "results.md") as temporary:
-        temporary.write_text(report.results_table(comparison), encoding="utf-8")
+        temporary.write_text(tables.results_table(comparison), encoding="utf-8")
 
 
 def write_confidence(params: Params, evaluations: Mapping[str, Sequence[EvaluationRow]]) -> None:
@@ -84,27 +84,27 @@ def write_costs(
 ) -> None:
     """costs.json: calls and tokens of each round and evaluation; what an explainer reads and says is counted with its
     own tokenizer, texts with the subject's."""
-    from saeexplainer.models import open_tokenizer
+    from saeexplainer.models.pointer import open_tokenizer
 
     tokenizer = open_tokenizer(SUBJECT)
     rounds = {
-        name: costs.RoundCosts(
+        name: bills.RoundCosts(
             features=len({row.feature_id for row in rows}),
             pairs=len(read_rows(ROUNDS / name / "validated.parquet", PreferencePair)),
             sampling=_sampling_costs(params, name, rows),
-            scoring=costs.texts_written(
+            scoring=bills.texts_written(
                 rows, tokenizer, params.score_explanations.writer, _usage(ROUNDS / name / "scores.parquet")
             ),
         )
         for name, rows in scores.items()
     }
     measured = {
-        name: costs.evaluation_costs(
+        name: bills.evaluation_costs(
             rows, tokenizer, params.evaluate.writer, _usage(EVALUATIONS / f"{name}.parquet")
         )
         for name, rows in evaluations.items()
     }
-    write_json(REPORTS / "costs.json", costs.Costs(rounds, measured))
+    write_json(REPORTS / "costs.json", bills.Costs(rounds, measured))
 
 
 def _usage(table: Path) -> Usage | None:
@@ -113,24 +113,24 @@ def _usage(table: Path) -> Usage | None:
     return None if found is None else Usage(**found)
 
 
-def _sampling_costs(params: Params, item: str, rows: Sequence[ScoreRow]) -> costs.Work:
+def _sampling_costs(params: Params, item: str, rows: Sequence[ScoreRow]) -> bills.Work:
     """What the round's first explainer read and wrote for its candidates."""
-    from saeexplainer.explainer import Prompts, shown_contexts
-    from saeexplainer.models import open_tokenizer
+    from saeexplainer.explainer.explainer import Prompts, shown_contexts
+    from saeexplainer.models.pointer import open_tokenizer
 
     tokenizer = open_tokenizer(EXPLAINERS / params.rounds[item].start)
     prompts = Prompts(tokenizer, len(tokenizer), params.train_sft, shown_contexts(ACTIVATIONS, params.train_sft))
     number = {row.feature_id: at for at, row in enumerate(read_rows(ACTIVATIONS / "features.parquet", FeatureRow))}
     asked = {feature_id: len(prompts.ids(number[feature_id])) for feature_id in {row.feature_id for row in rows}}
     read = sum(asked[row.feature_id] for row in rows)
-    return costs.sampled(
+    return bills.sampled(
         [row.explanation for row in rows], read, tokenizer, params.generate_explanations.max_new_tokens
     )
 
 
 def write_page(params: Params, comparison: dict) -> None:
     """report.html: every evaluation, round and feature."""
-    sources = report_page.Sources(
+    sources = page.Sources(
         features=ACTIVATIONS / "features.parquet",
         contexts=ACTIVATIONS / "contexts.parquet",
         labels=LABELS,
@@ -141,9 +141,9 @@ def write_page(params: Params, comparison: dict) -> None:
     domain = open_domain(params.prepare_subject.domain, params.seed, params.prepare_subject.corpus)
     table = ACTIVATIONS / "truth.safetensors"
     known = domain.truth_known and table.is_file()
-    truth = report_page.true_concepts(table, sources.features, comparison["sae"], domain) if known else {}
+    truth = page.true_concepts(table, sources.features, comparison["sae"], domain) if known else {}
     starts = {name: settings.start for name, settings in params.rounds.items()}
-    report_page.write(REPORTS / "report.html", comparison, sources, truth, starts)
+    page.write(REPORTS / "report.html", comparison, sources, truth, starts)
 
 
 def write_csv(path: Path, rows: Sequence[Any], record: type) -> None:
@@ -156,11 +156,11 @@ def write_csv(path: Path, rows: Sequence[Any], record: type) -> None:
 
 def _tracked(params: Params, comparison: dict) -> list[str]:
     """Log to MLflow and register the explainers; what happened, in lines."""
-    from tasks import registry, store, tracking
+    from tasks.tracking import registry, runs, store
 
     lines = []
     try:
-        lines += tracking.log(params, comparison).lines
+        lines += runs.log(params, comparison).lines
         lines += registry.register(params, comparison)
     except Exception as error:  # whatever a server, a driver or a network can raise: the result is already on disk
         lines.append(

@@ -1,34 +1,34 @@
 """What the explanations of this workspace cost, by stage, by validated pair and by explanation: `sae-explainer costs`.
 
-Calls and tokens come from reports/costs.json, seconds from `tasks.timings`, prices from compare_rounds.prices. What each
+Calls and tokens come from reports/costs.json, seconds from `tasks.workspace.timings`, prices from compare_rounds.prices. What each
 figure holds: docs/COSTS.md.
 """
 
+from tasks.places import COSTS
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 
-from saeexplainer import costs
 from saeexplainer.config import Params
-from saeexplainer.costs import Bill, Costs
+from saeexplainer.costs import bills
+from saeexplainer.costs.bills import Bill, Costs
 from saeexplainer.errors import UserError
-from saeexplainer.storage import read_json
+from saeexplainer.runs.storage import read_json
 
-COSTS = Path("reports/costs.json")
 
 
 def bill(params: Params, timings: Mapping[str, float]) -> Bill:
     """The bill of the result that lies in reports/. Raises UserError if it is not there."""
     found = read()
-    counted = [f"{stage}@{name}" for stage in (costs.SAMPLING, costs.SCORING) for name in found.rounds]
-    counted += [f"{costs.MEASURING}@{name}" for name in found.evaluations]
-    return costs.bill(found, timings, _ordered([*timings, *counted], params), params.compare_rounds.prices)
+    counted = [f"{stage}@{name}" for stage in (bills.SAMPLING, bills.SCORING) for name in found.rounds]
+    counted += [f"{bills.MEASURING}@{name}" for name in found.evaluations]
+    return bills.bill(found, timings, _ordered([*timings, *counted], params), params.compare_rounds.prices)
 
 
 def read() -> Costs:
     """reports/costs.json. Raises UserError if it is missing or of another shape."""
     try:
-        return costs.from_json(read_json(COSTS))
+        return bills.from_json(read_json(COSTS))
     except (KeyError, TypeError, AttributeError):
         raise UserError(f"{COSTS}: not the costs of rounds and evaluations; run `dvc repro` to remake it") from None
 

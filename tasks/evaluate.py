@@ -6,83 +6,31 @@ The explanation of an explainer is its greedy one; another prompt and other seed
 Writes data/evaluations/<name>.parquet, a row a feature.
 """
 
+from tasks.places import EVALUATIONS, PROBES
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from saeexplainer import evaluation, metrics, text_activations, truth
 from saeexplainer.config import Params
-from saeexplainer.domains import open_domain
-from saeexplainer.evaluation import Answers, Explanation
-from saeexplainer.judge import Judge, Question, open_judges
-from saeexplainer.neighbours import Neighbourhoods
-from saeexplainer.reading import open_reader
-from saeexplainer.records import EvaluationRow, FeatureRow, NeighbourRow, ProbeRow, SteeredRow, by_feature, unwritten
-from saeexplainer.seeds import seed_torch, stage_seed
-from saeexplainer.storage import read_rows, write_rows
-from saeexplainer.writers import Writer, open_writer
+from saeexplainer.evaluation import metrics
+from saeexplainer.evaluation import rows as evaluation_rows
+from saeexplainer.evaluation.rows import Answers, Explanation
+from saeexplainer.features import truth
+from saeexplainer.judges.judge import Judge, Question
+from saeexplainer.records import EvaluationRow, unwritten
+from saeexplainer.runs.seeds import seed_torch, stage_seed
+from saeexplainer.runs.storage import write_rows
+from saeexplainer.saes import text_activations
 from tasks import sources
+from tasks.bench import ACTIVATIONS, PROBES, Bench
 from tasks.stage import Report, main
 
-ACTIVATIONS, SAES, SUBJECT = Path("data/activations"), Path("data/saes"), Path("data/subject")
-EVALUATIONS, PROBES = Path("data/evaluations"), Path("data/probes")
 # Metrics that the stage says itself: fields of EvaluationRow.
 LOOKED_AT = ("generative_accuracy", "hallucination", "collision", "mean_activation", "truth_agreement", "truth_f1")
-
-
-class Bench:
-    """What every evaluation needs: the features of the split, the subject, the writers, the explained SAE."""
-
-    def __init__(self, params: Params) -> None:
-        self.params = params
-        self.all_rows = read_rows(ACTIVATIONS / "features.parquet", FeatureRow)
-        self.numbers = [at for at, row in enumerate(self.all_rows) if row.split == params.evaluate.split]
-        self.features = [self.all_rows[at] for at in self.numbers]
-        self.sae_name = self.features[0].sae
-        self.live = [row for row in self.all_rows if row.sae == self.sae_name]  # of the explained SAE
-        self.reader = open_reader(SUBJECT, SAES, [self.sae_name], params.prepare_subject.context_length)
-        self.model, self.tokenizer = self.reader.model, self.reader.tokenizer
-        self.domain = open_domain(params.prepare_subject.domain, params.seed, params.prepare_subject.corpus)
-        self.near = Neighbourhoods(self.all_rows, read_rows(ACTIVATIONS / "neighbours.parquet", NeighbourRow))
-        self.probes = by_feature(read_rows(PROBES / "contexts.parquet", ProbeRow))
-        steered = by_feature(read_rows(PROBES / "steered.parquet", SteeredRow))
-        self.steered = {feature_id: [row.text for row in rows] for feature_id, rows in steered.items()}
-        self.judges = open_judges(params.evaluate, self.model, self.tokenizer, params.prepare_subject.context_length)
-        self.author = open_writer(params.evaluate.writer, "evaluate.writer", self.model, self.tokenizer)
-
-    @cached_property
-    def training_author(self) -> Writer:
-        """The writer of the rounds, whose texts activation feedback at inference goes by."""
-        config = self.params.score_explanations.writer
-        return open_writer(config, "score_explanations.writer", self.model, self.tokenizer)
-
-    def read(self, texts: Sequence[str], latents: Iterable[int]) -> text_activations.TextActivations:
-        """Maxima of some latents of the explained SAE on texts."""
-        return text_activations.read_texts(texts, self.reader, {self.sae_name: latents})
-
-    def read_tokens(self, asked: Sequence[tuple[str, int]]) -> list[tuple[list[str], list[float]]]:
-        """Tokens of each text, and what a latent of the explained SAE does on them."""
-        return text_activations.read_tokens(asked, self.reader, self.sae_name)
-
-    def maxima_and_rivals(self) -> tuple[np.ndarray, np.ndarray]:
-        """Of each live feature: its corpus maximum, and whether it counts in collisions."""
-        limit = self.params.evaluate.collision_max_density
-        return np.array([row.maximum for row in self.live]), np.array([row.density <= limit for row in self.live])
-
-    def live_columns(self) -> list[int]:
-        """The place of each feature among the live ones of the explained SAE: its column in the truth table."""
-        column = {row.feature_id: at for at, row in enumerate(self.live)}
-        return [column[feature.feature_id] for feature in self.features]
-
-    def sizes(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of texts that a model reads or writes, the special one at their end or beginning included."""
-        found = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
-        return [len(ids) + 1 for ids in found]
 
 
 def run(params: Params, item: str) -> Report:
@@ -126,7 +74,7 @@ def measure(bench: Bench, explanations: Sequence[Explanation]) -> list[Evaluatio
     scores = [(math.nan, math.nan)] * len(named)
     if bench.domain.truth_known:
         table = truth.load(ACTIVATIONS / "truth.safetensors", bench.domain.concepts())
-        scores = evaluation.truth_scores(named, columns, table, bench.domain)
+        scores = evaluation_rows.truth_scores(named, columns, table, bench.domain)
     asked = [(text, row.index) for row, name in zip(bench.features, named) for text in texts.get(name, [])]
     tokens = iter(bench.read_tokens(asked))
     inputs = input_accuracies(bench, named, texts, read)
@@ -139,7 +87,7 @@ def measure(bench: Bench, explanations: Sequence[Explanation]) -> list[Evaluatio
         near = bench.near.responses(feature.feature_id, written, read).neighbours
         found = replace(judged[at], input_accuracy=inputs[at])
         rows.append(
-            evaluation.evaluation_row(
+            evaluation_rows.evaluation_row(
                 feature, explanation, written, relative, columns[at], near, cut, rivals, found, scores[at]
             )
         )
@@ -153,7 +101,7 @@ def input_accuracies(
     texts."""
     count = bench.params.evaluate.negatives
     able = [name if texts.get(name) else "" for name in named]
-    others = evaluation.other_explanations(able, count, stage_seed(bench.params.seed, "negatives"))
+    others = evaluation_rows.other_explanations(able, count, stage_seed(bench.params.seed, "negatives"))
     found = []
     for feature, name, rivals in zip(bench.features, named, others):
         positive = texts.get(name, [])[:count]
@@ -176,15 +124,15 @@ def answers(bench: Bench, named: Sequence[str]) -> list[Answers]:
     found = []
     for own, output in zip(probes, output_accuracies(bench, judge, named)):
         scores, *others = [list(islice(relevance, len(own))) for relevance in relevances]
-        contexts = evaluation.detection(own, scores, list(islice(tokens, len(own))))
-        found.append(Answers(0.0, output, *contexts, evaluation.agreement(scores, others)))
+        contexts = evaluation_rows.detection(own, scores, list(islice(tokens, len(own))))
+        found.append(Answers(0.0, output, *contexts, evaluation_rows.agreement(scores, others)))
     return found
 
 
 def output_accuracies(bench: Bench, judge: Judge, named: Sequence[str]) -> list[float]:
     """Whether the judge finds the feature's steered texts by its explanation, among three bundles."""
     bundles = [bench.steered[feature.feature_id] for feature in bench.features]
-    choices = evaluation.bundles_of_three(len(named), stage_seed(bench.params.seed, "bundles"))
+    choices = evaluation_rows.bundles_of_three(len(named), stage_seed(bench.params.seed, "bundles"))
     asked = [Question(name, text) for name, (three, _) in zip(named, choices) for at in three for text in bundles[at]]
     relevance = iter(judge.relevance(asked))
     found = []

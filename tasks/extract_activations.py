@@ -8,6 +8,7 @@ neighbours.parquet, contexts.parquet, directions.safetensors (decoder and encode
 feature) and, where the domain knows it, truth.safetensors.
 """
 
+from tasks.places import ACTIVATIONS
 import os
 import platform
 import sys
@@ -20,22 +21,26 @@ import numpy as np
 import torch
 
 import saeexplainer
-from saeexplainer import activations, neighbours, processes, truth
-from saeexplainer.activations import FeatureStatistics, TokenBatch, TopContexts
-from saeexplainer.checkpoint import Checkpoint, Kept, fingerprint
 from saeexplainer.config import Params
-from saeexplainer.domain import Document, Domain, ReadingLimit
-from saeexplainer.domains import open_domain
-from saeexplainer.neighbours import CoFiring
-from saeexplainer.reading import open_reader
+from saeexplainer.domains.domain import Document, Domain, ReadingLimit
+from saeexplainer.domains.opening import open_domain
+from saeexplainer.features import neighbours, token_stream, truth
+from saeexplainer.features import splits as features_splits
+from saeexplainer.features.neighbours import CoFiring
+from saeexplainer.features.statistics import FeatureStatistics
+from saeexplainer.features.token_stream import TokenBatch
+from saeexplainer.features.top_contexts import TopContexts
 from saeexplainer.records import NOT_EXPLAINED, ContextRow, FeatureRow, NeighbourRow
-from saeexplainer.seeds import seed_torch
-from saeexplainer.storage import replacing, write_rows, write_tensors
+from saeexplainer.runs import processes
+from saeexplainer.runs.checkpoint import Checkpoint, Kept, fingerprint
+from saeexplainer.runs.seeds import seed_torch
+from saeexplainer.runs.storage import replacing, write_rows, write_tensors
+from saeexplainer.saes.reading import open_reader
 from tasks.prepare_sae import SAES
 from tasks.prepare_subject import SUBJECT
 from tasks.stage import Report, main
 
-ACTIVATIONS, KEPT = Path("data/activations"), Path(".cache/extract_activations")
+KEPT = Path(".cache/extract_activations")
 STREAM = "extract"
 
 
@@ -57,7 +62,7 @@ class Extraction:
     def batches(self, documents: Iterable[Document], *, shared: bool, first: int = 0) -> Iterator[TokenBatch]:
         """Stream documents, numbered from `first`, through the subject up to the SAEs' site; `shared` among processes,
         or all here."""
-        return activations.token_batches(documents, self.reader, self.config.batch_size, shared=shared, first=first)
+        return token_stream.token_batches(documents, self.reader, self.config.batch_size, shared=shared, first=first)
 
     def documents(self) -> Iterator[Document]:
         """The corpus, the same at every call."""
@@ -142,14 +147,14 @@ def run(params: Params) -> Report:
     torch.set_grad_enabled(False)
     work = Extraction(params)
     statistics, firing, mean = first_pass(work)
-    live = {name: activations.live_features(stats, work.config) for name, stats in statistics.items()}
+    live = {name: features_splits.live_features(stats, work.config) for name, stats in statistics.items()}
     decoders = {name: one.W_dec.detach().cpu() for name, one in work.saes.items()}
     # A matching pursuit SAE encodes with its decoder.
     encoders = {
         name: one.W_enc.detach().cpu().T if hasattr(one, "W_enc") else decoders[name] for name, one in work.saes.items()
     }
-    splits = activations.split_features(live, decoders, work.config, params.seed)
-    rows = activations.feature_rows(statistics, splits, subject_name(params))
+    splits = features_splits.split_features(live, decoders, work.config, params.seed)
+    rows = features_splits.feature_rows(statistics, splits, subject_name(params))
     contexts, top_residuals = second_pass(work, rows, statistics)
     with replacing(ACTIVATIONS) as folder:
         folder.mkdir(parents=True)
@@ -219,7 +224,7 @@ def truth_table(work: Extraction, rows: list[FeatureRow]) -> truth.TruthTable:
             firing[column].append(fires[:, column].nonzero()[0] + len(token_concepts))
         for local, document in enumerate(batch.documents):
             offsets = batch.offsets[batch.document == local].tolist()
-            token_concepts += activations.concepts_at(work.domain.annotate(document), offsets)
+            token_concepts += token_stream.concepts_at(work.domain.annotate(document), offsets)
     return truth.build(work.domain.concepts(), token_concepts, [np.concatenate(parts) for parts in firing])
 
 

@@ -5,16 +5,16 @@
 Writes data/rounds/<round>/candidates.parquet.
 """
 
+from tasks.places import ACTIVATIONS, EXPLAINERS, ROUNDS
 from pathlib import Path
 
 from saeexplainer.config import Params
-from saeexplainer.explainer import Explainer, shown_contexts
+from saeexplainer.explainer.explainer import Explainer, shown_contexts
 from saeexplainer.records import CandidateRow, FeatureRow
-from saeexplainer.seeds import seed_torch
-from saeexplainer.storage import read_rows, read_tensors, write_rows
+from saeexplainer.runs.seeds import seed_torch
+from saeexplainer.runs.storage import read_rows, read_tensors, write_rows
 from tasks.stage import Report, main
 
-ACTIVATIONS, EXPLAINERS, ROUNDS = Path("data/activations"), Path("data/explainers"), Path("data/rounds")
 SPLITS = ("dpo", "valid")
 
 

@@ -7,27 +7,26 @@ label_features.source names (docs/EXCHANGE.md). Writes data/labels.parquet, a ro
 a twin nor spare: the labels that SFT learns from, and the baseline that every round is compared with.
 """
 
+from tasks.places import ACTIVATIONS, LABELS
 import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saeexplainer import labels
 from saeexplainer.config import Labeller, LabellerKind, Params
-from saeexplainer.contexts import listed
-from saeexplainer.domains import open_domain
+from saeexplainer.domains.opening import open_domain
 from saeexplainer.errors import UserError
+from saeexplainer.features.contexts import listed
+from saeexplainer.labellers import by_domain
 from saeexplainer.records import NOT_EXPLAINED, ContextRow, ExplanationRow, FeatureRow, by_feature
-from saeexplainer.seeds import seed_torch, stage_seed
-from saeexplainer.storage import read_rows, write_rows
+from saeexplainer.runs.seeds import seed_torch, stage_seed
+from saeexplainer.runs.storage import read_rows, write_rows
 from tasks.stage import Report, main
 
 if TYPE_CHECKING:
-    from saeexplainer.labeller import Labels
+    from saeexplainer.labellers.by_model import Labels
 
-ACTIVATIONS = Path("data/activations")
 CONTEXTS = ACTIVATIONS / "contexts.parquet"
-LABELS = Path("data/labels.parquet")
 
 
 def run(params: Params) -> Report:
@@ -41,7 +40,7 @@ def run(params: Params) -> Report:
         given, notes, said = found.texts, {"usage": found.usage}, found.notes
     else:
         given = by_the_domain(rows, params, draw) if source == CONTEXTS else by_table(rows, source)
-    given = labels.exchanged(given, config.wrong_share, draw)
+    given = by_domain.exchanged(given, config.wrong_share, draw)
     labelled = [ExplanationRow(row.feature_id, row.split, text) for row, text in zip(rows, given, strict=True)]
     write_rows(LABELS, labelled, ExplanationRow, notes)
     missing = sum(not row.explanation for row in labelled)
@@ -58,22 +57,22 @@ def by_the_domain(rows: Sequence[FeatureRow], params: Params, draw: random.Rando
     config = params.label_features
     last = params.probe_features.first_rank  # from there on they are what explanations are asked about
     contexts = by_feature(context for context in read_rows(CONTEXTS, ContextRow) if context.rank < last)
-    frequency = labels.concept_frequency(context for row in rows for context in contexts[row.feature_id])
-    return [labels.label(contexts[row.feature_id], domain, config, draw, frequency) for row in rows]
+    frequency = by_domain.concept_frequency(context for row in rows for context in contexts[row.feature_id])
+    return [by_domain.label(contexts[row.feature_id], domain, config, draw, frequency) for row in rows]
 
 
 def by_the_labeller(rows: Sequence[FeatureRow], config: Labeller, count: int, seed: int) -> "Labels":
     """What a language model says of the `count` strongest contexts of each feature. Raises UserError if that leaves
     nothing to learn from, and as `labeller.ask` does."""
-    from saeexplainer import labeller  # not for those whose domain labels: it may bring torch
+    from saeexplainer.labellers import by_model  # not for those whose domain labels: it may bring torch
 
     if config.kind is LabellerKind.chat:
         seed_torch(seed, "label_features")
     lines = listed(read_rows(CONTEXTS, ContextRow), count)
-    found = labeller.ask([lines.get(row.feature_id, "") for row in rows], config)
+    found = by_model.ask([lines.get(row.feature_id, "") for row in rows], config)
     if not labels_sft(rows, found.texts):
         raise UserError(
-            f"{labeller.WHERE}: has no label for any feature of the sft split; change its prompt or its model"
+            f"{by_model.WHERE}: has no label for any feature of the sft split; change its prompt or its model"
         )
     return found
 

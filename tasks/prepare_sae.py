@@ -6,6 +6,7 @@ The first SAE is the one that is explained; the others only lend training featur
 sae-lens' format, and reports/sae.json: how well each stands in for what it reads, on documents it was not trained on.
 """
 
+from tasks.places import REPORTS, SAES
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -13,22 +14,22 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from saeexplainer import models, sae
 from saeexplainer.config import Params, PretrainedSae
-from saeexplainer.domain import Document, ReadingLimit
-from saeexplainer.domains import open_domain
+from saeexplainer.domains.domain import Document, ReadingLimit
+from saeexplainer.domains.opening import open_domain
 from saeexplainer.errors import UserError
-from saeexplainer.reading import Reader
-from saeexplainer.seeds import seed_torch
-from saeexplainer.sites import one_site, site_of
-from saeexplainer.storage import replacing, write_json
+from saeexplainer.models import blocks, pointer, tokenizers
+from saeexplainer.runs.seeds import seed_torch
+from saeexplainer.runs.storage import replacing, write_json
+from saeexplainer.saes import loading, quality, training
+from saeexplainer.saes.reading import Reader
+from saeexplainer.saes.sites import one_site, site_of
 from tasks.prepare_subject import SUBJECT
 from tasks.stage import Report, main
 
 if TYPE_CHECKING:
     from sae_lens import SAE
 
-SAES = Path("data/saes")
 MEASURED_DOCUMENTS = 400  # enough for the third digit of every figure of SaeReport
 MEASURED_TOKENS = 2**16  # at most; and enough for it
 
@@ -36,7 +37,7 @@ MEASURED_TOKENS = 2**16  # at most; and enough for it
 def run(params: Params) -> Report:
     """Take those of others; read the site once, train the rest on it; measure each."""
     config, context = params.prepare_sae, params.prepare_subject.context_length
-    model, tokenizer = models.open_model(SUBJECT), models.open_tokenizer(SUBJECT)
+    model, tokenizer = pointer.open_model(SUBJECT), pointer.open_tokenizer(SUBJECT)
     domain = open_domain(
         params.prepare_subject.domain, params.seed, params.prepare_subject.corpus, ReadingLimit(tokenizer, context)
     )
@@ -45,22 +46,22 @@ def run(params: Params) -> Report:
         sites = {}
         for at, spec in enumerate(config.saes):
             if spec.pretrained is None:
-                models.check_block(model, config.hook_block, "prepare_sae.hook_block")
-                sites[spec.name] = sae.trained_site(config)
+                blocks.check_block(model, config.hook_block, "prepare_sae.hook_block")
+                sites[spec.name] = training.trained_site(config)
             else:
-                taken = take(params, at, spec.pretrained, model.config.hidden_size, models.starts_with_bos(tokenizer))
+                taken = take(params, at, spec.pretrained, model.config.hidden_size, tokenizers.starts_with_bos(tokenizer))
                 sites[spec.name] = site_of(taken, model)
-                sae.save(taken, sites[spec.name], folder / spec.name)
+                training.save(taken, sites[spec.name], folder / spec.name)
         reader = Reader(model, tokenizer, one_site(sites), context)
         train(params, reader, domain.documents("sae", config.documents), folder)
         reader.saes = {
-            spec.name: sae.load(folder / spec.name, reader.width, device=str(reader.device)) for spec in config.saes
+            spec.name: loading.load(folder / spec.name, reader.width, device=str(reader.device)) for spec in config.saes
         }
         measured = min(MEASURED_DOCUMENTS, max(1, MEASURED_TOKENS // context))
         held_out = [document.text for document in domain.documents("held_out_sae", measured)]
-        reports = sae.evaluate(reader, held_out)
+        reports = quality.evaluate(reader, held_out)
         check_fit(params, reports)
-    write_json(Path("reports/sae.json"), reports)
+    write_json(REPORTS / "sae.json", reports)
     main_report = reports[config.saes[0].name]
     lines = [
         f"SAE {name}: variance unexplained {report.fraction_variance_unexplained:.4f}, L0 {report.l0:.1f}, "
@@ -73,7 +74,7 @@ def run(params: Params) -> Report:
 def take(params: Params, at: int, wanted: PretrainedSae, width: int, begins_with_bos: bool) -> "SAE":
     """The SAE of others that stands at this place of the list. Raises UserError if it does not fit the settings."""
     spec, key = params.prepare_sae.saes[at], f"prepare_sae.saes[{at}]"
-    found = sae.load(wanted.source, width, sae_id=wanted.sae_id, norm_scaling_factor=wanted.norm_scaling_factor)
+    found = loading.load(wanted.source, width, sae_id=wanted.sae_id, norm_scaling_factor=wanted.norm_scaling_factor)
     if found.cfg.d_sae != spec.d_sae:
         raise UserError(f"{key}.d_sae: is {spec.d_sae}, but {wanted.source} has {found.cfg.d_sae} latents; give that")
     trained_with = found.cfg.metadata.prepend_bos
@@ -96,10 +97,10 @@ def train(params: Params, reader: Reader, documents: Iterable[Document], folder:
     activations = torch.cat(list(reader.activations([document.text for document in documents])))
     for spec in wanted:
         seed = seed_torch(params.seed + (spec.seed or 0), f"prepare_sae/{spec.name}")
-        sae.train_and_save(activations, config, spec, seed, folder / spec.name)
+        training.train_and_save(activations, config, spec, seed, folder / spec.name)
 
 
-def check_fit(params: Params, reports: dict[str, sae.SaeReport]) -> None:
+def check_fit(params: Params, reports: dict[str, quality.SaeReport]) -> None:
     """Raise UserError if an SAE of others says less about the subject's activations than their mean."""
     for at, spec in enumerate(params.prepare_sae.saes):
         unexplained = reports[spec.name].fraction_variance_unexplained

@@ -6,19 +6,20 @@ Writes data/subject, and reports/subject.json: its loss on held-out documents be
 model of others (prepare_subject.pretrained) stays where it is: what is missing, gated or too short fails here.
 """
 
+from tasks.places import REPORTS, SUBJECT
 from dataclasses import asdict
 from pathlib import Path
 
-from saeexplainer import models, stream, subject
 from saeexplainer.config import Params, Pretrained
-from saeexplainer.domain import Domain, ReadingLimit
-from saeexplainer.domains import open_domain
-from saeexplainer.seeds import seed_torch
-from saeexplainer.storage import replacing, write_json
-from saeexplainer.subject import SubjectReport
+from saeexplainer.domains.domain import Domain, ReadingLimit
+from saeexplainer.domains.opening import open_domain
+from saeexplainer.models import blocks, loading, pointer, stream, tokenizers
+from saeexplainer.runs.seeds import seed_torch
+from saeexplainer.runs.storage import replacing, write_json
+from saeexplainer.training import subject
+from saeexplainer.training.subject import SubjectReport
 from tasks.stage import Report, main
 
-SUBJECT = Path("data/subject")
 
 
 def run(params: Params) -> Report:
@@ -29,7 +30,7 @@ def run(params: Params) -> Report:
         report = trained(params, open_domain(config.domain, params.seed, config.corpus), seed)
     else:
         report = pointed(params, config.pretrained)
-    write_json(Path("reports/subject.json"), report)
+    write_json(REPORTS / "subject.json", report)
     beside = f", entropy floor {report.entropy_floor:.3f}" if report.entropy_floor is not None else ""
     return Report(
         {name: value for name, value in asdict(report).items() if value is not None},
@@ -55,14 +56,14 @@ def trained(params: Params, domain: Domain, seed: int) -> SubjectReport:
 def pointed(params: Params, pretrained: Pretrained) -> SubjectReport:
     """Load, measure and point to a model of others. Raises UserError if it cannot be had, or reads too few tokens."""
     config = params.prepare_subject
-    tokenizer = models.load_tokenizer(pretrained.source, pretrained.revision, prepend_bos=config.prepend_bos)
-    model = models.load_pretrained(pretrained)
-    models.check_context(model, config.context_length, "prepare_subject.context_length")
+    tokenizer = tokenizers.load_tokenizer(pretrained.source, pretrained.revision, prepend_bos=config.prepend_bos)
+    model = loading.load_pretrained(pretrained)
+    blocks.check_context(model, config.context_length, "prepare_subject.context_length")
     stream.check(model, tokenizer, "prepare_subject.pretrained.source")
     limit = ReadingLimit(tokenizer, config.context_length)  # a packed corpus is cut for it
     loss = subject.loss_on(model, tokenizer, open_domain(config.domain, params.seed, config.corpus, limit), config)
     with replacing(SUBJECT) as folder:
-        models.write_pointer(folder, pretrained, config.prepend_bos)
+        pointer.write_pointer(folder, pretrained, config.prepend_bos)
     return SubjectReport(loss, None, model.num_parameters(), tokens_seen=0)
 
 

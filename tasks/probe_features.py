@@ -4,29 +4,25 @@ Contexts with the feature's activation on every token, and texts that the subjec
 down. Writes data/probes/{contexts,steered}.parquet, and reports/probes.json: how many, and how often steering missed.
 """
 
+from tasks.places import ACTIVATIONS, PROBES, REPORTS, SAES, SUBJECT
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 
 import torch
 
-from saeexplainer import probes, steering, text_activations
 from saeexplainer.config import Params
-from saeexplainer.domain import ReadingLimit
-from saeexplainer.domains import open_domain
+from saeexplainer.domains.domain import ReadingLimit
+from saeexplainer.domains.opening import open_domain
 from saeexplainer.errors import UserError
-from saeexplainer.reading import Reader, open_reader
+from saeexplainer.features import probes
 from saeexplainer.records import ContextRow, FeatureRow, ProbeRow, SteeredRow
-from saeexplainer.seeds import seed_torch, stage_seed
-from saeexplainer.storage import read_rows, write_json, write_rows
+from saeexplainer.runs.seeds import seed_torch, stage_seed
+from saeexplainer.runs.storage import read_rows, write_json, write_rows
+from saeexplainer.saes import steering, text_activations
+from saeexplainer.saes.reading import Reader, open_reader
 from tasks.stage import Report, main
 
-ACTIVATIONS, SAES, SUBJECT, PROBES = (
-    Path("data/activations"),
-    Path("data/saes"),
-    Path("data/subject"),
-    Path("data/probes"),
-)
 
 
 def run(params: Params) -> Report:
@@ -53,7 +49,7 @@ def run(params: Params) -> Report:
     write_rows(PROBES / "contexts.parquet", rows, ProbeRow)
     write_rows(PROBES / "steered.parquet", steered, SteeredRow)
     found = probes.figures(rows, steered)
-    write_json(Path("reports/probes.json"), found)
+    write_json(REPORTS / "probes.json", found)
     return Report(asdict(found), [])
 
 

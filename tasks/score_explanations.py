@@ -6,25 +6,21 @@ A description is written and read once, for all features of all SAEs that it was
 data/rounds/<round>/scores.parquet.
 """
 
+from tasks.places import ACTIVATIONS, ROUNDS, SAES, SUBJECT
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from saeexplainer import rewards, text_activations
 from saeexplainer.config import Params, Reward
-from saeexplainer.neighbours import Neighbourhoods
-from saeexplainer.reading import open_reader
+from saeexplainer.features.neighbours import Neighbourhoods
+from saeexplainer.preferences import rewards
 from saeexplainer.records import CandidateRow, FeatureRow, NeighbourRow, ScoreRow, unwritten
-from saeexplainer.seeds import seed_torch, stage_seed
-from saeexplainer.storage import read_rows, write_rows
-from saeexplainer.writers import open_writer
+from saeexplainer.runs.seeds import seed_torch, stage_seed
+from saeexplainer.runs.storage import read_rows, write_rows
+from saeexplainer.saes import text_activations
+from saeexplainer.saes.reading import open_reader
+from saeexplainer.writers.opening import open_writer
 from tasks.stage import Report, main
 
-ACTIVATIONS, ROUNDS, SAES, SUBJECT = (
-    Path("data/activations"),
-    Path("data/rounds"),
-    Path("data/saes"),
-    Path("data/subject"),
-)
 
 
 def run(params: Params, item: str) -> Report:

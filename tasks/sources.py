@@ -4,6 +4,7 @@
 and the reward of training, never by those of the evaluation.
 """
 
+from tasks.places import ACTIVATIONS
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,20 +14,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from saeexplainer import agent, labels, rewards, truth
 from saeexplainer.config import Evaluation, EvaluationKind
 from saeexplainer.errors import UserError
-from saeexplainer.evaluation import Explanation
-from saeexplainer.explainer import Explainer, shown_contexts
-from saeexplainer.neighbours import Responses
+from saeexplainer.evaluation import agent
+from saeexplainer.evaluation.rows import Explanation
+from saeexplainer.explainer.explainer import Explainer, shown_contexts
+from saeexplainer.features import truth
+from saeexplainer.features.neighbours import Responses
+from saeexplainer.labellers import by_domain
+from saeexplainer.preferences import rewards
 from saeexplainer.records import ContextRow, ExplanationRow, by_feature, unwritten
-from saeexplainer.seeds import stage_seed
-from saeexplainer.storage import read_notes, read_rows, read_tensors
+from saeexplainer.runs.seeds import stage_seed
+from saeexplainer.runs.storage import read_notes, read_rows, read_tensors
 
 if TYPE_CHECKING:
-    from tasks.evaluate import Bench
+    from tasks.bench import Bench
 
-ACTIVATIONS = Path("data/activations")
 
 
 def explanations_of(source: Evaluation, bench: "Bench") -> list[Explanation]:
@@ -126,12 +129,12 @@ def _distinct(explanations: Sequence[str], trials: "Sequence[Trial]") -> "list[T
 
 
 def from_agent(bench: "Bench", folder: Path) -> list[Explanation]:
-    """Hypotheses, tests, refinement: `saeexplainer.agent`, all features in step. `folder` holds the top contexts, of
+    """Hypotheses, tests, refinement: `saeexplainer.evaluation.agent`, all features in step. `folder` holds the top contexts, of
     which the agent sees those that are not kept for the probes. A hypothesis is one call, a text another."""
     params, domain = bench.params, bench.domain
     rows = read_rows(folder / "contexts.parquet", ContextRow)
     contexts = by_feature(row for row in rows if row.rank < params.probe_features.first_rank)
-    frequency = labels.concept_frequency(context for rows in contexts.values() for context in rows)
+    frequency = by_domain.concept_frequency(context for rows in contexts.values() for context in rows)
     seen = [agent.from_contexts(contexts[feature.feature_id]) for feature in bench.features]
     tested: list[list[agent.Hypothesis]] = [[] for _ in bench.features]
     calls, tokens = [0] * len(seen), [0] * len(seen)

@@ -22,12 +22,13 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from saeexplainer import processes, web
 from saeexplainer.config import Params
+from saeexplainer.endpoints import web
 from saeexplainer.errors import UserError
-from tasks import params as parameters
-from tasks import progress, surroundings, timings, workspace
-from tasks.printable import one_line, printable
+from saeexplainer.runs import processes
+from tasks.settings import params as settings_params
+from tasks.workspace import folder, progress, surroundings, timings
+from tasks.workspace.printable import one_line, printable
 
 REPEATED_OVER = {
     "evaluate": "evaluations"
@@ -59,7 +60,7 @@ def main(run: Callable[..., Report], arguments: list[str] | None = None, *, para
     else:
         progress.silence()
     try:
-        if parallel and not processes.launched() and (count := parameters.load().processes) > 1:
+        if parallel and not processes.launched() and (count := settings_params.load().processes) > 1:
             sys.exit(_launch(stage, arguments, count))
         if processes.launched():
             processes.join()  # before a model is loaded: each process has a GPU of its own
@@ -92,9 +93,9 @@ def _launch(stage: str, arguments: list[str], count: int) -> int:
 
 def _run(stage: str, run: Callable[..., Report], arguments: list[str]) -> None:
     start = time.perf_counter()
-    params = parameters.load()
+    params = settings_params.load()
     items = _items(stage, run, params, arguments)
-    workspace.furnish(params)
+    folder.furnish(params)
     report = run(params, *items)
     seconds = time.perf_counter() - start
     name = "@".join([stage, *items])

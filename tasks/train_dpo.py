@@ -6,20 +6,22 @@ Writes data/explainers/<round> (`explainer_folder`, and in it preferences.json: 
 which a round that starts from it is compared with) and reports/training/<round>.csv.
 """
 
+from tasks.places import ACTIVATIONS, EXPLAINERS, ROUNDS
 import tempfile
 from pathlib import Path
 
-from saeexplainer import dpo, explainer_folder, models
 from saeexplainer.config import Params
-from saeexplainer.explainer import Prompts, attach, direction_rows, shown_contexts
-from saeexplainer.feature_tokens import first_feature_id
+from saeexplainer.explainer import folder as explainer_folder
+from saeexplainer.explainer.explainer import Prompts, attach, direction_rows, shown_contexts
+from saeexplainer.explainer.feature_tokens import first_feature_id
+from saeexplainer.models import pointer
 from saeexplainer.records import FeatureRow, PreferencePair
-from saeexplainer.seeds import seed_torch
-from saeexplainer.storage import read_json, read_rows, read_tensors, replacing, write_json
-from saeexplainer.training_curves import write_curves
+from saeexplainer.runs.seeds import seed_torch
+from saeexplainer.runs.storage import read_json, read_rows, read_tensors, replacing, write_json
+from saeexplainer.training import dpo
+from saeexplainer.training.curves import write_curves
 from tasks.stage import Report, main
 
-ACTIVATIONS, EXPLAINERS, ROUNDS = Path("data/activations"), Path("data/explainers"), Path("data/rounds")
 
 
 def run(params: Params, item: str) -> Report:
@@ -33,7 +35,7 @@ def run(params: Params, item: str) -> Report:
     hooks = attach(model, tokenizer, directions, supervised, config.direction_noise, projection=parts.projection)
     reference = None
     if not parts.adapted:
-        reference = models.open_model(start)
+        reference = pointer.open_model(start)
         attach(reference, tokenizer, directions, supervised, projection=parts.projection)
     number = {row.feature_id: at for at, row in enumerate(read_rows(ACTIVATIONS / "features.parquet", FeatureRow))}
     prompts = Prompts(

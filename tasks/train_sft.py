@@ -6,27 +6,27 @@ Writes data/explainers/warmup and data/explainers/sft (`explainer_folder`) and r
 warm-up examples, which a domain without concepts cannot give, the warm-up is the model that starts.
 """
 
+from tasks.places import ACTIVATIONS, EXPLAINERS, LABELS, REPORTS, SAES, SUBJECT
 import random
 import tempfile
 from pathlib import Path
 
 import torch
 
-from saeexplainer import explainer_folder, sft
-from saeexplainer.activations import token_batches
 from saeexplainer.config import Params
-from saeexplainer.domains import open_domain
-from saeexplainer.explainer import Prompts, attach, direction_rows, shown_contexts
-from saeexplainer.feature_tokens import first_feature_id
-from saeexplainer.reading import open_reader
+from saeexplainer.domains.opening import open_domain
+from saeexplainer.explainer import folder as explainer_folder
+from saeexplainer.explainer.explainer import Prompts, attach, direction_rows, shown_contexts
+from saeexplainer.explainer.feature_tokens import first_feature_id
+from saeexplainer.features.token_stream import token_batches
 from saeexplainer.records import ExplanationRow, FeatureRow
-from saeexplainer.seeds import seed_torch
-from saeexplainer.storage import read_rows, read_tensors, replacing
-from saeexplainer.training_curves import write_curves
+from saeexplainer.runs.seeds import seed_torch
+from saeexplainer.runs.storage import read_rows, read_tensors, replacing
+from saeexplainer.saes.reading import open_reader
+from saeexplainer.training import sft
+from saeexplainer.training.curves import write_curves
 from tasks.stage import Report, main
 
-SUBJECT, SAES = Path("data/subject"), Path("data/saes")
-ACTIVATIONS, EXPLAINERS = Path("data/activations"), Path("data/explainers")
 
 
 def run(params: Params) -> Report:
@@ -66,7 +66,7 @@ def run(params: Params) -> Report:
             hooks.remove()
         with replacing(EXPLAINERS / name) as folder:
             explainer_folder.save(parts, folder)
-    write_curves(Path("reports/training/sft.csv"), history)
+    write_curves(REPORTS / "training/sft.csv", history)
     return Report({}, [f"warm-up on {len(raw_examples)} raw activations, then {len(labelled)} labels"])
 
 
@@ -84,7 +84,7 @@ def raw_activations(params: Params, draw: random.Random) -> sft.WarmupSet:
 def sft_labels() -> list[tuple[int, str]]:
     """(row in the feature table, label) of the sft split; features without a label are left out."""
     number = {row.feature_id: at for at, row in enumerate(read_rows(ACTIVATIONS / "features.parquet", FeatureRow))}
-    labels = read_rows(Path("data/labels.parquet"), ExplanationRow)
+    labels = read_rows(LABELS, ExplanationRow)
     return [(number[row.feature_id], row.explanation) for row in labels if row.split == "sft" and row.explanation]
 
 

@@ -6,6 +6,7 @@ quarantine, validation.json and Data Docs under reports/data_docs/<round> are wr
 looks then. docs/PREFERENCES.md says what is checked and why.
 """
 
+from tasks.places import EXPLAINERS
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -13,15 +14,15 @@ from pathlib import Path
 
 from saeexplainer.config import Params
 from saeexplainer.errors import UserError
-from saeexplainer.preference_set import Figures, drift, figures, read_figures
+from saeexplainer.preferences.sets import Figures, drift, figures, read_figures
 from saeexplainer.records import DroppedFeature, FeatureRow, PreferencePair, QuarantinedPair, ScoreRow
-from saeexplainer.storage import read_rows, replacing, write_json, write_rows
-from tasks import expectations
-from tasks.data_docs import DATA_DOCS, ROUNDS, VERDICT, Outcome, Validator, fingerprint, write_index
-from tasks.expectations import SetRule
+from saeexplainer.runs.storage import read_rows, replacing, write_json, write_rows
 from tasks.stage import Report, main
+from tasks.validation import expectations
+from tasks.validation import rules as validation_rules
+from tasks.validation.data_docs import DATA_DOCS, ROUNDS, VERDICT, Outcome, Validator, fingerprint, write_index
+from tasks.validation.rules import SetRule
 
-EXPLAINERS = Path("data/explainers")
 FEATURES = Path("data/activations/features.parquet")
 
 
@@ -93,8 +94,8 @@ def examined(params: Params, item: str) -> Examination:
         now = figures(left, pairs, dropped)
         not_applicable = _without_drift(params.rounds[item].start, before, now)
         drifted = None if before is None or not_applicable else drift(now, before)
-        rules = expectations.set_rules(left, pairs, dropped, drifted, params)
-        columns, suite = expectations.set_columns(rules), expectations.set_expectations(rules)
+        rules = validation_rules.set_rules(left, pairs, dropped, drifted, params)
+        columns, suite = validation_rules.set_columns(rules), validation_rules.set_expectations(rules)
         about_set = validator.check("set", columns, suite, "; ".join(_notes(not_applicable)))
         found = Examination(pairs, reasons, [*about_pairs, *about_set], rules, now, not_applicable)
         validator.write_docs()
@@ -116,7 +117,7 @@ def _without_drift(start: str, before: Figures | None, now: Figures) -> dict[str
         why = "no pair is left to compare"
     else:
         return {}
-    return dict.fromkeys(expectations.DRIFT_RULES, why)
+    return dict.fromkeys(validation_rules.DRIFT_RULES, why)
 
 
 def _notes(not_applicable: dict[str, str]) -> list[str]:

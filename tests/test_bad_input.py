@@ -14,8 +14,8 @@ from tiny import WIDTH, tiny_model, tiny_tokenizer
 from typed import typed
 
 from saeexplainer.config import Architecture
-from saeexplainer.storage import write_tensors
-from tasks import compose
+from saeexplainer.runs.storage import write_tensors
+from tasks.settings import compose
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,7 @@ import pytest
 from test_expectations import HOSTILE, hostile_set, settings  # noqa: F401 - a fixture
 from test_report_page import NASTY, evaluated, pair, scored
 
-from saeexplainer import report_page
-from saeexplainer.comparison import summarise
+from saeexplainer.figures.comparison import summarise
 from saeexplainer.records import (
     ContextRow,
     DroppedFeature,
@@ -27,7 +26,8 @@ from saeexplainer.records import (
     QuarantinedPair,
     ScoreRow,
 )
-from saeexplainer.storage import write_rows
+from saeexplainer.reports.page import page
+from saeexplainer.runs.storage import write_rows
 from tasks import validate_preferences
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -91,12 +91,12 @@ def written(folder: Path, features: list[FeatureRow], nasty: bool = False) -> st
         ("rounds/r1/dropped", dropped, DroppedFeature), ("rounds/r1/quarantine", [], QuarantinedPair),
     ):  # fmt: skip
         write_rows(folder / f"{name}.parquet", rows, record)
-    sources = report_page.Sources(
+    sources = page.Sources(
         folder / "features.parquet", folder / "contexts.parquet", folder / "labels.parquet",
         {name: folder / f"{name}.parquet" for name in measured}, {"r1": folder / "rounds/r1"}, 5,
     )  # fmt: skip
     comparison = summarise({name: rows[:50] for name, rows in measured.items()}, 20, 0)
-    report_page.write(folder / "report.html", comparison, sources, truth, {"r1": "sft"})
+    page.write(folder / "report.html", comparison, sources, truth, {"r1": "sft"})
     return (folder / "report.html").as_uri()
 
 

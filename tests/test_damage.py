@@ -24,10 +24,10 @@ from tiny import ROOT
 from saeexplainer.config import PairingRule
 from saeexplainer.errors import UserError
 from saeexplainer.records import DroppedFeature, PreferencePair, QuarantinedPair
-from saeexplainer.storage import read_rows
+from saeexplainer.runs.storage import read_rows
 from tasks import validate_preferences
-from tasks.data_docs import Validator
 from tasks.stage import main
+from tasks.validation.data_docs import Validator
 
 SETS = {rule: preference_set(settings(rule).build_preferences) for rule in PairingRule}
 EARLIER = {rule: preference_set(settings(rule).build_preferences, seed=1) for rule in PairingRule}

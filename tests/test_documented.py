@@ -18,8 +18,8 @@ import typer.main
 from omegaconf import OmegaConf
 from tiny import ROOT
 
-from tasks import command_line, compose
-from tasks import params as parameters
+from tasks.cli import main
+from tasks.settings import compose, params
 
 PROGRAMS = ("sae-explainer", "python -m tasks", "python -m flows", "dvc", "make", "mlflow", "prefect")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "conf").rglob("*.yaml"))]
@@ -84,11 +84,11 @@ def module(arguments: list[str]) -> None:
 
 
 def sae_explainer(arguments: list[str]) -> None:
-    command, words = typer.main.get_command(command_line.app), list(arguments)
+    command, words = typer.main.get_command(main.app), list(arguments)
     while words and hasattr(command, "commands"):
         command = command.commands[words.pop(0)]
     if command.name == "study":  # it hands its words on
-        return described((sys.executable, "-m", "tasks.study"), words)
+        return described((sys.executable, "-m", "tasks.cli.study"), words)
     if words:
         command.make_context(command.name, list(words))
     if command.name in ("compose", "plan"):
@@ -155,7 +155,7 @@ def help_of(program: tuple[str, ...], words: tuple[str, ...]) -> str:
 
 @cache
 def built(overrides: tuple[str, ...]) -> None:
-    parameters.build(OmegaConf.create(compose.composed(list(overrides))), "conf")
+    params.build(OmegaConf.create(compose.composed(list(overrides))), "conf")
 
 
 def composes(overrides: list[str]) -> None:

@@ -23,17 +23,15 @@ from tiny import settings
 
 from saeexplainer.config import Architecture, Params
 from saeexplainer.records import ContextRow, EvaluationRow, ExplanationRow, FeatureRow, PreferencePair
-from saeexplainer.storage import read_json, read_rows, read_tensors, write_rows
-from saeexplainer.subject import build_model
+from saeexplainer.runs.storage import read_json, read_rows, read_tensors, write_rows
+from saeexplainer.training.subject import build_model
 from tasks import (
     build_preferences,
     compare_rounds,
-    compose,
     evaluate,
     extract_activations,
     generate_explanations,
     label_features,
-    params,
     prepare_sae,
     prepare_subject,
     probe_features,
@@ -41,6 +39,10 @@ from tasks import (
     train_dpo,
     train_sft,
     validate_preferences,
+)
+from tasks.settings import (
+    compose,
+    params,
 )
 
 WHOLE = bool(os.environ.get("SAE_EXPLAINER_MATRIX"))

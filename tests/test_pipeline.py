@@ -25,13 +25,13 @@ from tiny import ROOT
 from toy import wait_for
 
 from saeexplainer.config import Evaluation, EvaluationKind
-from saeexplainer.models import load_model
+from saeexplainer.models.loading import load_model
 from saeexplainer.records import EvaluationRow, ExplanationRow, FeatureRow, PreferencePair
-from saeexplainer.storage import read_rows
+from saeexplainer.runs.storage import read_rows
 from tasks import evaluate
-from tasks import params as parameters
-from tasks.prefect_api import answers
-from tasks.repro import version
+from tasks.settings import params as settings_params
+from tasks.workspace.prefect_api import answers
+from tasks.workspace.repro import version
 
 PATIENCE = 1800  # seconds that one command may take on a busy machine
 ROUND = (
@@ -69,7 +69,7 @@ def copied(folder: Path, *overrides: str) -> Path:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
     run(folder, "git", "init", "--quiet")
-    run(folder, sys.executable, "-m", "tasks.compose", *overrides)
+    run(folder, sys.executable, "-m", "tasks.settings.compose", *overrides)
     return folder
 
 
@@ -174,7 +174,7 @@ def test_the_report_has_every_evaluation_on_the_test_features(workspace):
 
 
 TOGETHER = """
-from saeexplainer.processes import gather
+from saeexplainer.runs.processes import gather
 from tasks import extract_activations, generate_explanations, params, score_explanations
 
 settings = params.load()
@@ -196,7 +196,7 @@ def test_two_processes_write_the_same_bytes(workspace, tmp_path):
     shutil.rmtree(folder / "data/activations")
     shutil.rmtree(folder / "data/rounds")
     (folder / "together.py").write_text(TOGETHER)
-    run(folder, sys.executable, "-c", "from saeexplainer.processes import launch; assert launch(['together'], 2) is None")
+    run(folder, sys.executable, "-c", "from saeexplainer.runs.processes import launch; assert launch(['together'], 2) is None")
     for name in results:
         assert (folder / name).read_bytes() == (workspace / name).read_bytes(), name
 
@@ -223,7 +223,7 @@ BASELINES = {
 def test_every_baseline_is_measured_and_costs_what_it_asked(workspace, monkeypatch):
     """In this process: five stages of their own would be five times the imports."""
     monkeypatch.chdir(workspace)
-    known = parameters.load()
+    known = settings_params.load()
     texts = known.score_explanations.writer.texts
     more = {name: Evaluation(EvaluationKind(one["kind"]), one["source"]) for name, one in BASELINES.items()}
     for name in more:
@@ -244,7 +244,7 @@ def test_nothing_is_left_to_do_and_a_third_round_is_an_edit_of_params_alone(work
     assert repro(workspace) == []
     path = workspace / "params.yaml"
     text = path.read_text(encoding="utf-8")
-    run(workspace, sys.executable, "-m", "tasks.compose", "experiment=nano", "rounds=three")
+    run(workspace, sys.executable, "-m", "tasks.settings.compose", "experiment=nano", "rounds=three")
     stale = json.loads(run(workspace, sys.executable, "-m", "dvc", "status", "--json"))
     assert list(stale) == [f"{stage}@r3" for stage in ROUND] + ["compare_rounds"]
     path.write_text(text, encoding="utf-8")

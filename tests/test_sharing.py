@@ -15,7 +15,7 @@ from altair import Chart, LayerChart
 from altair.vegalite import SCHEMA_VERSION
 from tiny import ROOT
 
-from tasks import compose
+from tasks.settings import compose
 
 PATIENCE = 1800  # seconds that one command may take on a busy machine
 # One round is enough to share; all but the last stage is what test_pipeline trained, if that ran before.
@@ -89,7 +89,7 @@ def test_dvc_composes_what_the_compose_task_composes(workspace: Path) -> None:
     assert (workspace / "params.yaml").read_text(encoding="utf-8") == compose.composed(SMALL)
     assert yaml.safe_load((workspace / "params.yaml").read_text())["compare_rounds"]["resamples"] == 70
     # Nothing is left to do, and nothing to commit: neither tool rewrites what the other wrote.
-    run(workspace, sys.executable, "-m", "tasks.compose", *SMALL)
+    run(workspace, sys.executable, "-m", "tasks.settings.compose", *SMALL)
     assert started(dvc(workspace, "exp", "run", *sets(SMALL))) == []
     assert git(workspace, "status", "--porcelain") == ""
 
@@ -203,8 +203,8 @@ def test_pushed_data_are_all_that_a_clone_needs(workspace: Path, tmp_path: Path)
     dvc(clone, "pull", "--quiet")
     assert started(dvc(clone, "repro")) == []
     assert git(clone, "status", "--porcelain") == "" and dvc(clone, "status", "--json").strip().endswith("{}")
-    said = json.loads(run(clone, sys.executable, "-m", "tasks.command_line", "features", "--split", "test", "--json"))
+    said = json.loads(run(clone, sys.executable, "-m", "tasks.cli.main", "features", "--split", "test", "--json"))
     feature = next(row for row in said if row["explanations"]["r1"])
     command = ["explain", "--feature", str(feature["index"]), "--explainer", "r1", "--json"]
-    (answer,) = json.loads(run(clone, sys.executable, "-m", "tasks.command_line", *command))
+    (answer,) = json.loads(run(clone, sys.executable, "-m", "tasks.cli.main", *command))
     assert answer["explanation"] == feature["explanations"]["r1"]

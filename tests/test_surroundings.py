@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from tiny import ROOT
 
-from tasks import relocate
+from tasks.workspace import relocate
 
 PATIENCE = 1800  # seconds that a whole pipeline may take on a busy machine
 EACH_ALONE = pytest.mark.skipif(os.environ.get("SURROUNDINGS") != "all", reason="minutes: make surroundings")
@@ -99,14 +99,14 @@ def test_a_stage_runs_in_all_of_them_at_once(tmp_path: Path) -> None:
     (folder / "dvc.yaml").write_text(
         "stages: {prepare_subject: {cmd: python -m prepare_subject, outs: [data/subject.png]}}\n"
     )
-    run(folder, ALL, "tasks.compose", "experiment=nano")
-    run(folder, ALL, "tasks.workspace")
+    run(folder, ALL, "tasks.settings.compose", "experiment=nano")
+    run(folder, ALL, "tasks.workspace.folder")
     said = run(folder, ALL, "dvc", "repro")
     assert "gain \\u2191 of na\\xefve labels" in said, "unknown letters are escapes"
     assert (folder / ".cache/home/matplotlib").is_dir()
     folder = folder.rename(tmp_path / str(ALL.moved_to))
     assert "didn't change, skipping" in run(folder, ALL, "dvc", "repro")
-    assert "no such file; run `dvc repro`" in run(folder, ALL, "tasks.command_line", "costs", status=2)
+    assert "no such file; run `dvc repro`" in run(folder, ALL, "tasks.cli.main", "costs", status=2)
 
 
 @pytest.mark.skipif(os.geteuid() == 0 and not AS_A_USER, reason="root needs setpriv for this")
@@ -118,13 +118,13 @@ def test_a_folder_that_takes_nothing_is_one_line(tmp_path: Path) -> None:
         path.chmod(0o555)
     where = Surrounding(environment={"HOME": "/proc/nowhere"})
     for command, place in {
-        ("tasks.compose", "seed=1"): "params.yaml",
-        ("tasks.workspace",): ".dvc/config.local",
-        ("tasks.command_line", "rounds", "--at-most", "2"): ".dvc/tmp/writer.lock",
+        ("tasks.settings.compose", "seed=1"): "params.yaml",
+        ("tasks.workspace.folder",): ".dvc/config.local",
+        ("tasks.cli.main", "rounds", "--at-most", "2"): ".dvc/tmp/writer.lock",
     }.items():
         said = run(folder, where, *command, status=2)
         assert said.startswith("error: ") and place in said and "make" in said and said.count("\n") == 1, said
-    assert "reports/costs.json: no such file" in run(folder, where, "tasks.command_line", "costs", status=2)
+    assert "reports/costs.json: no such file" in run(folder, where, "tasks.cli.main", "costs", status=2)
 
 
 def test_every_entry_point_settles_in() -> None:
@@ -174,7 +174,7 @@ def test_a_moved_folder_is_set_up_again(tmp_path: Path) -> None:
     (here / stamp[1]).touch()
     assert "set-up" not in asked(here)
     here.rename(there)
-    assert "tasks.relocate" in asked(there) and "--requirement requirements.lock" in asked(there)
+    assert "tasks.workspace.relocate" in asked(there) and "--requirement requirements.lock" in asked(there)
 
 
 @EACH_ALONE
@@ -187,22 +187,22 @@ def test_the_pipeline_runs_in_each_of_them(name: str, tmp_path: Path) -> None:
         if not path.startswith(("tests/", "docs/", "reports/")) and path != "dvc.lock" and (ROOT / path).is_file():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / path, folder / path)
-    run(folder, where, "tasks.compose", "experiment=nano", "rounds=two")
-    run(folder, where, "tasks.workspace")
+    run(folder, where, "tasks.settings.compose", "experiment=nano", "rounds=two")
+    run(folder, where, "tasks.workspace.folder")
     said = run(folder, where, "dvc", "repro")
     assert "Running stage 'compare_rounds'" in said and "warning" not in said
     if where.moved_to:
         folder = folder.rename(tmp_path / where.moved_to)
         assert "Running stage" not in run(folder, where, "dvc", "repro")
-    bill = run(folder, where, "tasks.command_line", "costs")
+    bill = run(folder, where, "tasks.cli.main", "costs")
     assert re.search(r"^all of these +[\d,.]+ ", bill, re.MULTILINE), bill
-    assert "main/" in run(folder, where, "tasks.command_line", "features")
+    assert "main/" in run(folder, where, "tasks.cli.main", "features")
     assert "(nothing)" in (answer := run(folder, where, *_explain(folder))) or "expected reward" in answer
 
 
 def _explain(folder: Path) -> list[str]:
     from saeexplainer.records import FeatureRow
-    from saeexplainer.storage import read_rows
+    from saeexplainer.runs.storage import read_rows
 
     feature = read_rows(folder / "data/activations/features.parquet", FeatureRow)[0]
-    return ["tasks.command_line", "explain", "--feature", str(feature.index), "--explainer", "r1"]
+    return ["tasks.cli.main", "explain", "--feature", str(feature.index), "--explainer", "r1"]

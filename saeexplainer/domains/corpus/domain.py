@@ -1,0 +1,153 @@
+"""Text from outside as a domain: documents, and nothing known about their words.
+
+It has no concepts, lessons or tokenizer, so labels come from a table, there is no warm-up, and the subject is one of
+others. `corpus_text` reads the source; here its documents are dealt out to the streams and, where the corpus is packed,
+joined and cut to what the subject reads at once. A document's stream follows from its text and the seed: no two streams
+share one, and copies of a text stay together, so nothing held out is seen elsewhere in another place of the source.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, ClassVar
+
+from saeexplainer.config import Corpus
+from saeexplainer.domains.corpus.text import SOURCE, read_texts
+from saeexplainer.domains.domain import Annotation, Document, Lesson, ReadingLimit
+from saeexplainer.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+# Percent of the documents that each stream has to itself; streams that are not named here share the last part.
+SHARES = {
+    "extract": 50, "sae": 25, "subject": 5, "warmup": 5, "truth": 4, "steering": 4, "held_out": 3, "held_out_sae": 3,
+    "others": 1,
+}  # fmt: skip
+SEPARATOR = "\n\n"  # between packed documents
+CHARACTERS = 8  # a token, so many at first: what is looked at for the first cut; English has four
+
+
+@dataclass(frozen=True)
+class CorpusDomain:
+    """A finite corpus; a stream gives its documents once, in the order of the source, and then ends."""
+
+    seed: int  # of which stream a document goes to
+    corpus: Corpus  # read when documents are asked for, not before
+    reader: ReadingLimit | None  # who reads the documents; None where nobody asks for packed ones
+
+    truth_known: ClassVar[bool] = False
+
+    def tokenizer(self) -> "PreTrainedTokenizerFast":
+        """None of its own. Raises UserError."""
+        raise UserError("prepare_subject.domain: a corpus has no tokenizer of its own; name prepare_subject.pretrained")
+
+    def documents(self, stream: str, count: int) -> Iterator[Document]:
+        """`count` documents of a stream, fewer where it has no more.
+
+        Raises UserError if the source cannot be read or the stream has no document at all, ValueError if a packed
+        corpus was opened without its reader.
+        """
+        if self.corpus.packed and self.reader is None:
+            raise ValueError("a packed corpus needs the reader that it is cut for")
+        texts = self._texts(stream)
+        pieces = texts if not self.corpus.packed else packed(texts, self.reader)
+        return (Document(text, None) for text in islice(pieces, count))
+
+    def lessons(self, stream: str, count: int) -> Iterator[Lesson]:
+        """None."""
+        return iter(())
+
+    def annotate(self, document: Document) -> Annotation:
+        """Nothing is known."""
+        return Annotation([], [])
+
+    def concepts(self) -> list[str]:
+        """None."""
+        return []
+
+    def can_lead(self, concept: str) -> bool:
+        """False."""
+        return False
+
+    def can_modify(self, concept: str) -> bool:
+        """False."""
+        return False
+
+    def describe(self, concepts: Sequence[str]) -> str:
+        """Raises ValueError: there are no concepts."""
+        raise ValueError(f"no description of {list(concepts)}: a corpus has no concepts")
+
+    def parse(self, description: str) -> tuple[str, ...]:
+        """Empty: no text names a concept."""
+        return ()
+
+    def _texts(self, stream: str) -> Iterator[str]:
+        """The whole documents of a stream."""
+        part, seen, taken = stream if stream in SHARES else "others", 0, 0
+        for text in read_texts(self.corpus):
+            seen += 1
+            if _stream_of(text, self.seed) == part:
+                taken += 1
+                yield text
+        if not seen:
+            raise UserError(f"{SOURCE}: {self.corpus.source}: holds no text; name another")
+        if not taken:
+            raise UserError(
+                f"{SOURCE}: {self.corpus.source}: none of its {seen} documents falls to the stream {stream}, which has "
+                f"{SHARES[part]} % of them; give more text"
+            )
+
+
+def _stream_of(text: str, seed: int) -> str:
+    """The key of SHARES to which a text belongs; the same in every process."""
+    digest = hashlib.sha256(f"{seed}/{text}".encode()).digest()
+    place = int.from_bytes(digest[:8], "big") % sum(SHARES.values())
+    for stream, share in SHARES.items():
+        place -= share
+        if place < 0:
+            return stream
+    raise AssertionError("the shares cover every place")
+
+
+def packed(texts: Iterable[str], reader: ReadingLimit) -> Iterator[str]:
+    """The texts joined and cut so that each piece is at most `context_length` tokens, special ones included.
+
+    The pieces joined again are the texts with SEPARATOR between them: nothing is lost. A cut lies before a word where
+    one begins nearby, so that words on both sides keep their tokens.
+    """
+    rest, window = "", CHARACTERS * reader.context_length
+    for number, text in enumerate(texts):
+        rest, at = rest + SEPARATOR * (number > 0) + text, 0
+        while len(rest) - at >= window:
+            size = _fitting(rest[at : at + window], reader)
+            yield rest[at : at + size]
+            at += size
+            window = max(2 * size, reader.context_length)  # twice what fitted last: seldom too little, never much
+        rest = rest[at:]
+    while rest:
+        size = _fitting(rest[:window], reader)
+        yield rest[:size]
+        rest = rest[size:]
+
+
+def _fitting(text: str, reader: ReadingLimit) -> int:
+    """How many characters from the beginning make at most `context_length` tokens; at least one."""
+    encoded = reader.tokenizer(text, return_offsets_mapping=True, verbose=False)
+    if len(encoded["input_ids"]) <= reader.context_length:
+        return len(text)
+    for kept in range(reader.context_length, 0, -1):
+        end = _before_a_word(text, max(stop for _, stop in encoded["offset_mapping"][:kept]))
+        # Read by itself, a piece may have other tokens than in its text.
+        if len(reader.tokenizer(text[:end], verbose=False)["input_ids"]) <= reader.context_length:
+            break
+    return max(end, 1)
+
+
+def _before_a_word(text: str, end: int) -> int:
+    """The last place up to `end` that holds white space, if it lies in the second half; else `end` itself."""
+    if end < len(text) and text[end].isspace():
+        return end
+    places = (place for place in range(end - 1, end // 2, -1) if text[place].isspace())
+    return next(places, end)

@@ -1,0 +1,41 @@
+"""The judges that a configuration names."""
+
+from typing import TYPE_CHECKING
+
+from saeexplainer.config import Evaluate, JudgeKind
+from saeexplainer.config import Judge as JudgeConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from saeexplainer.judges.judge import Judge
+
+
+def open_judges(
+    config: Evaluate, subject: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", context_length: int
+) -> list[Judge]:
+    """The judges of the settings, in their order; the subject is who judges by likelihood, `context_length` its limit
+    in tokens. Raises UserError on a source without a chat model and on a key that is not in the environment."""
+    return [
+        _open(judge, f"evaluate.judges[{at}]", subject, tokenizer, context_length)
+        for at, judge in enumerate(config.judges)
+    ]
+
+
+def _open(
+    config: JudgeConfig, where: str, subject: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast",
+    context_length: int,
+) -> Judge:  # fmt: skip
+    if config.kind is JudgeKind.likelihood:
+        from saeexplainer.judges.likelihood import LikelihoodJudge
+
+        assert config.prompt is not None
+        return LikelihoodJudge(subject, tokenizer, config.prompt, context_length, config.batch_size)
+    if config.kind is JudgeKind.chat:
+        from saeexplainer.judges.chat import ChatJudge
+
+        assert config.model is not None
+        return ChatJudge(config.model, config.batch_size)
+    from saeexplainer.judges.endpoint import EndpointJudge
+
+    return EndpointJudge(config, where)

@@ -1,0 +1,1 @@
+"""Open-loop labels, which the warm-up learns from."""

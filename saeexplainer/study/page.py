@@ -1,0 +1,257 @@
+"""What the study found, from the evaluations of its variants alone: figures, tables, and which targets hold.
+
+`summarise` makes study.json; the page, and the pictures (`saeexplainer.study.pictures`), are made from that and nothing
+else. Intervals are those of `saeexplainer.figures.intervals`: over features, paired where two evaluations are subtracted, and
+where seeds are pooled, resampled inside each seed. A variant without figures stays in every list, with the reason.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from saeexplainer.figures.comparison import ACCURACY, BASELINE, COLLISION, HALLUCINATION, START
+from saeexplainer.figures.notation import bold, heading, literal, percent, plain, table, words
+from saeexplainer.study import targets
+from saeexplainer.study.figures import (
+    COMPLETE,
+    CONTROL,
+    LABELS,
+    LOOKED_AT,
+    POOLED,
+    SEEDS,
+    THE_LAST,
+    Variant,
+    both,
+    described,
+    difference,
+    group_of,
+    last_round,
+    mean,
+    of_group,
+    ordered,
+    rounds_of,
+    state,
+)
+from saeexplainer.study.targets import Target
+
+SHOWN = (ACCURACY, HALLUCINATION, COLLISION, "truth_agreement", "truth_f1")
+
+
+def summarise(variants: Sequence[Variant], resamples: int) -> dict[str, Any]:
+    """The content of study.json; every interval is {"value", "low", "high", "n"} or, where unknown, null.
+
+    Raises UserError where evaluations of one variant measure different features.
+    """
+    control = of_group(variants, CONTROL)
+    last = last_round(_names(of_group(variants, SEEDS))) or THE_LAST
+    study: dict[str, Any] = {
+        "resamples": resamples,
+        "last": last,
+        "variants": {variant.name: _described(variant, resamples) for variant in variants},
+        "differences": {
+            group: _differences(of_group(variants, group), last, resamples) for group in (SEEDS, LOOKED_AT)
+        },
+        "control": _by_metric(control, last, START, resamples),
+        "labels": _label_quality(variants, last, resamples),
+    }
+    study["others"] = {
+        variant.name: {metric: difference(both([variant], last, START), metric, resamples) for metric in SHOWN}
+        for variant in variants
+        if variant.group not in (SEEDS, LOOKED_AT, CONTROL, LABELS)
+    }
+    return study | {"targets": [asdict(target) for target in targets.of_study(study)]}
+
+
+def _described(variant: Variant, resamples: int) -> dict[str, Any]:
+    """All that is kept of a variant: its fields, with an interval of each metric in place of the rows."""
+    evaluations = {
+        name: {metric: mean([variant.evaluations[name]], metric, resamples) for metric in SHOWN}
+        for name in ordered(variant.evaluations)
+    }
+    return described(variant) | {"evaluations": evaluations}
+
+
+def _differences(variants: Sequence[Variant], last: str, resamples: int) -> dict[str, Any]:
+    return {f"{a}-{b}": _by_metric(variants, a, b, resamples) for a, b in _subtractions(_names(variants), last)}
+
+
+def _names(variants: Sequence[Variant]) -> list[str]:
+    """The evaluations that some variant has, training's own steps first."""
+    return ordered(dict.fromkeys(name for variant in variants for name in variant.evaluations))
+
+
+def _subtractions(names: Sequence[str], last: str) -> list[tuple[str, str]]:
+    """Each round and its start, each round and sft, then the last round and all others."""
+    rounds = rounds_of(names)
+    pairs = [*zip(rounds, [START, *rounds]), *((name, START) for name in rounds), (last, START)]
+    return list(dict.fromkeys([*pairs, *((last, name) for name in names if name != last)]))
+
+
+def _by_metric(variants: Sequence[Variant], a: str, b: str, resamples: int) -> dict[str, dict[str, Any]]:
+    """metric -> variant or "pooled" -> interval of a - b."""
+    return {
+        metric: {variant.name: difference(both([variant], a, b), metric, resamples) for variant in variants}
+        | {POOLED: difference(both(variants, a, b), metric, resamples)}
+        for metric in SHOWN
+    }
+
+
+def _label_quality(variants: Sequence[Variant], last: str, resamples: int) -> list[dict[str, Any]]:
+    """A row for each variant of the group and for those they come from, from the poorest labels to the best."""
+    group = of_group(variants, LABELS)
+    sources = {variant.source for variant in group}
+    rows = []
+    for variant in [other for other in variants if other.name in sources] + group:
+        means = {
+            key: mean([variant.evaluations[name]], ACCURACY, resamples) if name in variant.evaluations else None
+            for key, name in ((BASELINE, BASELINE), (START, START), (THE_LAST, last))
+        }
+        gain = difference(both([variant], last, START), ACCURACY, resamples)
+        row = {"variant": variant.name, "status": variant.status, "contexts": variant.contexts}
+        rows.append(row | means | {"gain": gain})
+    return sorted(rows, key=lambda row: row[BASELINE]["value"] if row[BASELINE] else math.inf)
+
+
+def has_labels(study: dict[str, Any]) -> bool:
+    """Whether any point of the label curve was measured; else there is nothing to draw."""
+    return any(row["gain"] for row in study["labels"])
+
+
+def target_lines(study: dict[str, Any]) -> list[str]:
+    """The verdicts, one a line."""
+    return [Target(**one).line for one in study["targets"]]
+
+
+def page(study: dict[str, Any]) -> str:
+    """docs/STUDY.md."""
+    sections = [
+        "<!-- Written by `sae-explainer study`; what is edited here is lost. -->",
+        "# The study",
+        "Written by `make study` from the runs that conf/study.yaml lists; the same figures are in study.json. Shares "
+        "are percent, differences percentage points, both with 95 % bootstrap intervals over held-out features "
+        f"({study['resamples']:,} resamples). Differences are paired by feature; pooled ones are resampled inside each "
+        "seed. Bold: the interval leaves zero out.",
+        "## Reached or not",
+        "\n".join(f"- {line}" for line in target_lines(study)),
+        "## Runs",
+        _runs(study),
+        "## Seeds",
+        _whose_figures_count(study),
+        "![generative accuracy and hallucination rate of every seed](study_seeds.png)",
+        *_seed_tables(study, SEEDS),
+        "## Differences between rounds",
+        *_difference_tables(study, SEEDS),
+        *_looked_at(study),
+        "## Control: shuffled rewards",
+        "Rewards are permuted among the candidates of each feature before the pairs are built; all else is the same.",
+        _control_table(study),
+        "## The gain and the quality of the labels",
+        "From poor labels to clean ones (conf/study.yaml says what each labeller does); open_loop is what they are worth.",
+        *["![gain over the generative accuracy of the labels](study_labels.png)"] * has_labels(study),
+        _labels_table(study),
+        *_others(study),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _whose_figures_count(study: dict[str, Any]) -> str:
+    fresh, seen = (", ".join(f"`{name}`" for name in group_of(study, group)) or "none" for group in (SEEDS, LOOKED_AT))
+    return (
+        f"Nobody looked at these seeds while settings were being chosen: {fresh}. Settings were chosen after some of "
+        f"these were seen on test, so they stand apart and no target counts them: {seen}."
+    )
+
+
+def _runs(study: dict[str, Any]) -> str:
+    """Every variant: whether it ran, its subject, its SAE, and what it cost."""
+    header = [
+        "run", "group", "state", "seed", "label contexts", "subject's loss", "entropy floor",
+        "SAE: variance unexplained", "L0", "dead", "cross-entropy recovered", "seconds", "of them its own",
+    ]  # fmt: skip
+    rows = []
+    for name, found in study["variants"].items():
+        subject, sae = found["subject"] or {}, found["sae"] or {}
+        figures = [
+            plain(subject.get("loss"), ".3f"),
+            plain(subject.get("entropy_floor"), ".3f"),
+            plain(sae.get("fraction_variance_unexplained"), ".3f"),
+            plain(sae.get("l0"), ".1f"),
+            plain(sae.get("dead_features"), ","),
+            plain(sae.get("cross_entropy_recovered"), ".3f"),
+            plain(found["seconds"], ",.0f"),
+            plain(found["own_seconds"], ",.0f"),
+        ]
+        numbers = [plain(found["seed"], ""), plain(found["contexts"], "")]
+        rows.append([f"`{name}`", literal(found["group"]), literal(state(found)), *numbers, *figures])
+    return table(header, rows)
+
+
+def _looked_at(study: dict[str, Any]) -> Iterator[str]:
+    """The seeds that confirm nothing, where there are any, apart from those that do."""
+    if group_of(study, LOOKED_AT):
+        yield "## Seeds that were looked at before"
+        yield from _seed_tables(study, LOOKED_AT)
+        yield "## Differences between rounds, seeds that were looked at before"
+        yield from _difference_tables(study, LOOKED_AT)
+
+
+def _seed_tables(study: dict[str, Any], group: str) -> Iterator[str]:
+    for name, found in group_of(study, group).items():
+        yield f"### {name}"
+        yield _evaluations_table(found)
+
+
+def _evaluations_table(found: dict[str, Any]) -> str:
+    if found["status"] != COMPLETE:
+        return f"No figures: {literal(found['status'])}."
+    rows = [
+        [f"`{name}`", *(percent(metrics[metric]) for metric in SHOWN), f"{metrics[ACCURACY]['n']:,}"]
+        for name, metrics in found["evaluations"].items()
+    ]
+    return table(["explanations", *map(heading, SHOWN), "features"], rows)
+
+
+def _difference_tables(study: dict[str, Any], group: str) -> Iterator[str]:
+    seeds = list(group_of(study, group))
+    for metric in SHOWN:
+        rows = [
+            [f"`{key.replace('-', ' − ')}`", *(bold(found[metric][name]) for name in [*seeds, POOLED])]
+            for key, found in study["differences"][group].items()
+        ]
+        yield f"### {heading(metric)}"
+        yield table(["difference", *seeds, POOLED], rows)
+
+
+def _control_table(study: dict[str, Any]) -> str:
+    names = [*group_of(study, CONTROL), POOLED]
+    rows = [[name, *(bold(study["control"][metric][name]) for metric in SHOWN), _state(study, name)] for name in names]
+    return table([f"{study['last']} − {START}", *map(heading, SHOWN), "state"], rows)
+
+
+def _state(study: dict[str, Any], name: str) -> str:
+    return literal(study["variants"][name]["status"]) if name in study["variants"] else ""
+
+
+def _labels_table(study: dict[str, Any]) -> str:
+    rows = [
+        [
+            f"`{row['variant']}`", plain(row["contexts"], ""),
+            *(percent(row[name]) for name in (BASELINE, START, THE_LAST)), bold(row["gain"]),
+            literal(row["status"]),
+        ]
+        for row in study["labels"]
+    ]  # fmt: skip
+    last = study["last"]
+    return table(["run", "label contexts", BASELINE, START, last, f"{last} − {START}", "state"], rows)
+
+
+def _others(study: dict[str, Any]) -> Iterator[str]:
+    """A table for every variant of a group that has no section of its own."""
+    for name, gain in study["others"].items():
+        found = study["variants"][name]
+        yield f"## {found['group']}: {name}"
+        yield _evaluations_table(found)
+        if gain[ACCURACY] is not None:
+            told = ", ".join(f"{words(metric)} {bold(gain[metric])}" for metric in SHOWN)
+            yield f"{study['last']} − {START}: {told}"

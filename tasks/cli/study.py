@@ -1,0 +1,417 @@
+"""Run the experiments behind the figures, each in a folder of its own, and write the pages that show them.
+
+    sae-explainer study [--plan study|ablation] [--only NAME ...] [--report-only]
+
+conf/study.yaml lists the variants of the study (docs/STUDY.md), conf/ablation.yaml those of the ablation;
+docs/RESULTS.md shows both, from the figures kept of each in docs/*.json. A variant's folder .study/PLAN/NAME holds a
+copy of the repository's files, params.yaml composed with its overrides, and its own results; DVC brings it up to date
+there. All folders of both plans share one DVC cache, and with it DVC's memory of runs: a stage whose code, inputs and
+parameters another variant already had is restored, not run again. So a study that was stopped goes on where it stopped,
+and one that is complete only checks that it is.
+
+Every variant is prepared before the first one runs: a mistake in an override shows at once, and all run the same code.
+What the stages print is in .study/PLAN/NAME.log. Exit status: 0; 1 if a variant failed, after the others had their
+turn; 2 if nothing could start; 130 or 143 when interrupted or terminated, the running stage included.
+"""
+
+import argparse
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+
+from saeexplainer.errors import UserError
+from saeexplainer.records import EvaluationRow
+from saeexplainer.reports import (
+    results,
+)
+from saeexplainer.runs.storage import read_json, read_rows, replacing, write_json
+from saeexplainer.study import (
+    ablation as study_ablation,
+)
+from saeexplainer.study import (
+    confirmation as study_confirmation,
+)
+from saeexplainer.study import (
+    figures,
+    page,
+    pictures,
+)
+from tasks.settings import params as settings_params
+from tasks.workspace import repro, surroundings, timings
+from tasks.workspace.printable import one_line
+
+CONF = Path("conf")
+PLANS = ("study", "ablation")  # files of conf/
+STUDY = Path(".study")
+CACHE = "cache"  # DVC's, beside the folders of the plans
+DOCS = Path("docs")
+DONE = "done.json"  # in a variant's folder: what was asked for when it last came to its end
+OWN = ("data", "reports", "mlruns", "params.yaml", "dvc.lock", DONE, STUDY.name)  # never copied into a variant's folder
+
+
+@dataclass(frozen=True)
+class VariantSpec:
+    """One entry of a plan, what it extends worked in."""
+
+    plan: str  # the file of conf/ that it stands in
+    name: str  # its folder under that of the plan
+    group: str  # section of the report
+    overrides: list[str]  # of tasks.settings.compose
+    source: str | None  # `from`: the variant that is brought up to date before it
+    until: str | None  # the last stage; None is all
+
+    @property
+    def folder(self) -> Path:
+        """Where it runs."""
+        return STUDY / self.plan / self.name
+
+    @property
+    def log(self) -> Path:
+        """What its stages print."""
+        return self.folder.with_suffix(".log")
+
+    @property
+    def wish(self) -> dict[str, Any]:
+        """What its results depend on, as far as the plan says."""
+        return {"overrides": self.overrides, "until": self.until}
+
+
+class VariantFailed(Exception):
+    """A variant cannot go on; the message is one line."""
+
+
+def load_specs(path: Path) -> tuple[list[VariantSpec], int]:
+    """The variants, in the file's order, and the number of bootstrap resamples. Raises UserError."""
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        entries, resamples = document["variants"].items(), int(document["resamples"])
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(f"{path}: must hold `resamples` and a mapping `variants` ({error})") from None
+    specs: dict[str, VariantSpec] = {}
+    for name, entry in entries:
+        specs[name] = _spec(path, str(name), entry, specs)
+    return list(specs.values()), resamples
+
+
+def _spec(path: Path, name: str, entry: Any, above: dict[str, VariantSpec]) -> VariantSpec:
+    place = f"{path}: variants.{name}"
+    known = ("group", "overrides", "from", "until", "extends")
+    if not re.fullmatch(r"[a-z0-9_]+", name):
+        raise UserError(f"{place}: use small letters, digits and _: it names a folder")
+    if not isinstance(entry, dict) or (set(entry) - set(known)):
+        raise UserError(f"{place}: is {entry!r}; must be a mapping of {', '.join(known)}")
+    for key in ("from", "extends"):
+        if entry.get(key) is not None and entry[key] not in above:
+            raise UserError(f"{place}.{key}: is {entry[key]!r}; must be a variant above: {', '.join(above) or 'none'}")
+    overrides = entry.get("overrides", [])
+    if not isinstance(overrides, list) or not all(isinstance(override, str) for override in overrides):
+        raise UserError(f"{place}.overrides: is {overrides!r}; must be a list of texts (quote what holds a colon)")
+    base = above.get(entry.get("extends"))
+    group = entry.get("group", base and base.group)
+    if not group:
+        raise UserError(f"{place}.group: missing; add it, such as {figures.SEEDS}")
+    return VariantSpec(
+        plan=path.stem,
+        name=name,
+        group=group,
+        overrides=[*(base.overrides if base else []), *overrides],
+        source=entry.get("from", base and base.source),
+        until=entry.get("until", base and base.until),
+    )
+
+
+def chosen(specs: Sequence[VariantSpec], only: Sequence[str]) -> list[VariantSpec]:
+    """The variants to run, by their own or their group's name, with those that they come `from`. Raises UserError."""
+    names = {spec.name for spec in specs}
+    groups = list(dict.fromkeys(spec.group for spec in specs))
+    for name in only:
+        if name not in names and name not in groups:
+            raise UserError(f"--only {name}: no such variant or group; choose from {', '.join([*groups, *names])}")
+    wanted = {spec.name for spec in specs if not only or {spec.name, spec.group} & set(only)}
+    for spec in reversed(specs):  # sources stand above
+        if spec.name in wanted and spec.source:
+            wanted.add(spec.source)
+    return [spec for spec in specs if spec.name in wanted]
+
+
+def run(specs: Sequence[VariantSpec]) -> list[str]:
+    """Bring variants up to date, one after the other; the names of those that failed."""
+    failed: dict[str, str] = {}
+
+    def fail(name: str, reason: str) -> None:
+        failed[name] = reason
+        print(f"{name}: failed: {reason}", file=sys.stderr, flush=True)
+
+    with ExitStack() as held:
+        files = repository_files()
+        for spec in specs:
+            try:
+                held.enter_context(repro.holding(f"study variant {spec.name}", spec.folder))
+                prepare(spec, files)
+            except (VariantFailed, repro.WorkspaceBusy) as error:
+                fail(spec.name, str(error))
+        for spec in specs:
+            if spec.name in failed:
+                continue
+            if spec.source in failed:
+                fail(spec.name, f"it comes from {spec.source}, which failed")
+                continue
+            try:
+                bring_up_to_date(spec)
+            except VariantFailed as error:
+                fail(spec.name, str(error))
+    return list(failed)
+
+
+def repository_files() -> list[Path]:
+    """What git tracks, and what it does not know yet but would not ignore. Raises UserError."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    try:
+        listed = subprocess.run(command, check=True, capture_output=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise UserError(f"study: git cannot list the files here ({error}); run it in a clone") from None
+    return [path for path in map(Path, filter(None, os.fsdecode(listed).split("\0"))) if path.is_file()]
+
+
+def prepare(spec: VariantSpec, files: Sequence[Path]) -> None:
+    """The repository's files as they are now, and the variant's params.yaml. Raises VariantFailed."""
+    folder = spec.folder
+    copied = [path for path in files if path.parts[0] not in OWN]
+    for top in {path.parts[0] for path in copied} - {".dvc"}:  # so that a removed module is gone there too
+        shutil.rmtree(folder / top) if (folder / top).is_dir() else (folder / top).unlink(missing_ok=True)
+    for path in copied:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, folder / path)
+    (folder / ".dvc").mkdir(exist_ok=True)
+    # .local, which DVC merges over the copied config: the folder is no git repository of its own.
+    (folder / ".dvc" / "config.local").write_text(
+        f"[core]\n    no_scm = true\n    check_update = false\n[cache]\n    dir = {(STUDY / CACHE).resolve()}\n",
+        encoding="utf-8",
+    )
+    command = [sys.executable, "-m", "tasks.settings.compose", *spec.overrides]
+    composed = subprocess.run(command, cwd=folder, env=repro.environment(), capture_output=True, encoding="utf-8")
+    if composed.returncode:
+        raise VariantFailed(f"{repro.reason(composed.stderr.splitlines(), composed.returncode)} (tasks.settings.compose)")
+
+
+def bring_up_to_date(spec: VariantSpec) -> None:
+    """`dvc repro` in the variant's folder, a line for every stage that ran. Raises VariantFailed."""
+    start = time.perf_counter()
+    (spec.folder / DONE).unlink(missing_ok=True)
+    counts: Counter[str] = Counter()
+    command = ("dvc", "repro", *([spec.until] if spec.until else []))
+    with (
+        _StageLine(spec.name) as stage,
+        spec.log.open("a", encoding="utf-8") as log,
+        repro.started(*command, folder=spec.folder) as child,
+    ):
+        for line in child:
+            print(line, file=log, flush=True)
+            for event, pattern in repro.EVENTS.items():
+                if found := pattern.match(line):
+                    counts[event] += 1
+                    stage.ends()
+                    if event == "ran":
+                        stage.starts(found[1])
+    if child.status:
+        said = repro.reason(child.said, child.status)
+        raise VariantFailed(f"{stage.name}: {said} (see {spec.log})" if stage.name else f"{said} (see {spec.log})")
+    write_json(spec.folder / DONE, spec.wish | {"params": _text(spec.folder / "params.yaml")})
+    told = ", ".join(f"{counts[event]} {event}" for event in ("ran", "restored", "unchanged"))
+    print(f"{spec.name}: complete, {time.perf_counter() - start:.1f} s ({told})", flush=True)
+
+
+class _StageLine:
+    """One line a stage: its name when it starts, its seconds when it ends."""
+
+    def __init__(self, variant: str) -> None:
+        self.variant = variant
+        self.name = ""  # of the last stage that started
+        self.start: float | None = None  # None while no line is open
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.ends(stopped=kind is not None)
+
+    def starts(self, name: str) -> None:
+        self.name, self.start = name, time.perf_counter()
+        print(f"{self.variant}: {name}", end=" ", flush=True)
+
+    def ends(self, stopped: bool = False) -> None:
+        if self.start is not None:
+            print("stopped" if stopped else f"{time.perf_counter() - self.start:.1f} s", flush=True)
+        self.start = None
+
+
+def collect(spec: VariantSpec, specs: Sequence[VariantSpec]) -> figures.Variant:
+    """What a variant's folder holds; its figures only if it came to its end as the plan has it now."""
+    about = (spec.name, spec.group, spec.source, changes(spec, specs))
+    if not spec.folder.is_dir():
+        return figures.absent(*about, "not run")
+    if not _complete(spec):
+        return figures.absent(*about, "not finished, or its settings changed since")
+    try:
+        params = settings_params.load(spec.folder / "params.yaml")
+        reports = {name: _json_or_none(spec.folder / "reports" / f"{name}.json") for name in ("subject", "sae")}
+        paths = {name: spec.folder / "data/evaluations" / f"{name}.parquet" for name in params.evaluations}
+        seconds = _seconds(spec, specs)
+        return figures.Variant(
+            *about,
+            status=figures.COMPLETE,
+            seed=params.seed,
+            split=params.evaluate.split,
+            contexts=params.label_features.contexts,
+            subject=reports["subject"],
+            sae=(reports["sae"] or {}).get(params.prepare_sae.saes[0].name),
+            seconds=float(sum(seconds.values())),
+            own_seconds=float(sum(timings.of_results(spec.folder).values())),
+            outdated=outdated(spec.folder),
+            evaluations={name: read_rows(path, EvaluationRow) for name, path in paths.items() if path.is_file()},
+        )
+    except UserError as error:
+        return figures.absent(*about, f"not readable: {error}")
+
+
+def changes(spec: VariantSpec, specs: Sequence[VariantSpec]) -> list[str]:
+    """The overrides that a variant has and the one it comes from has not; none if it comes from no other."""
+    sources = [candidate.overrides for candidate in specs if candidate.name == spec.source]
+    return [override for theirs in sources for override in spec.overrides if override not in theirs]
+
+
+def _complete(spec: VariantSpec) -> bool:
+    wish = spec.wish | {"params": _text(spec.folder / "params.yaml")}
+    return _json_or_none(spec.folder / DONE) == wish
+
+
+def _seconds(spec: VariantSpec, specs: Sequence[VariantSpec]) -> dict[str, float]:
+    """Seconds of each stage of a variant; of a restored one, in the variant that made its results."""
+    others = [candidate.folder for candidate in specs if candidate.name != spec.name]
+    return timings.of_results(spec.folder, others)
+
+
+def _lock(folder: Path) -> dict[str, Any]:
+    text = _text(folder / "dvc.lock")
+    return (yaml.safe_load(text) or {}).get("stages") or {} if text else {}
+
+
+def outdated(folder: Path) -> list[str]:
+    """Modules that a variant's results were made with and that the repository now has otherwise."""
+    used = {
+        (dep["path"], dep["md5"])
+        for stage in _lock(folder).values()
+        for dep in stage.get("deps", [])
+        if dep["path"].endswith(".py") and "md5" in dep
+    }
+    return sorted({path for path, digest in used if hashlib.md5(_text(Path(path)).encode()).hexdigest() != digest})
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+def _json_or_none(path: Path) -> Any:
+    try:
+        return read_json(path)
+    except UserError:
+        return None
+
+
+def refuse_to_forget(plan: str, specs: Sequence[VariantSpec], wanted: Sequence[VariantSpec]) -> None:
+    """Raise UserError if the pages under docs/ have figures of a run that is neither here nor about to be made."""
+    kept = (_json_or_none(DOCS / f"{plan}.json") or {}).get("variants", {})
+    before = {name for name, found in kept.items() if found["status"] == figures.COMPLETE}
+    there = {spec.name for spec in specs if _complete(spec)} | {spec.name for spec in wanted}
+    if lost := sorted(before - there):
+        raise UserError(
+            f"{DOCS / plan}.json: has figures of {', '.join(lost)}, whose runs are not in {STUDY}; run them too, or say "
+            "--forget"
+        )
+
+
+def write_report(plan: str, variants: Sequence[figures.Variant], resamples: int) -> list[str]:
+    """A plan's figures and page under docs/, and docs/RESULTS.md; the verdicts, one a line. Raises UserError."""
+    if plan == "ablation":
+        ablation = study_ablation.summarise(variants, resamples)
+        _write("ablation.json", figures.as_json(ablation))
+        write_results()
+        return study_ablation.verdict_lines(ablation)
+    study = page.summarise(variants, resamples)
+    _write("study.json", figures.as_json(study))
+    with replacing(DOCS / "study_seeds.png") as temporary:
+        pictures.plot_seeds(study, temporary)
+    (DOCS / "study_labels.png").unlink(missing_ok=True)
+    if page.has_labels(study):
+        with replacing(DOCS / "study_labels.png") as temporary:
+            pictures.plot_labels(study, temporary)
+    _write("STUDY.md", page.page(study))
+    _write("confirmation.json", figures.as_json(study_confirmation.summarise(variants, resamples)))
+    write_results()
+    return page.target_lines(study)
+
+
+def write_results() -> None:
+    """docs/RESULTS.md from what both plans left under docs/, or else in their folders."""
+    kept = []
+    for plan, name, report in zip(PLANS, ("confirmation", "ablation"), (study_confirmation, study_ablation)):
+        found = _json_or_none(DOCS / f"{name}.json")
+        if found is None:
+            specs, resamples = load_specs(CONF / f"{plan}.yaml")
+            found = report.summarise([collect(spec, specs) for spec in specs], resamples)
+            _write(f"{name}.json", figures.as_json(found))
+        kept.append(found)
+    confirmation, ablation = kept
+    _write("RESULTS.md", results.page(ablation, confirmation))
+
+
+def _write(name: str, text: str) -> None:
+    with replacing(DOCS / name) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; the exit status."""
+    surroundings.settle()
+    parser = argparse.ArgumentParser(prog="sae-explainer study", description="Run the study and write its report.")
+    parser.add_argument("--plan", choices=PLANS, default=PLANS[0], help="file of conf/ (default: %(default)s)")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these variants or groups of variants")
+    parser.add_argument("--report-only", action="store_true", help="only write the pages from what is there")
+    parser.add_argument("--forget", action="store_true", help="let go of figures whose runs are no longer here")
+    options = parser.parse_args(arguments)
+    repro.unwind_on_sigterm()
+    os.environ.pop("MLFLOW_TRACKING_URI", None)  # a variant's runs stay with it: on a shared server it might be champion
+    try:
+        specs, resamples = load_specs(CONF / f"{options.plan}.yaml")
+        wanted = [] if options.report_only else chosen(specs, options.only)
+        if not options.forget:
+            refuse_to_forget(options.plan, specs, wanted)
+        failed = run(wanted) if wanted else []
+        lines = write_report(options.plan, [collect(spec, specs) for spec in specs], resamples)
+    except UserError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on from the stage it stopped in", file=sys.stderr)
+        return 130
+    for line in lines:
+        print(line)
+    written = ("STUDY.md", "RESULTS.md") if options.plan == "study" else ("RESULTS.md",)
+    print(f"{' and '.join(str(DOCS / name) for name in written)}: written")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,5 +1,0 @@
-"""Names and messages in markdown, for the flows: they see the library through tasks alone."""
-
-from saeexplainer.notation import literal
-
-__all__ = ["literal"]

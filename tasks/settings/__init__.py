@@ -1,0 +1,1 @@
+"""From conf/ to checked parameters."""

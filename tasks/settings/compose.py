@@ -1,0 +1,114 @@
+"""Write params.yaml from conf/: `sae-explainer compose [experiment=pydoc] [any.key=value ...] [--output FILE]`.
+
+With --keep the file that is there is changed instead: its experiment and all that was overridden before stay, and only
+what the overrides name is another.
+
+conf/ is the source, params.yaml the committed result that DVC tracks. Overrides are Hydra's: `experiment=NAME` picks a
+file of conf/experiment, `size=nano` another choice of a group, `train_sft.epochs=3` a value, `+rounds.r3={...}` adds.
+What does not compose or does not pass `tasks.settings.params` is one line on stderr, and the file stays as it was.
+
+`dvc exp run -S OVERRIDE` composes the same conf/ by itself (.dvc/config) and writes params.yaml too. What is written
+here is the same, byte for byte (values and order as Hydra has them, no comment), so neither changes the other's work.
+"""
+
+import argparse
+import sys
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+import saeexplainer
+from saeexplainer.errors import UserError
+from saeexplainer.runs.storage import replacing
+from tasks.settings import params, schema
+from tasks.workspace import surroundings
+from tasks.workspace.printable import one_line
+
+CONF = Path(saeexplainer.__file__).resolve().parent.parent / "conf"
+CONFIG = CONF / "config.yaml"  # whose defaults name the rest
+OPEN = ("request", "rounds", "evaluations")  # sections that hold entries of any name
+
+
+def composed(overrides: list[str]) -> str:
+    """The text of params.yaml under these overrides, checked. Raises UserError."""
+    return params.text(_compose(CONFIG, overrides, "conf"), "conf")
+
+
+def changed(file: Path, overrides: list[str]) -> str:
+    """The text of a parameter file with these overrides on top of what it holds, checked. Raises UserError."""
+    params.load(file)
+    for override in overrides:
+        key = override.partition("=")[0].lstrip("+")
+        if key and (CONF / key).is_dir():
+            raise UserError(f"--keep: {key} picks a file of conf/{key}, from which {file} is written anew; leave --keep out")
+    return params.text(_compose(file.resolve(), overrides, str(file)), str(file))
+
+
+def keys_of(override: str) -> list[Any]:
+    """The keys of the mapping that an override gives, as Hydra reads them: one that looks like a number is none."""
+    return list(OverridesParser.create().parse_override(override).value())
+
+
+def _compose(file: Path, overrides: list[str], source: str) -> DictConfig:
+    """A YAML file and what its defaults name, under overrides. Raises UserError, which begins with `source`."""
+    try:
+        with initialize_config_dir(config_dir=str(file.parent), version_base=None):
+            return compose(file.stem, overrides)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # the last of a choice that is no text
+        raise UserError(_explained(error, overrides, source)) from None
+
+
+def _explained(error: Exception, overrides: list[str], source: str) -> str:
+    for override in overrides:
+        key, _, value = override.partition("=")
+        group = CONF / key.lstrip("+")
+        if group != CONF and group.is_dir() and not (group / f"{value}.yaml").is_file():
+            known = sorted(path.stem for path in group.glob("*.yaml"))
+            return f"conf/{group.name}: {value!r} is unknown; choose from {', '.join(known)}"
+    message = " ".join(str(error).split())
+    for override in overrides:
+        key = override.partition("=")[0]
+        if "=" in override and f"'{key}'" in message:
+            return f"{source}: {key}: unknown key; {_advice(key)}"
+    return f"{source}: {message}; correct the override"
+
+
+def _advice(key: str) -> str:
+    section, _, name = key.rpartition(".")
+    if name in OPEN:
+        return f"to add an entry write +{key}.NAME=..."
+    if section.rpartition(".")[2] in OPEN:
+        return f"to add it write +{key}=..."
+    known = [leaf for leaf, _, _ in schema.leaves(params.build(_compose(CONFIG, [], "conf"), "conf"))]
+    groups = [path.name for path in CONF.iterdir() if path.is_dir()]
+    close = get_close_matches(key, known + groups, n=1)
+    return f"did you mean {close[0]}?" if close else f"to add a new entry write +{key}=..."
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Compose, check, write; the exit status."""
+    surroundings.settle()
+    parser = argparse.ArgumentParser(prog="sae-explainer compose", description="Write params.yaml from conf/.")
+    parser.add_argument("overrides", nargs="*", help="Hydra overrides, such as experiment=pydoc or train_sft.epochs=3")
+    parser.add_argument("--output", type=Path, default=Path("params.yaml"), metavar="FILE")
+    parser.add_argument("--keep", action="store_true", help="change FILE as it is, instead of writing it anew")
+    options = parser.parse_intermixed_args(arguments)
+    try:
+        text = changed(options.output, options.overrides) if options.keep else composed(options.overrides)
+        with replacing(options.output) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except UserError as error:
+        print(f"error: {one_line(error)}; {options.output} is untouched", file=sys.stderr)
+        return 2
+    print(f"{options.output}: written; `dvc repro` runs it")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What Great Expectations asks of a preference set."""
