@@ -7,7 +7,6 @@ matter whether this run computed it, DVC restored it, or `make run` made it befo
 Prefect shows descriptions and the texts of tables as markdown, so names and paths are written as `literal` has them.
 """
 
-from tasks.places import REPORT
 import os
 import re
 import urllib.parse
@@ -20,6 +19,7 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact, cr
 
 from flows import control
 from flows.plan import plan
+from tasks.places import REPORT
 from tasks.workspace import repro
 from tasks.workspace.markdown import literal
 
@@ -82,7 +82,7 @@ def _data_docs(rounds: list[str]) -> dict[str, Path]:
     from tasks.validation import data_docs
 
     if not all(map(data_docs.is_up_to_date, rounds)):
-        with repro.started("tasks.validation.data_docs", "--no-open") as child:
+        with repro.started("tasks.cli.data_docs", "--no-open") as child:
             for line in filter(None, child):
                 get_run_logger().info(line)
         if child.status:

@@ -5,7 +5,6 @@ workspace's store and a server of the files under reports/, and prints where the
 so does the end of any one of them. Everything listens on this machine only, and nothing is sent elsewhere.
 """
 
-from tasks.places import REPORTS
 import argparse
 import os
 import signal
@@ -28,6 +27,7 @@ from urllib.parse import unquote, urlsplit
 from flows import control
 from flows.control import ControlError, Ports
 from flows.server import ServerError, check_database
+from tasks.places import REPORTS
 from tasks.tracking import store as mlflow_store
 from tasks.workspace import prefect_api, repro, surroundings
 from tasks.workspace.printable import one_line

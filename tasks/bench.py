@@ -1,9 +1,7 @@
 """What every explanation of an evaluation is measured with."""
 
-from tasks.places import ACTIVATIONS, SAES, SUBJECT
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
@@ -17,7 +15,7 @@ from saeexplainer.saes import text_activations
 from saeexplainer.saes.reading import open_reader
 from saeexplainer.writers.opening import open_writer
 from saeexplainer.writers.writer import Writer
-
+from tasks.places import ACTIVATIONS, SAES, SUBJECT
 
 
 class Bench:

@@ -5,16 +5,15 @@
 Writes data/rounds/<round>/pairs.parquet and dropped.parquet.
 """
 
-from tasks.places import ROUNDS
 from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
-from pathlib import Path
 
 from saeexplainer.config import Params
 from saeexplainer.preferences.pairs import pairs_of_feature
 from saeexplainer.records import DroppedFeature, PreferencePair, ScoreRow
 from saeexplainer.runs.storage import read_rows, write_rows
+from tasks.places import ROUNDS
 from tasks.stage import Report, main
 
 MANY = 0.25  # share of the pairs above which a higher floor is advised; the default has .01 (docs/LOG.md)

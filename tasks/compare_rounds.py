@@ -6,7 +6,6 @@ The files under reports/ are written first and are the result; MLflow is told af
 tracking server that does not answer costs a warning, not the result.
 """
 
-from tasks.places import ACTIVATIONS, EVALUATIONS, EXPLAINERS, LABELS, REPORTS, ROUNDS, SUBJECT
 import csv
 import json
 from collections.abc import Mapping, Sequence
@@ -24,8 +23,8 @@ from saeexplainer.records import EvaluationRow, FeatureRow, PreferencePair, Scor
 from saeexplainer.reports import tables
 from saeexplainer.reports.page import page
 from saeexplainer.runs.storage import read_notes, read_rows, replacing, write_json
+from tasks.places import ACTIVATIONS, EVALUATIONS, EXPLAINERS, LABELS, REPORTS, ROUNDS, SUBJECT
 from tasks.stage import Report, main
-
 
 
 def run(params: Params) -> Report:

@@ -4,17 +4,15 @@ Calls and tokens come from reports/costs.json, seconds from `tasks.workspace.tim
 figure holds: docs/COSTS.md.
 """
 
-from tasks.places import COSTS
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
-from pathlib import Path
 
 from saeexplainer.config import Params
 from saeexplainer.costs import bills
 from saeexplainer.costs.bills import Bill, Costs
 from saeexplainer.errors import UserError
 from saeexplainer.runs.storage import read_json
-
+from tasks.places import COSTS
 
 
 def bill(params: Params, timings: Mapping[str, float]) -> Bill:

@@ -6,12 +6,10 @@ The explanation of an explainer is its greedy one; another prompt and other seed
 Writes data/evaluations/<name>.parquet, a row a feature.
 """
 
-from tasks.places import EVALUATIONS, PROBES
 import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 
@@ -26,7 +24,8 @@ from saeexplainer.runs.seeds import seed_torch, stage_seed
 from saeexplainer.runs.storage import write_rows
 from saeexplainer.saes import text_activations
 from tasks import sources
-from tasks.bench import ACTIVATIONS, PROBES, Bench
+from tasks.bench import ACTIVATIONS, Bench
+from tasks.places import EVALUATIONS
 from tasks.stage import Report, main
 
 # Metrics that the stage says itself: fields of EvaluationRow.

@@ -8,7 +8,6 @@ neighbours.parquet, contexts.parquet, directions.safetensors (decoder and encode
 feature) and, where the domain knows it, truth.safetensors.
 """
 
-from tasks.places import ACTIVATIONS
 import os
 import platform
 import sys
@@ -36,6 +35,7 @@ from saeexplainer.runs.checkpoint import Checkpoint, Kept, fingerprint
 from saeexplainer.runs.seeds import seed_torch
 from saeexplainer.runs.storage import replacing, write_rows, write_tensors
 from saeexplainer.saes.reading import open_reader
+from tasks.places import ACTIVATIONS
 from tasks.prepare_sae import SAES
 from tasks.prepare_subject import SUBJECT
 from tasks.stage import Report, main

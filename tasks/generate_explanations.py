@@ -5,14 +5,13 @@
 Writes data/rounds/<round>/candidates.parquet.
 """
 
-from tasks.places import ACTIVATIONS, EXPLAINERS, ROUNDS
-from pathlib import Path
 
 from saeexplainer.config import Params
 from saeexplainer.explainer.explainer import Explainer, shown_contexts
 from saeexplainer.records import CandidateRow, FeatureRow
 from saeexplainer.runs.seeds import seed_torch
 from saeexplainer.runs.storage import read_rows, read_tensors, write_rows
+from tasks.places import ACTIVATIONS, EXPLAINERS, ROUNDS
 from tasks.stage import Report, main
 
 SPLITS = ("dpo", "valid")

@@ -7,7 +7,6 @@ label_features.source names (docs/EXCHANGE.md). Writes data/labels.parquet, a ro
 a twin nor spare: the labels that SFT learns from, and the baseline that every round is compared with.
 """
 
-from tasks.places import ACTIVATIONS, LABELS
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from saeexplainer.labellers import by_domain
 from saeexplainer.records import NOT_EXPLAINED, ContextRow, ExplanationRow, FeatureRow, by_feature
 from saeexplainer.runs.seeds import seed_torch, stage_seed
 from saeexplainer.runs.storage import read_rows, write_rows
+from tasks.places import ACTIVATIONS, LABELS
 from tasks.stage import Report, main
 
 if TYPE_CHECKING:

@@ -6,7 +6,6 @@ The first SAE is the one that is explained; the others only lend training featur
 sae-lens' format, and reports/sae.json: how well each stands in for what it reads, on documents it was not trained on.
 """
 
-from tasks.places import REPORTS, SAES
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +23,7 @@ from saeexplainer.runs.storage import replacing, write_json
 from saeexplainer.saes import loading, quality, training
 from saeexplainer.saes.reading import Reader
 from saeexplainer.saes.sites import one_site, site_of
+from tasks.places import REPORTS, SAES
 from tasks.prepare_subject import SUBJECT
 from tasks.stage import Report, main
 

@@ -6,9 +6,7 @@ Writes data/subject, and reports/subject.json: its loss on held-out documents be
 model of others (prepare_subject.pretrained) stays where it is: what is missing, gated or too short fails here.
 """
 
-from tasks.places import REPORTS, SUBJECT
 from dataclasses import asdict
-from pathlib import Path
 
 from saeexplainer.config import Params, Pretrained
 from saeexplainer.domains.domain import Domain, ReadingLimit
@@ -18,8 +16,8 @@ from saeexplainer.runs.seeds import seed_torch
 from saeexplainer.runs.storage import replacing, write_json
 from saeexplainer.training import subject
 from saeexplainer.training.subject import SubjectReport
+from tasks.places import REPORTS, SUBJECT
 from tasks.stage import Report, main
-
 
 
 def run(params: Params) -> Report:

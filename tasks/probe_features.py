@@ -4,10 +4,8 @@ Contexts with the feature's activation on every token, and texts that the subjec
 down. Writes data/probes/{contexts,steered}.parquet, and reports/probes.json: how many, and how often steering missed.
 """
 
-from tasks.places import ACTIVATIONS, PROBES, REPORTS, SAES, SUBJECT
 from dataclasses import asdict
 from itertools import islice
-from pathlib import Path
 
 import torch
 
@@ -21,8 +19,8 @@ from saeexplainer.runs.seeds import seed_torch, stage_seed
 from saeexplainer.runs.storage import read_rows, write_json, write_rows
 from saeexplainer.saes import steering, text_activations
 from saeexplainer.saes.reading import Reader, open_reader
+from tasks.places import ACTIVATIONS, PROBES, REPORTS, SAES, SUBJECT
 from tasks.stage import Report, main
-
 
 
 def run(params: Params) -> Report:

@@ -6,9 +6,7 @@ A description is written and read once, for all features of all SAEs that it was
 data/rounds/<round>/scores.parquet.
 """
 
-from tasks.places import ACTIVATIONS, ROUNDS, SAES, SUBJECT
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from saeexplainer.config import Params, Reward
 from saeexplainer.features.neighbours import Neighbourhoods
@@ -19,8 +17,8 @@ from saeexplainer.runs.storage import read_rows, write_rows
 from saeexplainer.saes import text_activations
 from saeexplainer.saes.reading import open_reader
 from saeexplainer.writers.opening import open_writer
+from tasks.places import ACTIVATIONS, ROUNDS, SAES, SUBJECT
 from tasks.stage import Report, main
-
 
 
 def run(params: Params, item: str) -> Report:

@@ -4,7 +4,6 @@
 and the reward of training, never by those of the evaluation.
 """
 
-from tasks.places import ACTIVATIONS
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from saeexplainer.preferences import rewards
 from saeexplainer.records import ContextRow, ExplanationRow, by_feature, unwritten
 from saeexplainer.runs.seeds import stage_seed
 from saeexplainer.runs.storage import read_notes, read_rows, read_tensors
+from tasks.places import ACTIVATIONS
 
 if TYPE_CHECKING:
     from tasks.bench import Bench

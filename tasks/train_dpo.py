@@ -6,7 +6,6 @@ Writes data/explainers/<round> (`explainer_folder`, and in it preferences.json: 
 which a round that starts from it is compared with) and reports/training/<round>.csv.
 """
 
-from tasks.places import ACTIVATIONS, EXPLAINERS, ROUNDS
 import tempfile
 from pathlib import Path
 
@@ -20,8 +19,8 @@ from saeexplainer.runs.seeds import seed_torch
 from saeexplainer.runs.storage import read_json, read_rows, read_tensors, replacing, write_json
 from saeexplainer.training import dpo
 from saeexplainer.training.curves import write_curves
+from tasks.places import ACTIVATIONS, EXPLAINERS, ROUNDS
 from tasks.stage import Report, main
-
 
 
 def run(params: Params, item: str) -> Report:

@@ -6,7 +6,6 @@ Writes data/explainers/warmup and data/explainers/sft (`explainer_folder`) and r
 warm-up examples, which a domain without concepts cannot give, the warm-up is the model that starts.
 """
 
-from tasks.places import ACTIVATIONS, EXPLAINERS, LABELS, REPORTS, SAES, SUBJECT
 import random
 import tempfile
 from pathlib import Path
@@ -25,8 +24,8 @@ from saeexplainer.runs.storage import read_rows, read_tensors, replacing
 from saeexplainer.saes.reading import open_reader
 from saeexplainer.training import sft
 from saeexplainer.training.curves import write_curves
+from tasks.places import ACTIVATIONS, EXPLAINERS, LABELS, REPORTS, SAES, SUBJECT
 from tasks.stage import Report, main
-
 
 
 def run(params: Params) -> Report:

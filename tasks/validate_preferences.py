@@ -6,7 +6,6 @@ quarantine, validation.json and Data Docs under reports/data_docs/<round> are wr
 looks then. docs/PREFERENCES.md says what is checked and why.
 """
 
-from tasks.places import EXPLAINERS
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -17,6 +16,7 @@ from saeexplainer.errors import UserError
 from saeexplainer.preferences.sets import Figures, drift, figures, read_figures
 from saeexplainer.records import DroppedFeature, FeatureRow, PreferencePair, QuarantinedPair, ScoreRow
 from saeexplainer.runs.storage import read_rows, replacing, write_json, write_rows
+from tasks.places import EXPLAINERS
 from tasks.stage import Report, main
 from tasks.validation import expectations
 from tasks.validation import rules as validation_rules

@@ -11,7 +11,7 @@ from xdist.scheduler import LoadFileScheduling
 os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="prefect-")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-NANO = ("test_pipeline", "test_sharing")  # in this order: the second takes from the cache what the first trained
+NANO = ("tests/test_pipeline.py", "tests/test_sharing.py")  # in this order: the second takes from the cache what the first trained
 
 
 class _ByFile(LoadFileScheduling):
@@ -19,7 +19,7 @@ class _ByFile(LoadFileScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         file = super()._split_scope(nodeid)
-        return "nano" if Path(file).stem in NANO else file
+        return "nano" if file in NANO else file
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log) -> LoadFileScheduling:
@@ -29,7 +29,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log) -> LoadFileSchedulin
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest ones start first."""
-    items.sort(key=lambda item: (item.path.stem not in NANO, item.path.stem))
+    items.sort(key=lambda item: (item.nodeid.split("::")[0] not in NANO, item.nodeid))
 
 
 @pytest.fixture(scope="session")

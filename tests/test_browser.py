@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_expectations import HOSTILE, hostile_set, settings  # noqa: F401 - a fixture
-from test_report_page import NASTY, evaluated, pair, scored
+from pairs_by_hand import HOSTILE, hostile_set, settings
+from report_rows import NASTY, evaluated, pair, scored
 
 from saeexplainer.figures.comparison import summarise
 from saeexplainer.records import (
@@ -356,10 +356,10 @@ def test_what_is_right_where_nothing_fits_is_unclear(browser, few):
     assert all("truth unclear" in text and "wrong" not in text for text in texts(browser, ".evaluation .result"))
 
 
-def test_data_docs_are_read_without_a_network_and_run_nothing(browser, settings, tmp_path, monkeypatch):  # noqa: F811
+def test_data_docs_are_read_without_a_network_and_run_nothing(browser, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     hostile_set(tmp_path)
-    validate_preferences.run(settings, "r1")
+    validate_preferences.run(settings(), "r1")
     index = tmp_path / "reports/data_docs/index.html"
     browser.get("about:blank")
     browser.get_log("browser"), browser.get_log("performance")

@@ -2,9 +2,11 @@
 
 import ast
 import re
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -19,11 +21,26 @@ STAGES = {name: stage.get("do", stage) for name, stage in PIPELINE.items()}
 PACKAGES = ("saeexplainer", "tasks", "flows")
 PYTHON_FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 SHARED_SECTIONS = {"seed", "processes", "rounds", "evaluations"}  # of params.yaml: no stage's own
+# What no stage's result depends on, and what is tracked where it has effect: as parameters and as columns.
 NOT_DEPS = {
-    *(f"saeexplainer.{name}" for name in ("config", "records", "storage", "errors", "domain", "processes")),
-    *(f"tasks.{name}" for name in ("params", "stage", "timings", "workspace", "surroundings", "printable")),
-    *("saeexplainer", "tasks"),
+    *(f"saeexplainer.{name}" for name in ("config", "records", "errors", "runs.storage", "runs.processes")),
+    *("saeexplainer", "tasks", "tasks.places", "tasks.stage"),
 }
+NOT_DEP_PACKAGES = ("tasks.settings.", "tasks.workspace.")
+WHOLE = 3  # modules of a package that a stage imports: from there on, or where it has no others, the dep is the package
+# The library from the ground up: a package imports from its own floor and those below.
+FLOORS = (
+    ("errors", "config", "records"),
+    ("domains", "runs"),
+    ("models", "endpoints", "preferences", "exchange"),
+    ("writers", "judges", "saes"),
+    ("features",),
+    ("explainer", "labellers"),
+    ("evaluation", "training"),
+    ("figures",),
+    ("serving", "reports", "study", "costs"),
+)
+FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 ORCHESTRATORS = {"prefect", "dvc", "mlflow", "hydra", "great_expectations", "tasks", "flows"}
 
 
@@ -58,7 +75,7 @@ def closure(module: str, seen: set[str]) -> set[Path]:
     """The files that a module comes to import; of another stage it takes only the place of its artifacts."""
     found = module_file(module)
     others = {f"tasks.{stage}" for stage in STAGES} if seen else set()
-    if found is None or found[0] in seen | NOT_DEPS | others:
+    if found is None or found[0] in seen | NOT_DEPS | others or found[0].startswith(NOT_DEP_PACKAGES):
         return set()
     seen.add(found[0])
     return {found[1]}.union(*(closure(name, seen) for name in imports(parsed(found[1]))))
@@ -66,7 +83,7 @@ def closure(module: str, seen: set[str]) -> set[Path]:
 
 def params_read(stage: str) -> set[str]:
     """Every `params.<section>[.<field>...]` of a stage's task and of the modules of tasks/ that it imports."""
-    files = (path for path in closure(f"tasks.{stage}", set()) if path.parent.name == "tasks")
+    files = (path for path in closure(f"tasks.{stage}", set()) if path.relative_to(ROOT).parts[0] == "tasks")
     known = {field.name for field in fields(config.Params)}
     found = {name for path in files for name in re.findall(r"\bparams\.([a-z_.]+)", path.read_text(encoding="utf-8"))}
     return {name for name in found if name.split(".")[0] in known}
@@ -89,11 +106,78 @@ def test_the_command_runs_the_stages_own_module(stage: str) -> None:
     assert repeated in (None, f"${{{REPEATED_OVER.get(stage, 'rounds')}}}")
 
 
+def deps_of(files: set[Path]) -> set[str]:
+    """The files as deps: a package's folder where it is most of it, else the modules."""
+    deps, by_package = set(), defaultdict(set)
+    for file in files:
+        parts = file.relative_to(ROOT).parts
+        if len(parts) > 2:
+            by_package["/".join(parts[:2])].add(file)
+        else:
+            deps.add("/".join(parts))
+    for package, found in by_package.items():
+        every = {path for path in (ROOT / package).rglob("*.py") if path.name != "__init__.py"}
+        whole = len(found) >= WHOLE or found == every
+        deps |= {package} if whole else {path.relative_to(ROOT).as_posix() for path in found}
+    return deps
+
+
 @pytest.mark.parametrize("stage", STAGES)
-def test_deps_are_the_modules_that_a_stage_imports(stage: str) -> None:
-    files = {path.relative_to(ROOT).as_posix() for path in closure(f"tasks.{stage}", set())}
-    listed = {dep for dep in STAGES[stage]["deps"] if dep.endswith(".py")}
-    assert listed == files
+def test_deps_are_what_a_stage_imports(stage: str) -> None:
+    listed = {dep for dep in STAGES[stage]["deps"] if dep.split("/")[0] in PACKAGES}
+    assert listed == deps_of(closure(f"tasks.{stage}", set()))
+
+
+@cache
+def arrows() -> dict[str, set[str]]:
+    """Module -> modules that it imports, for type checkers and within functions included."""
+    found = {}
+    for path in PYTHON_FILES:
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        names = (
+            name
+            for node in ast.walk(parsed(path))
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            for name in imports(node)
+        )
+        found[module] = {known[0] for known in map(module_file, names) if known and known[0] != module}
+    return found
+
+
+def test_no_modules_import_each_other() -> None:
+    try:
+        tuple(TopologicalSorter(arrows()).static_order())
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_the_library_imports_nothing_from_a_floor_above() -> None:
+    def floor(module: str) -> int:
+        return FLOOR[module.split(".")[1]]
+
+    library = {module: names for module, names in arrows().items() if module.startswith("saeexplainer.")}
+    assert {module.split(".")[1] for module in library} == set(FLOOR)
+    upward = [
+        f"{module} -> {name}"
+        for module, names in library.items()
+        for name in names & library.keys()
+        if floor(name) > floor(module)
+    ]
+    assert upward == []
+
+
+def test_packages_and_modules_are_small() -> None:
+    crowded = [
+        folder
+        for package in PACKAGES
+        for folder in [ROOT / package, *(ROOT / package).rglob("*/")]
+        if len([path for path in folder.glob("*.py") if path.name != "__init__.py"]) > 12
+        if folder.name != "tasks"  # the stages, one file each, and what several of them share
+    ]
+    assert crowded == []
+    assert len([path for path in (ROOT / "saeexplainer").iterdir() if path.name != "__pycache__"]) <= 25
+    long = [path.relative_to(ROOT) for path in PYTHON_FILES if len(path.read_text(encoding="utf-8").splitlines()) > 400]
+    assert long == []
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -6,7 +6,6 @@ alone. What is written appears whole or not at all, and nothing is overwritten u
 use it.
 """
 
-from tasks.places import ACTIVATIONS, EVALUATIONS, IMPORTED, LABELS, PARAMS, ROUNDS, SAES
 import gzip
 import os
 import re
@@ -30,6 +29,7 @@ from saeexplainer.records import (
     by_feature,
 )
 from saeexplainer.runs.storage import read_json, read_rows, replacing, write_rows
+from tasks.places import ACTIVATIONS, EVALUATIONS, IMPORTED, LABELS, PARAMS, ROUNDS, SAES
 from tasks.settings import compose
 from tasks.settings import params as settings_params
 

@@ -5,7 +5,6 @@ accuracy: its writer writes texts from the explanation, the subject reads them, 
 fire counts. A registered explainer (`tasks.tracking.registry`) answers on the same scale, but by its confidence.
 """
 
-from tasks.places import ACTIVATIONS, EXPLAINERS, SAES, SUBJECT
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from saeexplainer.config import Params
 from saeexplainer.errors import UserError
 from saeexplainer.records import FeatureRow, NeighbourRow, unwritten
 from saeexplainer.runs.storage import holds_model, read_rows, read_tensors
+from tasks.places import ACTIVATIONS, EXPLAINERS, SAES, SUBJECT
 from tasks.settings import params as settings_params
 
 FEATURES = ACTIVATIONS / "features.parquet"

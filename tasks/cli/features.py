@@ -1,13 +1,12 @@
 """The live features as a list: what each fires on, and what has been said of it. Reads tables only, loads no model."""
 
-from tasks.places import ACTIVATIONS, EVALUATIONS, LABELS
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from saeexplainer.records import EvaluationRow, ExplanationRow, FeatureRow
 from saeexplainer.runs.storage import read_rows
+from tasks.places import ACTIVATIONS, EVALUATIONS, LABELS
 from tasks.workspace.printable import printable
 
 TOP_TOKENS = 4  # a feature

@@ -5,7 +5,6 @@ Every mistake is one line on stderr and exit status 2.
 Commands import what they need when they run, so that `--help` is there at once.
 """
 
-from tasks.places import REPORT
 import json
 import os
 import sys
@@ -18,6 +17,7 @@ from typer.exceptions import TyperException
 from saeexplainer.endpoints import web
 from saeexplainer.errors import UserError
 from saeexplainer.records import NOT_EXPLAINED
+from tasks.places import REPORT
 from tasks.workspace import progress, surroundings
 from tasks.workspace.printable import one_line, printable
 

@@ -7,7 +7,6 @@ reports/comparison.json if params.yaml is that experiment, else docs/results/NAM
 example needs data/. A block that nobody can fill here stays as it is.
 """
 
-from tasks.places import COMPARISON, EVALUATIONS
 import re
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ from saeexplainer.figures.comparison import chain_of
 from saeexplainer.records import ContextRow, EvaluationRow
 from saeexplainer.reports.tables import headline_table, results_table
 from saeexplainer.runs.storage import read_json, read_rows, replacing
+from tasks.places import COMPARISON, EVALUATIONS
 from tasks.settings import params
 from tasks.workspace import surroundings
 from tasks.workspace.printable import one_line

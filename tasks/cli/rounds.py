@@ -9,7 +9,6 @@ The round that was added and not yet decided on is named in TRIAL. All else is i
 command goes on after a kill.
 """
 
-from tasks.places import COMPARISON, PARAMS, ROUNDS
 import shutil
 from dataclasses import asdict, replace
 from itertools import count
@@ -24,6 +23,7 @@ from saeexplainer.figures import stop_rule
 from saeexplainer.figures.notation import change
 from saeexplainer.records import ScoreRow
 from saeexplainer.runs.storage import read_json, read_rows, replacing
+from tasks.places import COMPARISON, PARAMS, ROUNDS
 from tasks.settings import params as settings_params
 from tasks.workspace import repro
 

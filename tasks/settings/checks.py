@@ -1,6 +1,5 @@
 """What must hold between parameters."""
 
-from tasks.places import EXPLAINERS, LABELS
 import math
 import re
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from saeexplainer.config import (
 )
 from saeexplainer.errors import UserError
 from saeexplainer.figures.comparison import METRICS
+from tasks.places import EXPLAINERS, LABELS
 from tasks.settings.schema import leaves
 from tasks.settings.served import braces, model_and_endpoint
 from tasks.settings.sizes import shapes

@@ -1,6 +1,5 @@
 """The registered explainer that people use, and how it is chosen."""
 
-from tasks.places import ACTIVATIONS, EXPLAINERS
 import os
 import re
 import tempfile
@@ -15,6 +14,7 @@ from saeexplainer.serving import (
     ServedExplainer,
     missing_files,
 )
+from tasks.places import EXPLAINERS
 from tasks.settings import params
 from tasks.tracking import points, store
 

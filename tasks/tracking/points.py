@@ -1,12 +1,10 @@
 """Measurements as MLflow takes them: points of curves, in batches."""
 
-from tasks.places import EVALUATIONS, REPORTS
 import csv
 import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saeexplainer.config import Params
@@ -14,6 +12,7 @@ from saeexplainer.costs.bills import Bill, Cost
 from saeexplainer.errors import UserError
 from saeexplainer.figures.comparison import chain_of
 from tasks import costs
+from tasks.places import REPORTS
 from tasks.workspace import timings
 
 if TYPE_CHECKING:

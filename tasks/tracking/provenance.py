@@ -1,11 +1,12 @@
 """Where a result comes from: commit, parameters, hashes of the data."""
 
-from tasks.places import PARAMS
 import getpass
 import hashlib
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from tasks.places import PARAMS
 
 if TYPE_CHECKING:
     pass

@@ -8,7 +8,6 @@ this command writes those that are missing, or of other pairs than are there now
 index where there is a display, or prints its path.
 """
 
-from tasks.places import DATA_DOCS, ROUNDS
 import hashlib
 import shutil
 import urllib.parse
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saeexplainer.runs.storage import read_json, replacing
+from tasks.places import DATA_DOCS, ROUNDS
 from tasks.validation import docs_view
 
 if TYPE_CHECKING:

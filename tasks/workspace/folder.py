@@ -5,7 +5,6 @@ What is paid for once, or what git does not carry, is the workspace's: `root` sa
 into the copy. `python -m tasks.workspace.folder`, which `make setup` runs, lets DVC work in an unpacked archive.
 """
 
-from tasks.places import IMPORTED
 import os
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from saeexplainer.config import Params
 from saeexplainer.errors import UserError
+from tasks.places import IMPORTED
 from tasks.workspace import surroundings
 
 DATA = Path("data")  # what stages make, and what `sae-explainer import` made there

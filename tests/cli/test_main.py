@@ -73,7 +73,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def typed(folder: Path, *arguments: str) -> Typed:
-    return in_a_process(folder, "command_line", *arguments)
+    return in_a_process(folder, "cli.main", *arguments)
 
 
 def answered(folder: Path, *arguments: str) -> list[dict]:
@@ -220,7 +220,7 @@ def test_help_names_every_command_and_loads_nothing_heavy(folder: Path) -> None:
         "readme", "study", "doctor", "tracking",
     ]  # fmt: skip
     heavy = ["torch", "transformers", "mlflow", "prefect", "pyarrow", "hydra", "dvc", "pandas"]
-    code = f"import sys; from tasks import command_line; command_line.main([]); print(set({heavy}) & set(sys.modules))"
+    code = f"import sys; from tasks.cli import main; main.main([]); print(set({heavy}) & set(sys.modules))"
     process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert process.stdout.splitlines()[-1] == "set()"
 

@@ -186,7 +186,7 @@ def test_a_workspace_whose_run_was_killed_outright_recovers(room: Room) -> None:
     """The whole session dies at once, DVC with its lock files."""
     (room.folder / "pids").unlink()
     (room.folder / "step.py").write_text(ENDLESS)
-    code = "from tasks import repro\nwith repro.holding('x'), repro.started('dvc', 'repro') as child: list(child)"
+    code = "from tasks.workspace import repro\nwith repro.holding('x'), repro.started('dvc', 'repro') as child: list(child)"
     with subprocess.Popen([sys.executable, "-c", code], cwd=room.folder, env=toys.environment()) as process:
         started = pids(room.folder)
         lock = json.loads((room.folder / ".dvc/tmp/rwlock").read_text())

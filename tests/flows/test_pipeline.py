@@ -261,7 +261,7 @@ def test_what_prefect_takes_for_markdown_holds_no_markup_of_names(tmp_path: Path
 
 
 def test_a_second_writer_is_told_who_the_first_is_or_waits(toy: Path, prefect: None) -> None:
-    code = "from tasks import repro\nwith repro.holding('somebody'):\n    print(flush=True)\n    input()\n"
+    code = "from tasks.workspace import repro\nwith repro.holding('somebody'):\n    print(flush=True)\n    input()\n"
     with subprocess.Popen(
         [sys.executable, "-c", code], env=toys.environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:

@@ -41,6 +41,7 @@ from saeexplainer.saes import loading
 from saeexplainer.saes.reading import open_reader
 from saeexplainer.saes.sites import Place, Site, parse_site
 from tasks import (
+    bench,
     evaluate,
     extract_activations,
     prepare_sae,
@@ -100,7 +101,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A workspace to be in."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(prepare_sae, "MEASURED_DOCUMENTS", 20)
-    for stage in (prepare_subject, prepare_sae, extract_activations, probe_features, evaluate):
+    for stage in (prepare_subject, prepare_sae, extract_activations, probe_features, bench):
         monkeypatch.setattr(stage, "open_domain", one_world)
     with torch.enable_grad():  # which a stage switches off for its process
         yield tmp_path

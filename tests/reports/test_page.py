@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rows import evaluation, score
+from report_rows import FEATURE, NASTY, context, evaluated, pair, scored
 
 from saeexplainer.domains.sandbox.world import World
 from saeexplainer.errors import UserError
@@ -31,41 +31,6 @@ from saeexplainer.reports.page import glance, payload
 from saeexplainer.reports.page import page as page_page
 from saeexplainer.reports.page.payload import FeatureRecords, RoundRecords
 from saeexplainer.runs.storage import write_rows
-
-FEATURE = FeatureRow("sandbox/main/7", "main", 7, "test", maximum=20.0, density=0.01)
-NASTY = """</script><script>alert(1)</script> "quoted" & 'so' <!-- 🦊 שלום \\u2028\u2028 {{ 7 * 7 }} ${x} $id "><img src=x>"""
-
-
-def context(rank: int = 0, feature_id: str = FEATURE.feature_id) -> ContextRow:
-    """The tokens are bare, as the table keeps them: "dogs" is cut in two and the spaces are nobody's."""
-    tokens, values = ["the", "dog", "s", "bark", "."], [0.0, 20.0, 5.0, 0.0, 0.0]
-    return ContextRow(feature_id, rank, "the dogs bark .", tokens, values, 1, ["word:dog"])
-
-
-def evaluated(feature_id: str = FEATURE.feature_id, accuracy: float = 0.5, **changes) -> EvaluationRow:
-    row = evaluation(
-        feature_id=feature_id, explanation="the word dog", log_probability=math.log(0.5),
-        texts=["a dog barks", "a cat"], activations=[0.9, 0.0],
-        tokens=[["a ", "dog ", "bark"], ["a ", "cat"]], token_activations=[[0.0, 0.9, 0.0041], [0.0, 0.0]],
-        generative_accuracy=accuracy, hallucination=float(accuracy == 0), collision=0.0, mean_activation=0.45,
-        truth_agreement=math.nan, truth_f1=math.nan,
-    )  # fmt: skip
-    return replace(row, **changes)
-
-
-def scored(rank: int, reward: float | None, explanation: str, feature_id: str = FEATURE.feature_id) -> ScoreRow:
-    return score(
-        feature_id=feature_id, split="dpo", rank=rank, explanation=explanation, reward=reward,
-        **({} if reward is None else {"texts": ["a dog", "a cat"], "activations": [reward, 0.0]}),
-    )  # fmt: skip
-
-
-def pair(chosen: ScoreRow, rejected: ScoreRow) -> PreferencePair:
-    gap = chosen.reward - rejected.reward
-    return PreferencePair(
-        chosen.feature_id, "dpo", chosen.explanation, rejected.explanation, chosen.reward, rejected.reward, gap,
-        gap / chosen.reward, gap / chosen.reward, "a dog", "a dog",
-    )  # fmt: skip
 
 
 def test_a_text_is_cut_at_the_tokens_that_fire_and_nowhere_else():

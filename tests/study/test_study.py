@@ -91,17 +91,18 @@ def toy(tmp_path: Path) -> Path:
         "dvc.yaml": PIPELINE,
         "step.py": STEP,
         "tasks/__init__.py": "",
+        "tasks/settings/__init__.py": "",
         "tasks/settings/compose.py": COMPOSE,
         "conf/study.yaml": VARIANTS,
         "conf/ablation.yaml": ABLATION,
         ".gitignore": "/.study/\n/ran.txt\n/pid\n/quick\n",
     }.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     # The command under test is the real one; the stages and tasks.settings.compose are the toy's, in its copies.
     (tmp_path / ".study").mkdir()
     (tmp_path / ".study" / "run.py").write_text(
-        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom tasks import study\nsys.exit(study.main())\n"
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom tasks.cli import study\nsys.exit(study.main())\n"
     )
     subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
     return tmp_path

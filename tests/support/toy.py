@@ -54,6 +54,7 @@ def make(folder: Path) -> Path:
         "step.py": STEP,
         "conf/control.yaml": CONTROL,
         "tasks/__init__.py": f"__path__.append({str(ROOT / 'tasks')!r})\n",  # the repository's, but for compose
+        "tasks/settings/__init__.py": f"__path__.append({str(ROOT / 'tasks/settings')!r})\n",
         "tasks/settings/compose.py": COMPOSE,
     }.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -51,16 +51,6 @@ r2,0.7,0.6,0.8,0.4,0.3,0.5
 VALUES = {"open_loop": [0.5, 0.25], "sft": [0.25, 0.25], "r1": [0.5, 0.5], "r2": [1.0, 0.5]}
 
 
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory):
-    """A store as `tracking` makes it on first use; MLflow takes a second or more for its migrations, so only once."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp("store"))
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        store.open_client().search_experiments()
-        return store.STORE.resolve()
-
-
 @pytest.fixture
 def project(empty_store, tmp_path, monkeypatch):
     """A workspace with a result in reports/, one training curve, parameters and a lock file; no tracking server."""
@@ -427,7 +417,7 @@ def test_an_experiment_of_dvcs_queue_has_the_workspaces_store(tmp_path: Path) ->
     copy, workspace = tmp_path / "copy", tmp_path / "workspace"
     copy.mkdir()
     for root, place in ((workspace, workspace / "mlruns/mlflow.db"), (copy, "mlruns/mlflow.db"), ("", "mlruns/mlflow.db")):
-        code = "from tasks import store; print(store.STORE)"
+        code = "from tasks.tracking import store; print(store.STORE)"
         environment = os.environ | {"DVC_ROOT": str(root), "PYTHONPATH": str(REPOSITORY)}
         command = [sys.executable, "-c", code]
         done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=True)
