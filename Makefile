@@ -51,7 +51,7 @@ docs: setup  ## open what Great Expectations found in the preference sets
 ui: setup  ## the control room: Prefect, its deployments and MLflow as pages; ctrl-c stops all
 	@python -m flows.ui $(WITH)
 
-study: setup  ## the experiments behind the figures; WITH="--plan ablation" for those of docs/RESULTS.md
+study: setup  ## the experiments behind the figures; WITH="--plan ablation" for those of docs/ABLATION.md
 	@sae-explainer study $(WITH)
 
 clean:  ## remove every result (keeps .venv and DVC's cache)

@@ -82,7 +82,9 @@ def scored(rng: random.Random, features: list[FeatureRow]) -> Iterator[ScoreRow]
             texts = ["".join(words(rng, 12)) for _ in range(CANDIDATE_TEXTS)]
             found = [rng.random() for _ in texts]
             said = "any " + " in ".join(words(rng, 2))
-            yield ScoreRow(feature.feature_id, "dpo", rank, said, texts, found, [0.0] * len(found), sum(found) / len(found))
+            yield ScoreRow(
+                feature.feature_id, "dpo", rank, said, texts, found, [0.0] * len(found), sum(found) / len(found)
+            )
 
 
 def write_table(path: Path, rows, record: type, features: list[FeatureRow]) -> None:

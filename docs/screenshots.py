@@ -104,7 +104,9 @@ def main() -> None:
             page = Path("reports/report.html").resolve().as_uri()
             photograph(browser, "prefect_run", f"{urls['prefect']}/runs/flow-run/{run}")
             photograph(browser, "prefect_form", f"{urls['prefect']}/deployments/deployment/{form}/run")
-            photograph(browser, "mlflow_compare", f"{urls['mlflow']}/#/compare-runs?runs={runs}&experiments={experiments}")
+            photograph(
+                browser, "mlflow_compare", f"{urls['mlflow']}/#/compare-runs?runs={runs}&experiments={experiments}"
+            )
             photograph(browser, "mlflow_model", f"{urls['mlflow']}/#/models/sae-explainer-sandbox")
             photograph(browser, "data_docs", Path("reports/data_docs/index.html").resolve().as_uri())
             photograph(browser, "report", page)

@@ -102,4 +102,6 @@ def _link_mlflow_run() -> None:
     base = uri if uri.startswith("http") else os.environ.get("SAE_EXPLAINER_MLFLOW_URL")
     base = base or f"http://127.0.0.1:{control.load().ports.mlflow}"  # where `make ui` serves it
     address = store.page(store.without_credentials(base), experiment, run)
-    create_link_artifact(address, link_text=f"MLflow run {run}", key="mlflow-run", description=f"Results of {literal(str(Path.cwd()))}")
+    create_link_artifact(
+        address, link_text=f"MLflow run {run}", key="mlflow-run", description=f"Results of {literal(str(Path.cwd()))}"
+    )

@@ -161,9 +161,7 @@ def _check_cron(place: str, cron: Any, timezone: str) -> None:
         ) from None
 
 
-def _mapping(
-    place: str, value: Any, known: tuple[str, ...] | None, needed: tuple[str, ...] = ()
-) -> dict[str, Any]:
+def _mapping(place: str, value: Any, known: tuple[str, ...] | None, needed: tuple[str, ...] = ()) -> dict[str, Any]:
     """A mapping with no keys but the known ones, and all of those that are needed. Raises ControlError."""
     if not isinstance(value, dict):
         raise ControlError(f"{place}: is {value!r}; must be a mapping" + (f" of {', '.join(known)}" if known else ""))

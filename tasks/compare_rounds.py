@@ -98,9 +98,7 @@ def write_costs(
         for name, rows in scores.items()
     }
     measured = {
-        name: bills.evaluation_costs(
-            rows, tokenizer, params.evaluate.writer, _usage(EVALUATIONS / f"{name}.parquet")
-        )
+        name: bills.evaluation_costs(rows, tokenizer, params.evaluate.writer, _usage(EVALUATIONS / f"{name}.parquet"))
         for name, rows in evaluations.items()
     }
     write_json(REPORTS / "costs.json", bills.Costs(rounds, measured))

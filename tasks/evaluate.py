@@ -14,8 +14,7 @@ from itertools import islice
 import numpy as np
 
 from saeexplainer.config import Params
-from saeexplainer.evaluation import metrics
-from saeexplainer.evaluation import rows as evaluation_rows
+from saeexplainer.evaluation import metrics, rows as evaluation_rows
 from saeexplainer.evaluation.rows import Answers, Explanation
 from saeexplainer.features import truth
 from saeexplainer.judges.judge import Judge, Question

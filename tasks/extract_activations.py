@@ -23,8 +23,7 @@ import saeexplainer
 from saeexplainer.config import Params
 from saeexplainer.domains.domain import Document, Domain, ReadingLimit
 from saeexplainer.domains.opening import open_domain
-from saeexplainer.features import neighbours, token_stream, truth
-from saeexplainer.features import splits as features_splits
+from saeexplainer.features import neighbours, splits as features_splits, token_stream, truth
 from saeexplainer.features.neighbours import CoFiring
 from saeexplainer.features.statistics import FeatureStatistics
 from saeexplainer.features.token_stream import TokenBatch

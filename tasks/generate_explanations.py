@@ -5,7 +5,6 @@
 Writes data/rounds/<round>/candidates.parquet.
 """
 
-
 from saeexplainer.config import Params
 from saeexplainer.explainer.explainer import Explainer, shown_contexts
 from saeexplainer.records import CandidateRow, FeatureRow

@@ -49,7 +49,9 @@ def run(params: Params) -> Report:
                 blocks.check_block(model, config.hook_block, "prepare_sae.hook_block")
                 sites[spec.name] = training.trained_site(config)
             else:
-                taken = take(params, at, spec.pretrained, model.config.hidden_size, tokenizers.starts_with_bos(tokenizer))
+                taken = take(
+                    params, at, spec.pretrained, model.config.hidden_size, tokenizers.starts_with_bos(tokenizer)
+                )
                 sites[spec.name] = site_of(taken, model)
                 training.save(taken, sites[spec.name], folder / spec.name)
         reader = Reader(model, tokenizer, one_site(sites), context)

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from tasks.bench import Bench
 
 
-
 def explanations_of(source: Evaluation, bench: "Bench") -> list[Explanation]:
     """One explanation for each feature of the bench; empty where the source has none."""
     ask = {

@@ -18,8 +18,7 @@ from saeexplainer.records import DroppedFeature, FeatureRow, PreferencePair, Qua
 from saeexplainer.runs.storage import read_rows, replacing, write_json, write_rows
 from tasks.places import EXPLAINERS
 from tasks.stage import Report, main
-from tasks.validation import expectations
-from tasks.validation import rules as validation_rules
+from tasks.validation import expectations, rules as validation_rules
 from tasks.validation.data_docs import DATA_DOCS, ROUNDS, VERDICT, Outcome, Validator, fingerprint, write_index
 from tasks.validation.rules import SetRule
 

@@ -11,7 +11,10 @@ from xdist.scheduler import LoadFileScheduling
 os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="prefect-")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-NANO = ("tests/test_pipeline.py", "tests/test_sharing.py")  # in this order: the second takes from the cache what the first trained
+NANO = (
+    "tests/test_pipeline.py",
+    "tests/test_sharing.py",
+)  # in this order: the second takes from the cache what the first trained
 
 
 class _ByFile(LoadFileScheduling):

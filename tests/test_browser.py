@@ -222,7 +222,12 @@ def test_what_a_search_found_is_marked_in_the_row(browser, few):
     search(browser, "word17 R1")
     assert texts(browser, "#rows mark.hit") == ["word17", "r1", "word17"], "in the explanation and in the tokens"
     search(browser, "main/4 of sft")
-    assert rows(browser)[0] == "main/4" and texts(browser, "#rows tr:nth-child(2) mark.hit") == ["main/4", "of", "of", "sft"]
+    assert rows(browser)[0] == "main/4" and texts(browser, "#rows tr:nth-child(2) mark.hit") == [
+        "main/4",
+        "of",
+        "of",
+        "sft",
+    ]
     assert texts(browser, "#rows tr:nth-child(2) .elsewhere") == ["sft: the word4 of sft"], "what no cell shows"
     search(browser, "(")
     assert rows(browser) == ["main/0"], "a search is text, no pattern"
@@ -234,7 +239,8 @@ def test_what_a_search_found_is_marked_in_the_row(browser, few):
 def test_ids_and_splits_are_seen_whole(browser, few):
     for width in (1400, 1100, 700):
         browser.execute_cdp_cmd(
-            "Emulation.setDeviceMetricsOverride", {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+            "Emulation.setDeviceMetricsOverride",
+            {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False},
         )
         opened(browser, few)
         for words, expected in (("", "main/0"), ("10240", "lender12/10240")):
@@ -244,7 +250,9 @@ def test_ids_and_splits_are_seen_whole(browser, few):
                 "return [...document.querySelectorAll('#rows .c-id')].filter((e) => e.scrollWidth > e.clientWidth).length"
             )
             assert cut == 0, (width, words)
-        assert element(browser, "#rows .c-id .tag").is_displayed() == (width > 760), "a tag that has no room is not shown"
+        assert element(browser, "#rows .c-id .tag").is_displayed() == (width > 760), (
+            "a tag that has no room is not shown"
+        )
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
@@ -408,11 +416,14 @@ def test_an_address_of_another_run_is_told_so(browser, few):
 def test_no_sideways_scrolling_at_any_width(browser, few):
     for width in (390, 800, 1400):
         browser.execute_cdp_cmd(
-            "Emulation.setDeviceMetricsOverride", {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+            "Emulation.setDeviceMetricsOverride",
+            {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False},
         )
         opened(browser, few + "#sandbox/main/3")
         until_shown(browser, "sandbox/main/3")
-        wide = browser.execute_script("return document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        wide = browser.execute_script(
+            "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        )
         assert wide <= 0, width
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 

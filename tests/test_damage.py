@@ -379,7 +379,12 @@ def test_damaged_rows_go_to_quarantine_with_the_reason_meant_for_them(unrendered
     assert read_rows(folder / "validated.parquet", PreferencePair) == good
 
 
-REFERENCE = ["gap below the promise", "spread below the promise", "scores changed sides", "more pairs than the rule makes"]
+REFERENCE = [
+    "gap below the promise",
+    "spread below the promise",
+    "scores changed sides",
+    "more pairs than the rule makes",
+]
 
 
 @pytest.mark.parametrize("kind", REFERENCE)

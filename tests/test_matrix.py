@@ -40,10 +40,7 @@ from tasks import (
     train_sft,
     validate_preferences,
 )
-from tasks.settings import (
-    compose,
-    params,
-)
+from tasks.settings import compose, params
 
 WHOLE = bool(os.environ.get("SAE_EXPLAINER_MATRIX"))
 LABELS = Path("data/imported/labels.parquet")

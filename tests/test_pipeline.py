@@ -196,7 +196,12 @@ def test_two_processes_write_the_same_bytes(workspace, tmp_path):
     shutil.rmtree(folder / "data/activations")
     shutil.rmtree(folder / "data/rounds")
     (folder / "together.py").write_text(TOGETHER)
-    run(folder, sys.executable, "-c", "from saeexplainer.runs.processes import launch; assert launch(['together'], 2) is None")
+    run(
+        folder,
+        sys.executable,
+        "-c",
+        "from saeexplainer.runs.processes import launch; assert launch(['together'], 2) is None",
+    )
     for name in results:
         assert (folder / name).read_bytes() == (workspace / name).read_bytes(), name
 

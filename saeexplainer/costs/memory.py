@@ -6,14 +6,7 @@ SAEs, adapters and what is computed from logits are float32, whatever the model'
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-from saeexplainer.costs.shapes import (
-    FLOAT32,
-    Shape,
-    adapter_kept_bytes,
-    adapter_parameters,
-    kept_bytes,
-    parameters,
-)
+from saeexplainer.costs.shapes import FLOAT32, Shape, adapter_kept_bytes, adapter_parameters, kept_bytes, parameters
 
 GIB = 2**30
 # Tables of [tokens, latents] that sae-lens' `encode` has at once: before and after the activation function; a JumpReLU

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     import httpx
 
 
-
 TEXT_PARTS = ("text", "output_text")  # types of the parts of a content that are said to the user
 CUT = ("length", "content_filter")  # finish_reason of a reply that ends before its end
 

@@ -14,20 +14,9 @@ from torch import nn
 
 from saeexplainer.config import Adapter, Pretrained, TrainSft
 from saeexplainer.explainer.feature_tokens import new_projection
-from saeexplainer.models.loading import (
-    load_pretrained,
-)
-from saeexplainer.models.pointer import (
-    ADAPTER,
-    Pointer,
-    open_model,
-    open_tokenizer,
-    read_pointer,
-    write_pointer,
-)
-from saeexplainer.models.tokenizers import (
-    load_tokenizer,
-)
+from saeexplainer.models.loading import load_pretrained
+from saeexplainer.models.pointer import ADAPTER, Pointer, open_model, open_tokenizer, read_pointer, write_pointer
+from saeexplainer.models.tokenizers import load_tokenizer
 from saeexplainer.runs.storage import read_tensors, write_tensors
 
 if TYPE_CHECKING:

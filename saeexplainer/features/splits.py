@@ -12,7 +12,6 @@ from saeexplainer.records import FeatureRow
 from saeexplainer.runs.seeds import stage_seed
 
 if TYPE_CHECKING:
-
     pass
 
 from saeexplainer.features.statistics import FeatureStatistics

@@ -15,9 +15,7 @@ from torch import Tensor
 from saeexplainer.runs import processes
 
 if TYPE_CHECKING:
-
     pass
-
 
 
 class FeatureStatistics:

@@ -14,9 +14,7 @@ from saeexplainer.errors import UserError
 from saeexplainer.runs import processes
 
 if TYPE_CHECKING:
-
     from saeexplainer.saes.reading import Reader
-
 
 
 @dataclass(frozen=True)

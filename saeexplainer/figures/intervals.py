@@ -92,38 +92,6 @@ def pooled_difference(
     return pooled_mean([list(paired_difference(a, b).values()) for a, b in pairs], resamples, seed)
 
 
-def pooled_ratio(
-    pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]], resamples: int, seed: int
-) -> Interval | None:
-    """Mean of a over mean of b, one (a, b) a seed: what share of b's mean a reaches.
-
-    A resample draws features, and both means are taken over the same ones. None where b's mean,
-    or that of a resample, is 0. Raises as `pooled_difference` does.
-    """
-    above, below = [], []
-    for a, b in pairs:
-        order = list(paired_difference(a, b))
-        above.append(np.array([a[feature_id] for feature_id in order], dtype=float))
-        below.append(np.array([b[feature_id] for feature_id in order], dtype=float))
-    n = _count([*above, *below]) // 2
-
-    def ratio(*drawn: np.ndarray, axis: int = -1) -> np.ndarray | np.floating:
-        places = [part.astype(int) for part in drawn]
-        tops, bottoms = (
-            sum(values[place].sum(axis=axis) for values, place in zip(side, places, strict=True))
-            for side in (above, below)
-        )
-        return np.divide(tops, bottoms)
-
-    if not any(values.any() for values in below):
-        return None
-    samples = [np.arange(values.size) for values in above]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        value = float(ratio(*samples))
-        low, high = _ends(samples, ratio, value, resamples, seed)
-    return Interval(value, low, high, n) if np.isfinite([low, high]).all() else None
-
-
 def pooled_mean(strata: Sequence[Values], resamples: int, seed: int) -> Interval:
     """Mean over the features of several seeds, one stratum a seed; as in `pooled_difference`."""
     samples = [np.asarray(values, dtype=float) for values in strata]

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     pass
 
 
-
 @dataclass(frozen=True)
 class Question:
     """A description and a text that may be about it."""

@@ -2,8 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from saeexplainer.config import Evaluate, JudgeKind
-from saeexplainer.config import Judge as JudgeConfig
+from saeexplainer.config import Evaluate, Judge as JudgeConfig, JudgeKind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast

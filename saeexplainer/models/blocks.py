@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     pass
 
 
-
 # In a checkpoint that reads images too, the language model's weights lie one level deeper.
 TEXT_WEIGHTS = {r"^(model\.)?language_model\.(model\.)?": "model."}
 

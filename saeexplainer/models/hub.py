@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     pass
 
 
-
 _COMMIT = re.compile("[0-9a-f]{40}")
 
 

@@ -124,7 +124,9 @@ def read_figures(path: Path) -> Figures:
     except (TypeError, ValueError, AttributeError):
         usable = False
     if not usable:
-        raise UserError(f"{path}: holds no figures of a preference set; train the explainer again (`dvc repro --force`)")
+        raise UserError(
+            f"{path}: holds no figures of a preference set; train the explainer again (`dvc repro --force`)"
+        )
     return found
 
 

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from sae_lens import SAE
 
 
-
-
 # Those that encode each token by itself, to values from zero up. Transcoders write elsewhere than they read, temporal
 # SAEs read a token's past, and AbsTopK has negative values.
 ARCHITECTURES = ("standard", "topk", "jumprelu", "gated", "matching_pursuit")
@@ -66,7 +64,9 @@ def load(
         raise UserError(f"{source}: sae-lens reads no SAE of that kind ({error}); save its inference form") from None
     except (*UNREADABLE, AssertionError, SafetensorError) as error:
         advice = "check its name, and the connection"
-        raise UserError(f"{source}: no SAE {sae_id or ''} that sae-lens reads ({first_line(error)}); {advice}") from None
+        raise UserError(
+            f"{source}: no SAE {sae_id or ''} that sae-lens reads ({first_line(error)}); {advice}"
+        ) from None
     _check(sae, source, d_model)
     _fold(sae, source, norm_scaling_factor)
     return sae.eval()

@@ -11,9 +11,7 @@ from torch import Tensor
 from saeexplainer.models.batches import fitting
 
 if TYPE_CHECKING:
-
     from saeexplainer.saes.reading import ReadBatch, Reader
-
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,9 @@ def site_of(sae: "SAE", model: nn.Module) -> Site:
     """
     metadata = sae.cfg.metadata
     if not isinstance(metadata.hook_name, str):
-        raise UserError(f"hook_name: is {metadata.hook_name!r} in the metadata of the SAE's cfg.json; name the place there")
+        raise UserError(
+            f"hook_name: is {metadata.hook_name!r} in the metadata of the SAE's cfg.json; name the place there"
+        )
     if metadata.hook_head_index is not None:
         raise UserError(f"hook_head_index: {metadata.hook_head_index}; SAEs on one head are not read, choose another")
     is_hook = metadata.hook_name.rpartition(".")[2].startswith("hook_")

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from sae_lens import SAE
 
 
-
-
 def train_and_save(
     activations: Float[Tensor, "samples d_model"], config: PrepareSae, spec: SaeSpec, seed: int, folder: Path
 ) -> None:

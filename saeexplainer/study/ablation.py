@@ -1,6 +1,6 @@
-"""The ablation of docs/RESULTS.md: one setting changed at a time around a base, on valid, and the verdicts.
+"""docs/ABLATION.md: one setting changed at a time around a base, on valid, and the verdicts.
 
-`summarise` makes ablation.json, `sections` its part of the page from that alone. A setting is a group of variants, one
+`summarise` makes ablation.json, `page` the page from that alone. A setting is a group of variants, one
 a seed, each compared with the variant it comes `from`: last round against last round, paired by feature. Whether a
 setting helps is decided by the criterion alone: its pooled interval leaves zero out, and every seed says the same. One
 training run settles nothing, whatever its interval over features: that does not hold what another run would give.
@@ -27,6 +27,16 @@ CRITERION = ACCURACY
 HELPS, HURTS, NO_DIFFERENCE, NOT_RUN = "helps", "hurts", "no difference shown", "not run"
 ONE_RUN = "one run only"
 VERDICTS = {1: HELPS, -1: HURTS, 0: NO_DIFFERENCE}
+
+HOW = """\
+```
+make study WITH="--plan ablation"    # conf/ablation.yaml
+```
+
+One variant alone: `sae-explainer study --plan ablation --only NAME`. Any product of settings as plain DVC
+experiments, from the last commit: `dvc exp run --queue -S 'reward=discriminative,mean' -S seed=0,1`, then
+`dvc queue start` and `dvc exp show` ([DATA.md](DATA.md)); add `-S evaluate.split=valid` while choosing. Those are
+compared by their means alone, without paired intervals."""
 
 
 def summarise(variants: Sequence[Variant], resamples: int) -> dict[str, Any]:
@@ -78,6 +88,19 @@ def _preferred(settings: Mapping[str, Any]) -> str | None:
 def verdict_lines(ablation: dict[str, Any]) -> list[str]:
     """One line a setting."""
     return [f"{found['verdict']}: {_told(name, found)}" for name, found in ablation["settings"].items()]
+
+
+def page(found: dict[str, Any]) -> str:
+    """docs/ABLATION.md."""
+    written = (
+        "This page shows what single settings are worth. Written by `sae-explainer study`; the same figures are in "
+        "ablation.json. Every figure is times 100: percent for shares, percentage points for differences; AUC, "
+        "correlation and F1 likewise. In brackets the 95 % bootstrap interval over features "
+        f"({found['resamples']:,} resamples), differences paired by feature and resampled inside each seed. Bold: the "
+        "interval leaves zero out; ↑ higher is better, ↓ lower."
+    )
+    warning = "<!-- Written by `sae-explainer study`; what is edited here is lost. -->"
+    return "\n\n".join([warning, "# Ablation", written, HOW, *sections(found)]) + "\n"
 
 
 def sections(ablation: dict[str, Any]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What the study found, from the evaluations of its variants alone: figures, tables, and which targets hold.
+"""What the study found, from the evaluations of its variants alone: figures and tables.
 
 `summarise` makes study.json; the page, and the pictures (`saeexplainer.study.pictures`), are made from that and nothing
 else. Intervals are those of `saeexplainer.figures.intervals`: over features, paired where two evaluations are subtracted, and
@@ -7,12 +7,10 @@ where seeds are pooled, resampled inside each seed. A variant without figures st
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from saeexplainer.figures.comparison import ACCURACY, BASELINE, COLLISION, HALLUCINATION, START
 from saeexplainer.figures.notation import bold, heading, literal, percent, plain, table, words
-from saeexplainer.study import targets
 from saeexplainer.study.figures import (
     COMPLETE,
     CONTROL,
@@ -33,7 +31,6 @@ from saeexplainer.study.figures import (
     rounds_of,
     state,
 )
-from saeexplainer.study.targets import Target
 
 SHOWN = (ACCURACY, HALLUCINATION, COLLISION, "truth_agreement", "truth_f1")
 
@@ -45,22 +42,33 @@ def summarise(variants: Sequence[Variant], resamples: int) -> dict[str, Any]:
     """
     control = of_group(variants, CONTROL)
     last = last_round(_names(of_group(variants, SEEDS))) or THE_LAST
-    study: dict[str, Any] = {
+    return {
         "resamples": resamples,
         "last": last,
         "variants": {variant.name: _described(variant, resamples) for variant in variants},
+        "pooled": _pooled(of_group(variants, SEEDS), resamples),
         "differences": {
             group: _differences(of_group(variants, group), last, resamples) for group in (SEEDS, LOOKED_AT)
         },
         "control": _by_metric(control, last, START, resamples),
         "labels": _label_quality(variants, last, resamples),
+        "others": {
+            variant.name: {metric: difference(both([variant], last, START), metric, resamples) for metric in SHOWN}
+            for variant in variants
+            if variant.group not in (SEEDS, LOOKED_AT, CONTROL, LABELS)
+        },
     }
-    study["others"] = {
-        variant.name: {metric: difference(both([variant], last, START), metric, resamples) for metric in SHOWN}
-        for variant in variants
-        if variant.group not in (SEEDS, LOOKED_AT, CONTROL, LABELS)
+
+
+def _pooled(seeds: Sequence[Variant], resamples: int) -> dict[str, Any]:
+    """evaluation -> metric -> interval of the mean over the features of all seeds that have the evaluation."""
+    return {
+        name: {
+            metric: mean([one.evaluations[name] for one in seeds if name in one.evaluations], metric, resamples)
+            for metric in SHOWN
+        }
+        for name in _names(seeds)
     }
-    return study | {"targets": [asdict(target) for target in targets.of_study(study)]}
 
 
 def _described(variant: Variant, resamples: int) -> dict[str, Any]:
@@ -118,11 +126,6 @@ def has_labels(study: dict[str, Any]) -> bool:
     return any(row["gain"] for row in study["labels"])
 
 
-def target_lines(study: dict[str, Any]) -> list[str]:
-    """The verdicts, one a line."""
-    return [Target(**one).line for one in study["targets"]]
-
-
 def page(study: dict[str, Any]) -> str:
     """docs/STUDY.md."""
     sections = [
@@ -132,12 +135,12 @@ def page(study: dict[str, Any]) -> str:
         "are percent, differences percentage points, both with 95 % bootstrap intervals over held-out features "
         f"({study['resamples']:,} resamples). Differences are paired by feature; pooled ones are resampled inside each "
         "seed. Bold: the interval leaves zero out.",
-        "## Reached or not",
-        "\n".join(f"- {line}" for line in target_lines(study)),
+        "## All seeds together",
+        _whose_figures_count(study),
+        _evaluations_table(study["pooled"]),
         "## Runs",
         _runs(study),
         "## Seeds",
-        _whose_figures_count(study),
         "![generative accuracy and hallucination rate of every seed](study_seeds.png)",
         *_seed_tables(study, SEEDS),
         "## Differences between rounds",
@@ -158,8 +161,8 @@ def page(study: dict[str, Any]) -> str:
 def _whose_figures_count(study: dict[str, Any]) -> str:
     fresh, seen = (", ".join(f"`{name}`" for name in group_of(study, group)) or "none" for group in (SEEDS, LOOKED_AT))
     return (
-        f"Nobody looked at these seeds while settings were being chosen: {fresh}. Settings were chosen after some of "
-        f"these were seen on test, so they stand apart and no target counts them: {seen}."
+        f"The table pools the features of the seeds that were not used to choose any setting: {fresh}. Settings were "
+        f"chosen after some of the following seeds had been seen on test, so their figures stand apart: {seen}."
     )
 
 
@@ -199,15 +202,19 @@ def _looked_at(study: dict[str, Any]) -> Iterator[str]:
 def _seed_tables(study: dict[str, Any], group: str) -> Iterator[str]:
     for name, found in group_of(study, group).items():
         yield f"### {name}"
-        yield _evaluations_table(found)
+        yield _figures_of(found)
 
 
-def _evaluations_table(found: dict[str, Any]) -> str:
+def _figures_of(found: dict[str, Any]) -> str:
     if found["status"] != COMPLETE:
         return f"No figures: {literal(found['status'])}."
+    return _evaluations_table(found["evaluations"])
+
+
+def _evaluations_table(evaluations: dict[str, Any]) -> str:
     rows = [
         [f"`{name}`", *(percent(metrics[metric]) for metric in SHOWN), f"{metrics[ACCURACY]['n']:,}"]
-        for name, metrics in found["evaluations"].items()
+        for name, metrics in evaluations.items()
     ]
     return table(["explanations", *map(heading, SHOWN), "features"], rows)
 
@@ -251,7 +258,7 @@ def _others(study: dict[str, Any]) -> Iterator[str]:
     for name, gain in study["others"].items():
         found = study["variants"][name]
         yield f"## {found['group']}: {name}"
-        yield _evaluations_table(found)
+        yield _figures_of(found)
         if gain[ACCURACY] is not None:
             told = ", ".join(f"{words(metric)} {bold(gain[metric])}" for metric in SHOWN)
             yield f"{study['last']} − {START}: {told}"

@@ -40,7 +40,9 @@ def plot_labels(study: dict[str, Any], path: Path) -> None:
     colours = {BASELINE: pictures.BASELINE_GREY, START: pictures.COLOURS[1], THE_LAST: pictures.COLOURS[0]}
     for number, (key, colour) in enumerate(colours.items()):
         places = [at + 0.1 * (number - 1) for at in range(len(rows))]
-        pictures.error_bars(left, places, [row[key] for row in rows], colour, label=words(last if key == THE_LAST else key))
+        pictures.error_bars(
+            left, places, [row[key] for row in rows], colour, label=words(last if key == THE_LAST else key)
+        )
     left.set_xticks(range(len(rows)), [row["variant"] for row in rows], rotation=25, ha="right")
     pictures.dress(left, "generative accuracy, %")
     worth, gains = [100 * row[BASELINE]["value"] for row in rows], [row["gain"] for row in rows]

@@ -2,8 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from saeexplainer.config import Writer as WriterConfig
-from saeexplainer.config import WriterKind
+from saeexplainer.config import Writer as WriterConfig, WriterKind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast

@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 
-
 def distinct(descriptions: Iterable[str]) -> list[str]:
     """Those that can be written about, once each, in an order that depends on nothing else."""
     return sorted({description for description in descriptions if description})

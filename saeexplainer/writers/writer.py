@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     pass
 
 
-
 @runtime_checkable
 class Writer(Protocol):
     """Whatever can write texts about a description."""

@@ -30,8 +30,7 @@ from saeexplainer.records import (
 )
 from saeexplainer.runs.storage import read_json, read_rows, replacing, write_rows
 from tasks.places import ACTIVATIONS, EVALUATIONS, IMPORTED, LABELS, PARAMS, ROUNDS, SAES
-from tasks.settings import compose
-from tasks.settings import params as settings_params
+from tasks.settings import compose, params as settings_params
 
 FEATURES = ACTIVATIONS / "features.parquet"
 CARD = "README.md"
@@ -206,7 +205,11 @@ def export_preferences(name: str | None, to: Path, force: bool) -> str:
     _choose("--round", name, list(params.rounds))
     pairs = read_rows(ROUNDS / name / "validated.parquet", PreferencePair)
     rows = {
-        file: [exchange_records.preference(pair, metadata(pair.feature_id, params)) for pair in pairs if pair.split == split]
+        file: [
+            exchange_records.preference(pair, metadata(pair.feature_id, params))
+            for pair in pairs
+            if pair.split == split
+        ]
         for split, file in SPLITS.items()
     }
     filled = {file: found for file, found in rows.items() if found}

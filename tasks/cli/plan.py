@@ -13,15 +13,13 @@ import yaml
 from omegaconf import OmegaConf
 
 from saeexplainer.config import DomainName, Judge, Params, Pretrained, Writer
-from saeexplainer.costs import plan as planning
-from saeexplainer.costs import workload
+from saeexplainer.costs import plan as planning, workload
 from saeexplainer.costs.memory import Setup
 from saeexplainer.costs.plan import Held, Measured, Models, Plan, Rate
 from saeexplainer.costs.shapes import Shape, parameters, shape_of, trained_config
 from saeexplainer.costs.workload import Lengths, Tokens
 from saeexplainer.errors import UserError
-from tasks.settings import compose
-from tasks.settings import params as settings_params
+from tasks.settings import compose, params as settings_params
 
 SHAPES, THROUGHPUT = compose.CONF / "shapes.yaml", compose.CONF / "throughput.yaml"
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}

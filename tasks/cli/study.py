@@ -2,8 +2,8 @@
 
     sae-explainer study [--plan study|ablation] [--only NAME ...] [--report-only]
 
-conf/study.yaml lists the variants of the study (docs/STUDY.md), conf/ablation.yaml those of the ablation;
-docs/RESULTS.md shows both, from the figures kept of each in docs/*.json. A variant's folder .study/PLAN/NAME holds a
+conf/study.yaml lists the variants of the study (docs/STUDY.md), conf/ablation.yaml those of the ablation
+(docs/ABLATION.md); docs/*.json keeps the figures of each. A variant's folder .study/PLAN/NAME holds a
 copy of the repository's files, params.yaml composed with its overrides, and its own results; DVC brings it up to date
 there. All folders of both plans share one DVC cache, and with it DVC's memory of runs: a stage whose code, inputs and
 parameters another variant already had is restored, not run again. So a study that was stopped goes on where it stopped,
@@ -16,6 +16,7 @@ turn; 2 if nothing could start; 130 or 143 when interrupted or terminated, the r
 
 import argparse
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -26,6 +27,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Self
 
@@ -33,21 +35,8 @@ import yaml
 
 from saeexplainer.errors import UserError
 from saeexplainer.records import EvaluationRow
-from saeexplainer.reports import (
-    results,
-)
 from saeexplainer.runs.storage import read_json, read_rows, replacing, write_json
-from saeexplainer.study import (
-    ablation as study_ablation,
-)
-from saeexplainer.study import (
-    confirmation as study_confirmation,
-)
-from saeexplainer.study import (
-    figures,
-    page,
-    pictures,
-)
+from saeexplainer.study import ablation, figures, page, pictures
 from tasks.settings import params as settings_params
 from tasks.workspace import repro, surroundings, timings
 from tasks.workspace.printable import one_line
@@ -203,7 +192,9 @@ def prepare(spec: VariantSpec, files: Sequence[Path]) -> None:
     command = [sys.executable, "-m", "tasks.settings.compose", *spec.overrides]
     composed = subprocess.run(command, cwd=folder, env=repro.environment(), capture_output=True, encoding="utf-8")
     if composed.returncode:
-        raise VariantFailed(f"{repro.reason(composed.stderr.splitlines(), composed.returncode)} (tasks.settings.compose)")
+        raise VariantFailed(
+            f"{repro.reason(composed.stderr.splitlines(), composed.returncode)} (tasks.settings.compose)"
+        )
 
 
 def bring_up_to_date(spec: VariantSpec) -> None:
@@ -309,14 +300,24 @@ def _lock(folder: Path) -> dict[str, Any]:
 
 
 def outdated(folder: Path) -> list[str]:
-    """Modules that a variant's results were made with and that the repository now has otherwise."""
+    """Code that a variant's results were made with and that the repository now has otherwise."""
     used = {
         (dep["path"], dep["md5"])
         for stage in _lock(folder).values()
         for dep in stage.get("deps", [])
-        if dep["path"].endswith(".py") and "md5" in dep
+        if Path(dep["path"]).parts[0] != "data" and "md5" in dep
     }
-    return sorted({path for path, digest in used if hashlib.md5(_text(Path(path)).encode()).hexdigest() != digest})
+    return sorted({path for path, digest in used if _digest(Path(path)) != digest})
+
+
+def _digest(path: Path) -> str:
+    """As DVC has it in its lock: of a file, or of the list of a folder's files."""
+    if not path.is_dir():
+        return hashlib.md5(_text(path).encode()).hexdigest()
+    files = (file for file in path.rglob("*") if file.is_file() and file.parent.name != "__pycache__")
+    listed = [{"md5": _digest(file), "relpath": file.relative_to(path).as_posix()} for file in files]
+    listed.sort(key=itemgetter("relpath"))
+    return f"{hashlib.md5(json.dumps(listed, sort_keys=True).encode()).hexdigest()}.dir"
 
 
 def _text(path: Path) -> str:
@@ -336,19 +337,17 @@ def refuse_to_forget(plan: str, specs: Sequence[VariantSpec], wanted: Sequence[V
     before = {name for name, found in kept.items() if found["status"] == figures.COMPLETE}
     there = {spec.name for spec in specs if _complete(spec)} | {spec.name for spec in wanted}
     if lost := sorted(before - there):
-        raise UserError(
-            f"{DOCS / plan}.json: has figures of {', '.join(lost)}, whose runs are not in {STUDY}; run them too, or say "
-            "--forget"
-        )
+        cure = f"whose runs are not in {STUDY}; run them too, or say --forget"
+        raise UserError(f"{DOCS / plan}.json: has figures of {', '.join(lost)}, {cure}")
 
 
 def write_report(plan: str, variants: Sequence[figures.Variant], resamples: int) -> list[str]:
-    """A plan's figures and page under docs/, and docs/RESULTS.md; the verdicts, one a line. Raises UserError."""
+    """A plan's figures and page under docs/; what was found, one a line. Raises UserError."""
     if plan == "ablation":
-        ablation = study_ablation.summarise(variants, resamples)
-        _write("ablation.json", figures.as_json(ablation))
-        write_results()
-        return study_ablation.verdict_lines(ablation)
+        found = ablation.summarise(variants, resamples)
+        _write("ablation.json", figures.as_json(found))
+        _write("ABLATION.md", ablation.page(found))
+        return ablation.verdict_lines(found)
     study = page.summarise(variants, resamples)
     _write("study.json", figures.as_json(study))
     with replacing(DOCS / "study_seeds.png") as temporary:
@@ -358,23 +357,7 @@ def write_report(plan: str, variants: Sequence[figures.Variant], resamples: int)
         with replacing(DOCS / "study_labels.png") as temporary:
             pictures.plot_labels(study, temporary)
     _write("STUDY.md", page.page(study))
-    _write("confirmation.json", figures.as_json(study_confirmation.summarise(variants, resamples)))
-    write_results()
-    return page.target_lines(study)
-
-
-def write_results() -> None:
-    """docs/RESULTS.md from what both plans left under docs/, or else in their folders."""
-    kept = []
-    for plan, name, report in zip(PLANS, ("confirmation", "ablation"), (study_confirmation, study_ablation)):
-        found = _json_or_none(DOCS / f"{name}.json")
-        if found is None:
-            specs, resamples = load_specs(CONF / f"{plan}.yaml")
-            found = report.summarise([collect(spec, specs) for spec in specs], resamples)
-            _write(f"{name}.json", figures.as_json(found))
-        kept.append(found)
-    confirmation, ablation = kept
-    _write("RESULTS.md", results.page(ablation, confirmation))
+    return []
 
 
 def _write(name: str, text: str) -> None:
@@ -385,14 +368,16 @@ def _write(name: str, text: str) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """The command line; the exit status."""
     surroundings.settle()
-    parser = argparse.ArgumentParser(prog="sae-explainer study", description="Run the study and write its report.")
+    parser = argparse.ArgumentParser("sae-explainer study", description="Run the study and write its report.")
     parser.add_argument("--plan", choices=PLANS, default=PLANS[0], help="file of conf/ (default: %(default)s)")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these variants or groups of variants")
     parser.add_argument("--report-only", action="store_true", help="only write the pages from what is there")
     parser.add_argument("--forget", action="store_true", help="let go of figures whose runs are no longer here")
     options = parser.parse_args(arguments)
     repro.unwind_on_sigterm()
-    os.environ.pop("MLFLOW_TRACKING_URI", None)  # a variant's runs stay with it: on a shared server it might be champion
+    os.environ.pop(
+        "MLFLOW_TRACKING_URI", None
+    )  # a variant's runs stay with it: on a shared server it might be champion
     try:
         specs, resamples = load_specs(CONF / f"{options.plan}.yaml")
         wanted = [] if options.report_only else chosen(specs, options.only)
@@ -406,10 +391,8 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from the stage it stopped in", file=sys.stderr)
         return 130
-    for line in lines:
-        print(line)
-    written = ("STUDY.md", "RESULTS.md") if options.plan == "study" else ("RESULTS.md",)
-    print(f"{' and '.join(str(DOCS / name) for name in written)}: written")
+    print(*lines, sep="\n", end="\n" * bool(lines))
+    print(f"{DOCS / options.plan.upper()}.md: written")
     return 1 if failed else 0
 
 

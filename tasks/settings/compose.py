@@ -46,7 +46,9 @@ def changed(file: Path, overrides: list[str]) -> str:
     for override in overrides:
         key = override.partition("=")[0].lstrip("+")
         if key and (CONF / key).is_dir():
-            raise UserError(f"--keep: {key} picks a file of conf/{key}, from which {file} is written anew; leave --keep out")
+            raise UserError(
+                f"--keep: {key} picks a file of conf/{key}, from which {file} is written anew; leave --keep out"
+            )
     return params.text(_compose(file.resolve(), overrides, str(file)), str(file))
 
 

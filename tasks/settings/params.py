@@ -9,9 +9,7 @@ from pathlib import Path
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from saeexplainer.config import (
-    Params,
-)
+from saeexplainer.config import Params
 from saeexplainer.errors import UserError
 from tasks.settings.checks import check
 from tasks.settings.schema import frozen, one_line, typed

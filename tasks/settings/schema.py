@@ -10,9 +10,7 @@ from typing import Any, Optional, get_args, get_origin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from saeexplainer.config import (
-    Params,
-)
+from saeexplainer.config import Params
 from saeexplainer.errors import UserError
 
 

@@ -7,12 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from saeexplainer.config import (
-    Endpoint,
-    Judge,
-    Labeller,
-    Writer,
-)
+from saeexplainer.config import Endpoint, Judge, Labeller, Writer
 from saeexplainer.endpoints.spending import LENGTH_FIELDS
 
 SECRET = re.compile("key|token|secret|password|signature|^sig$|^code$", re.IGNORECASE)  # of a query's names

@@ -4,11 +4,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from saeexplainer.config import (
-    Architecture,
-    Params,
-    PrepareSubject,
-)
+from saeexplainer.config import Architecture, Params, PrepareSubject
 
 
 def shapes(params: Params) -> Iterator[str]:

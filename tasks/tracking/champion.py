@@ -9,11 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saeexplainer.errors import UserError
-from saeexplainer.serving import (
-    Explained,
-    ServedExplainer,
-    missing_files,
-)
+from saeexplainer.serving import Explained, ServedExplainer, missing_files
 from tasks.places import EXPLAINERS
 from tasks.settings import params
 from tasks.tracking import points, store
@@ -21,7 +17,6 @@ from tasks.tracking import points, store
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
-
 
 
 CHAMPION = "champion"
@@ -102,7 +97,9 @@ def _named(client: "MlflowClient", model: str) -> "ModelVersion":
         version = champion_version(client, name)
         if version is None:
             registered = client.search_model_versions(f"name = '{name}'", max_results=1)
-            cure = f"{PROMOTE} makes one the champion" if registered else f"{_cure()} to register each round's explainer"
+            cure = (
+                f"{PROMOTE} makes one the champion" if registered else f"{_cure()} to register each round's explainer"
+            )
             raise UserError(f"{name} has no {CHAMPION} yet in {store.shown_uri()}; {cure}")
         return version
     found = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", model)

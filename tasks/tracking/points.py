@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 
-
 # Limits of one request, and of one value, in mlflow.utils.validation.
 METRICS_A_BATCH, OTHERS_A_BATCH, PARAM_LENGTH, TAG_LENGTH = 1000, 100, 6000, 8000
 

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     pass
 
 
-
 NO_COMMIT = "none"
 LOCK_FILE = Path("dvc.lock")
 

@@ -32,17 +32,9 @@ from saeexplainer.figures import gate
 from saeexplainer.figures.comparison import chain_of
 from saeexplainer.records import FeatureRow
 from saeexplainer.runs.storage import holds_model, read_json, read_rows, read_tensors
-from saeexplainer.serving import (
-    EXPLAINER,
-    KINDS,
-    QUESTIONS,
-    Reply,
-    evaluation_of,
-    write_served,
-)
+from saeexplainer.serving import EXPLAINER, KINDS, QUESTIONS, Reply, evaluation_of, write_served
 from tasks.settings import params as settings_params
-from tasks.tracking import points, provenance, store
-from tasks.tracking import runs as tracking_runs
+from tasks.tracking import points, provenance, runs as tracking_runs, store
 from tasks.workspace import surroundings
 
 if TYPE_CHECKING:

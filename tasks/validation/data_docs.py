@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from great_expectations.expectations import Expectation
 
 
-
 VERDICT = "verdict.json"  # beside a round's index.html: what the index over rounds says of it
 LEVELS = {"pair": "single pairs", "measured": "measured rewards", "set": "the set"}  # of a suite, and what it is about
 ROW = "row"  # position of a pair in pairs.parquet: the column by which suites about pairs name what fails
@@ -133,7 +132,8 @@ def is_up_to_date(name: str) -> bool:
 def write_index(rounds: Sequence[str]) -> Path:
     """The page over the rounds' sites, for those that have one, in this order."""
     lines = [
-        read_json(DATA_DOCS / name / VERDICT) | {"name": name, "address": f"{name}/index.html", "pages": _results_of(name)}
+        read_json(DATA_DOCS / name / VERDICT)
+        | {"name": name, "address": f"{name}/index.html", "pages": _results_of(name)}
         for name in rounds
         if (DATA_DOCS / name / VERDICT).is_file()
     ]

@@ -20,7 +20,9 @@ from markupsafe import Markup, escape
 # A parameter in a text of GX's, $name or ${name}; what has two dollars in front is text.
 PARAMETER = re.compile(r"(?<!\$)\$(?:([_a-zA-Z][_a-zA-Z0-9]*)|\{([_a-zA-Z][_a-zA-Z0-9]*)\})")
 ICONS = {"text-success": "✓ passed", "text-danger": "✗ failed", "text-warning": "! could not be evaluated"}
-ICON_MARKUP = "html_success_icon"  # a parameter that is GX's own markup for an icon; the status in words stands beside it
+ICON_MARKUP = (
+    "html_success_icon"  # a parameter that is GX's own markup for an icon; the status in words stands beside it
+)
 TAGS = ("code", "strong", "em")  # of GX's text that say something without a style
 DEPTH = {"ExpectationSuitePageRenderer": 1, "ValidationResultsPageRenderer": 4}  # folders of a page below its site
 UNKNOWN = "–"

@@ -18,17 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 from saeexplainer.config import BuildPreferences, PairingRule, Params
 from saeexplainer.domains.domain import SPECIAL_TOKENS
-from saeexplainer.preferences.sets import (
-    normal,
-    words,
-)
+from saeexplainer.preferences.sets import normal, words
 from saeexplainer.records import FeatureRow, PreferencePair, ScoreRow
 from tasks.validation.data_docs import ROW
 
 if TYPE_CHECKING:
     import pandas as pd
     from great_expectations.expectations import Expectation
-
 
 
 TRAINING_SPLITS = ("dpo", "valid")
@@ -199,9 +195,7 @@ def _text_expectations(params: Params) -> "list[Expectation]":
     for side in SIDES:
         count, text = f"{side}_words", f"{side}_explanation"
         found += [
-            gxe.ExpectColumnValuesToBeBetween(
-                column=count, min_value=limits.min_words, **named(f"{text}_long_enough")
-            ),
+            gxe.ExpectColumnValuesToBeBetween(column=count, min_value=limits.min_words, **named(f"{text}_long_enough")),
             gxe.ExpectColumnValuesToBeBetween(
                 column=count, max_value=limits.max_words, **named(f"{text}_short_enough")
             ),

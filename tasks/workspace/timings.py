@@ -17,8 +17,7 @@ import yaml
 
 from saeexplainer.errors import UserError
 from saeexplainer.runs.storage import read_json, write_json
-from tasks.workspace import folder as workspace_folder
-from tasks.workspace import repro
+from tasks.workspace import folder as workspace_folder, repro
 
 LAST, KEPT = Path("reports/timings.json"), Path(".cache/timings.json")
 PIPELINE = Path("dvc.yaml")

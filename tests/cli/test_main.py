@@ -22,8 +22,7 @@ from sae_lens.saes.sae import SAEMetadata
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
 from served import serving
 from tiny import ROOT, WIDTH, tiny_model, tiny_tokenizer
-from typed import Typed
-from typed import typed as in_a_process
+from typed import Typed, typed as in_a_process
 
 from saeexplainer.config import Architecture
 from saeexplainer.costs.bills import Costs, EvaluationCosts, Work
@@ -337,7 +336,10 @@ def test_doctor_sees_a_taken_port(here: Path) -> None:
         (here / "conf").mkdir()
         (here / "conf/control.yaml").write_text(f"ui: {{prefect: {port}, mlflow: {free[0]}, reports: {free[1]}}}")
         assert [f.level for f in doctor._ports()] == ["warn", "ok", "ok"]
-    assert [f.what for f in doctor._ports()][:2] == [f"port {port}: free for Prefect", f"port {free[0]}: free for MLflow"]
+    assert [f.what for f in doctor._ports()][:2] == [
+        f"port {port}: free for Prefect",
+        f"port {free[0]}: free for MLflow",
+    ]
     (here / "conf/control.yaml").write_text("ui: [4200]")
     assert [f.line for f in doctor._ports()] == [
         "fail  conf/control.yaml: has no ports under `ui`; write them as the repository's file has them"

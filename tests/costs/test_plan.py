@@ -10,12 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import settings as effort
-from hypothesis import strategies as st
+from hypothesis import given, settings as effort, strategies as st
 from omegaconf import OmegaConf
-from tiny import ROOT, tiny_tokenizer
-from tiny import settings as read_settings
+from tiny import ROOT, settings as read_settings, tiny_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from saeexplainer.config import Architecture, Direction, EvaluationKind

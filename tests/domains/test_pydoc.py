@@ -11,8 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from saeexplainer.domains.domain import BOS, SPECIAL_TOKENS, Document
 from saeexplainer.domains.pydoc import text as pydoc_text

@@ -4,8 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from scipy.stats import pearsonr
 from sklearn.metrics import roc_auc_score
 
@@ -92,7 +91,9 @@ def test_a_judge_that_knows_nothing_is_at_chance():
     probes = [ProbeRow("s/m/1", "the dog sleeps", [0.0, 0.9, 0.0])] * 4 + [ProbeRow("s/m/1", "a cat", [0.0, 0.0])] * 4
     found = [
         rows.detection(
-            probes, draw.normal(size=8).tolist(), [draw.normal(size=len(probe.activations)).tolist() for probe in probes]
+            probes,
+            draw.normal(size=8).tolist(),
+            [draw.normal(size=len(probe.activations)).tolist() for probe in probes],
         )
         for _ in range(1500)
     ]

@@ -11,21 +11,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from rows import evaluation
 from tiny import ROOT
 
 from saeexplainer.errors import UserError
 from saeexplainer.exchange.records import explanations, from_dict, read, to_dict, to_lines
-from saeexplainer.records import (
-    ContextRow,
-    EvaluationRow,
-    ExplanationRow,
-    FeatureRecord,
-    FeatureRow,
-    PreferencePair,
-)
+from saeexplainer.records import ContextRow, EvaluationRow, ExplanationRow, FeatureRecord, FeatureRow, PreferencePair
 from saeexplainer.runs.storage import read_rows, write_json, write_rows
 from tasks import label_features
 from tasks.cli import exchange, main

@@ -16,8 +16,7 @@ from families import TOKENIZERS, WIDTH, save_family
 from peft import PeftModel
 from sae_lens.saes.sae import SAEMetadata
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
-from tiny import ROOT, settings, tiny_model, tiny_tokenizer
-from tiny import WIDTH as SUBJECT_WIDTH
+from tiny import ROOT, WIDTH as SUBJECT_WIDTH, settings, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 

@@ -7,9 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
+from hypothesis import given, settings as hypothesis_settings, strategies as st
 from tiny import BLOCKS, WIDTH, settings, tiny_model, tiny_tokenizer
 from transformers import PreTrainedModel
 
@@ -216,7 +214,9 @@ def test_another_width_or_a_missing_block_is_refused(plain):
     with pytest.raises(ValueError, match=f"width {WIDTH + 1}, the explainer {WIDTH}"):
         put(plain, directions=torch.ones(2, WIDTH + 1))
     for block in (BLOCKS, -1):
-        with pytest.raises(UserError, match=f"train_sft.injection_block: {block}, but the model has blocks 0 to {BLOCKS - 1}"):
+        with pytest.raises(
+            UserError, match=f"train_sft.injection_block: {block}, but the model has blocks 0 to {BLOCKS - 1}"
+        ):
             put(plain, block=block)
     with torch.no_grad():  # a refused attempt leaves no hook behind
         assert plain(input_ids=torch.tensor([[1, PLACEHOLDER]])).logits.isfinite().all()

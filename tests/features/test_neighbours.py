@@ -5,8 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from saeexplainer.features import neighbours
 from saeexplainer.features.neighbours import CoFiring, Neighbourhoods, _largest, nearest
@@ -37,7 +36,9 @@ def test_half_are_near_by_direction_and_half_by_company():
     # Of latent 0: latent 1 points almost its way, latent 3 fires with it most often, latent 2 neither, latent 4 is dead.
     decoder = torch.tensor([[1.0, 0.0], [2.0, 0.2], [0.0, 1.0], [-1.0, 0.1], [1.0, 0.0]])
     firing = CoFiring(5)
-    firing.update(torch.tensor([[1.0, 0, 0, 1, 0], [1.0, 0, 0, 1, 0], [1.0, 1, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 1, 0, 0]]))
+    firing.update(
+        torch.tensor([[1.0, 0, 0, 1, 0], [1.0, 0, 0, 1, 0], [1.0, 1, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 1, 0, 0]])
+    )
     rows = [feature(index) for index in (0, 1, 2, 3)]
     found = [row for row in nearest(rows, decoder, firing, 2) if row.feature_id == "subject/main/0"]
     assert [row.neighbour for row in found] == [1, 3]
@@ -87,7 +88,10 @@ def test_nothing_held_out_is_a_neighbour_of_what_is_trained_or_chosen_on():
     firing = CoFiring(6)
     firing.update(torch.ones(4, 6))
     found = nearest(rows, torch.eye(6), firing, 5)
-    near = {row.feature_id: {splits[other.neighbour] for other in found if other.feature_id == row.feature_id} for row in rows}
+    near = {
+        row.feature_id: {splits[other.neighbour] for other in found if other.feature_id == row.feature_id}
+        for row in rows
+    }
     assert near["subject/main/0"] == {"dpo", "spare"} and near["subject/main/1"] == {"sft", "spare"}
     assert near["subject/main/2"] == {"sft", "dpo", "spare"}  # the only valid one
     assert near["subject/main/3"] == {"sft", "dpo", "valid", "twin", "spare"}

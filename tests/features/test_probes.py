@@ -17,7 +17,9 @@ def context(feature: FeatureRow, rank: int) -> ContextRow:
 def test_only_contexts_that_nobody_learned_from_are_asked_about():
     contexts = [context(feature, rank) for feature in (A, B) for rank in range(6)]
     found = held_out_contexts(contexts, [A], first_rank=2, count=3)
-    assert [(feature.feature_id, text) for feature, text in found] == [(A.feature_id, f"0-{rank}") for rank in (2, 3, 4)]
+    assert [(feature.feature_id, text) for feature, text in found] == [
+        (A.feature_id, f"0-{rank}") for rank in (2, 3, 4)
+    ]
 
 
 def test_a_text_that_was_seen_before_is_not_asked_again():

@@ -6,9 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
+from hypothesis import given, settings as hypothesis_settings, strategies as st
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
 from tiny import WIDTH, read_residual, settings, tiny_model, tiny_tokenizer
 from tokenizers import Tokenizer
@@ -294,7 +292,9 @@ def test_contexts_are_windows_around_the_strongest_token():
             peaks.append(batches[0].residual[here[peak]])
             text, offsets = documents[number].text, batches[0].offsets[here].tolist()
             begins = [token for token, (start, _) in enumerate(offsets) if start == 0 or text[start - 1].isspace()]
-            first = max(token for token in begins if token <= max(0, peak - 2))  # two tokens before, or where its word begins
+            first = max(
+                token for token in begins if token <= max(0, peak - 2)
+            )  # two tokens before, or where its word begins
             window = range(first, min(len(here), peak + 3))
             spans = [batches[0].offsets[here[token]].tolist() for token in window]
             assert context.tokens == [documents[number].text[a:b] for a, b in spans]

@@ -52,7 +52,9 @@ class Room:
 
 def documented(words: str) -> list[str]:
     """The commands of docs/PREFECT.md that begin with these words, as they are typed."""
-    blocks = re.findall(r"^```\n(.*?)^```", (ROOT / "docs/PREFECT.md").read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    blocks = re.findall(
+        r"^```\n(.*?)^```", (ROOT / "docs/PREFECT.md").read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    )
     return [line for block in blocks for line in block.splitlines() if line.startswith(words)]
 
 
@@ -200,7 +202,9 @@ def test_a_workspace_whose_run_was_killed_outright_recovers(room: Room) -> None:
 
 def test_the_documented_worker_runs_what_is_deployed_to_its_pool(room: Room) -> None:
     shutil.copy(ROOT / "prefect.yaml", room.folder)
-    pool, deploy, worker = documented("prefect work-pool") + documented("prefect deploy ") + documented("prefect worker")
+    pool, deploy, worker = (
+        documented("prefect work-pool") + documented("prefect deploy ") + documented("prefect worker")
+    )
     surroundings = environment(PREFECT_HOME=str(room.folder / ".prefect"))
     for command in (pool, deploy):
         done = subprocess.run(
@@ -269,7 +273,11 @@ def test_a_taken_port_is_one_line_and_starts_nothing(
         ("5001", "70000", "ui.reports: is 70000; must be a port"),
         ("retries:", "retires:", "retires: unknown key"),
         ("{default: 30}", "{default: 30", "cannot be read"),
-        ("[training, scheduled]", "training", "deployments.nightly.tags: is 'training'; must be a list of texts such as"),
+        (
+            "[training, scheduled]",
+            "training",
+            "deployments.nightly.tags: is 'training'; must be a list of texts such as",
+        ),
         ("ui:", "notify: https://a-secret-token\nui:", "notify: must be null or the name of an environment variable"),
         ("ui:", "notify: 3\nui:", "notify: must be null or the name of an environment variable"),
     ],

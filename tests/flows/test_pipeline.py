@@ -166,14 +166,18 @@ def test_a_stage_over_its_limit_is_ended_with_all_it_started(
     (toy / "step.py").write_text(ENDLESS)
     control = (toy / "conf/control.yaml").read_text()
     (toy / "conf/control.yaml").write_text(control.replace("{default: 30}", "{default: 30, again: 0.15}"))
-    with pytest.raises(StageFailed, match="^again@r1: stopped at its limit of 0.15 minutes; raise limits.again in conf"):
+    with pytest.raises(
+        StageFailed, match="^again@r1: stopped at its limit of 0.15 minutes; raise limits.again in conf"
+    ):
         pipeline.pipeline()
     assert states_of(caplog) == {"first": "Completed", "again[r1]": "TimedOut"}
     assert all(is_gone(pid) for pid in pids(toy))
 
 
 def test_what_may_pass_is_tried_again_and_what_cannot_is_not(toy: Path, prefect: None) -> None:
-    (toy / "step.py").write_text("import os, signal\nopen('tries', 'a').write('x')\nos.kill(os.getpid(), signal.SIGKILL)\n")
+    (toy / "step.py").write_text(
+        "import os, signal\nopen('tries', 'a').write('x')\nos.kill(os.getpid(), signal.SIGKILL)\n"
+    )
     with pytest.raises(StageFailed, match="exited with (-9|137)"):  # the shell's own word, where one stays between
         pipeline.pipeline()
     assert (toy / "tries").read_text() == "xx", "killed by the system: once more"
@@ -216,7 +220,9 @@ def test_the_artifacts_tell_stages_rounds_and_results(finished: Path, prefect: N
     assert [(row["stage"], row["state"]) for row in rows] == [
         ("first", "Unchanged"), ("again[r1]", "Unchanged"), ("compare_rounds", "Unchanged"),
     ]  # fmt: skip
-    assert [row["version"] for row in rows] == [repro.version(stage) for stage in ("first", "again@r1", "compare_rounds")]
+    assert [row["version"] for row in rows] == [
+        repro.version(stage) for stage in ("first", "again@r1", "compare_rounds")
+    ]
     assert latest("rounds").data == "| `r1` | 1 |"
     assert (finished / "reports/report.html").as_uri() in latest("report").data
     assert (finished / "reports/data_docs/r1/index.html").as_uri() in latest("data-docs-r1").data
@@ -232,7 +238,9 @@ def test_the_mlflow_run_is_found_by_the_result_whoever_made_it(
     pipeline.pipeline()
     assert linked in latest("mlflow-run").data, "computed here"
     pipeline.pipeline()
-    assert linked in latest("mlflow-run").data and latest("mlflow-run").flow_run_id == last_run("pipeline").id, "unchanged"
+    assert linked in latest("mlflow-run").data and latest("mlflow-run").flow_run_id == last_run("pipeline").id, (
+        "unchanged"
+    )
     (finished / "last.txt").unlink()
     other = summarise({name: evaluated([0.75, 0.5]) for name in ("sft", "r1")}, 20, 0)
     write_json(finished / "reports/comparison.json", other)  # what DVC brings back with the stage
@@ -245,7 +253,9 @@ def test_the_mlflow_run_is_found_by_the_result_whoever_made_it(
     assert latest("mlflow-run").id == before, "a run that did not come to the result does not show it"
 
 
-def test_what_prefect_takes_for_markdown_holds_no_markup_of_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_prefect_takes_for_markdown_holds_no_markup_of_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     left: list[dict] = []
     folder = tmp_path / "<b>a</b>*b*"
     folder.mkdir(parents=True)

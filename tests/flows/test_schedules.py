@@ -48,7 +48,10 @@ def told(folder: Path) -> Told:
     """First a server whose scheduler does nothing, with two deployments that have a schedule, one of them paused."""
     port = free_port()
     command = ("prefect", "server", "start", "--port", str(port))
-    with program(folder, *command, says="Check out", **{prefect_api.SETTING: "false"}), pytest.MonkeyPatch.context() as patch:
+    with (
+        program(folder, *command, says="Check out", **{prefect_api.SETTING: "false"}),
+        pytest.MonkeyPatch.context() as patch,
+    ):
         api = Api(f"http://127.0.0.1:{port}/api")
         wait_for(lambda: prefect_api.answers(api.url))
         flow = api.client.create_flow_from_name("pipeline")

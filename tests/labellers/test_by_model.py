@@ -16,8 +16,7 @@ from saeexplainer.features.contexts import listed, without_special
 from saeexplainer.labellers import by_model
 from saeexplainer.records import ContextRow, ExplanationRow, FeatureRow, Usage
 from saeexplainer.runs.storage import read_notes, read_rows, write_rows
-from tasks import bench as tasks_bench
-from tasks import label_features, sources
+from tasks import bench as tasks_bench, label_features, sources
 
 WORDS = ["dog", "cat", "horse", "dog"]  # at which four features are strongest; the first and the last see the same
 SPLITS = ["sft", "dpo", "test", "sft"]

@@ -271,7 +271,8 @@ def test_a_gated_model_says_what_to_do(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("how", "said"), [
+    ("how", "said"),
+    [
         ({"dtype": "int3"}, "dtype 'int3' is not known"),
         ({"attention": "clever"}, "attention 'clever' cannot be had"),
         ({"device_map": "gpuu"}, "device_map 'gpuu' is not known; give a device such as cuda"),

@@ -40,9 +40,7 @@ def test_later_blocks_do_not_run_and_no_hook_stays(model):
     ran = []
     blocks = transformer_blocks(model)
     before = [len(block._forward_hooks) for block in blocks]
-    handles = [
-        block.register_forward_hook(lambda *_, at=at: ran.append(at)) for at, block in enumerate(blocks)
-    ]
+    handles = [block.register_forward_hook(lambda *_, at=at: ran.append(at)) for at, block in enumerate(blocks)]
     ids, mask, _ = encode_batch(TOKENIZER, TEXTS, 64)
     read_residual(model, 0, ids, mask)
     assert ran == [0]

@@ -40,18 +40,8 @@ from saeexplainer.runs.storage import read_json, read_rows, write_rows
 from saeexplainer.saes import loading
 from saeexplainer.saes.reading import open_reader
 from saeexplainer.saes.sites import Place, Site, parse_site
-from tasks import (
-    bench,
-    evaluate,
-    extract_activations,
-    prepare_sae,
-    prepare_subject,
-    probe_features,
-    score_explanations,
-)
-from tasks.cli import (
-    exchange,
-)
+from tasks import bench, evaluate, extract_activations, prepare_sae, prepare_subject, probe_features, score_explanations
+from tasks.cli import exchange
 
 SETTINGS = settings()
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -3,8 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from saeexplainer.judges import endpoint as judges_endpoint
 from saeexplainer.labellers import by_model

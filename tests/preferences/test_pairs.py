@@ -3,8 +3,7 @@
 from dataclasses import asdict, replace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from saeexplainer.config import BuildPreferences, PairingRule
 from saeexplainer.preferences.pairs import pairs_of_feature

@@ -27,8 +27,7 @@ from saeexplainer.records import (
     QuarantinedPair,
     ScoreRow,
 )
-from saeexplainer.reports.page import glance, payload
-from saeexplainer.reports.page import page as page_page
+from saeexplainer.reports.page import glance, page as page_page, payload
 from saeexplainer.reports.page.payload import FeatureRecords, RoundRecords
 from saeexplainer.runs.storage import write_rows
 

@@ -8,7 +8,7 @@ import pytest
 
 from saeexplainer.runs.processes import is_first, launched, spread
 
-STAGE = '''
+STAGE = """
 import atexit
 import os
 import time
@@ -36,7 +36,7 @@ def run(params):
 
 if __name__ == "__main__":
     main(run, parallel=True)
-'''
+"""
 
 
 @pytest.fixture

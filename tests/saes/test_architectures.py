@@ -252,8 +252,17 @@ def test_what_cannot_be_read_is_one_line(tmp_path):
     assert "save its inference form" in refused(tmp_path / "training")
     folder = saved("standard", tmp_path / "settings")
     whole = (folder / "cfg.json").read_text(encoding="utf-8")
-    for content in ("", "[]", "null", "{}", "7", whole[:40], whole.replace(f'"d_in": {WIDTH}', '"d_in": NaN'),
-                    whole.replace(f'"d_in": {WIDTH}', '"d_in": "wide"'), whole.replace('"metadata": {', '"metadata": [{')):
+    for content in (
+        "",
+        "[]",
+        "null",
+        "{}",
+        "7",
+        whole[:40],
+        whole.replace(f'"d_in": {WIDTH}', '"d_in": NaN'),
+        whole.replace(f'"d_in": {WIDTH}', '"d_in": "wide"'),
+        whole.replace('"metadata": {', '"metadata": [{'),
+    ):
         (folder / "cfg.json").write_text(content, encoding="utf-8")
         refused(folder)
         with pytest.raises(UserError):

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import CONTEXT, save_family
-from families import WIDTH as FAMILY_WIDTH
+from families import CONTEXT, WIDTH as FAMILY_WIDTH, save_family
 from sae_lens import SAE, JumpReLUSAE, JumpReLUSAEConfig
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
 from tiny import WIDTH, read_residual, tiny_model, tiny_tokenizer

@@ -60,27 +60,51 @@ WRONG = {
     "wrong type": ({"train_sft__epochs": "two"}, "train_sft.epochs", "'two'"),
     "fraction for a count": ({"prepare_subject__steps": 2.5}, "prepare_subject.steps", "2.5"),
     "chat without an instruction": ({"train_sft__prompt__kind": "chat"}, "train_sft.prompt.instruction", "{feature}"),
-    "a batch that cannot be shared": ({"processes": 3, "train_sft__warmup_batch_size": 96}, "train_sft.batch_size", "multiple"),
+    "a batch that cannot be shared": (
+        {"processes": 3, "train_sft__warmup_batch_size": 96},
+        "train_sft.batch_size",
+        "multiple",
+    ),
     "contexts without their place": (
         {"train_sft__prompt": {"kind": "chat", "instruction": "What is {feature}?", "shown_contexts": 2}},
-        "train_sft.prompt.instruction", "{contexts}",
+        "train_sft.prompt.instruction",
+        "{contexts}",
     ),
-    "contexts of the evaluation": ({"train_sft__prompt__shown_contexts": 99}, "train_sft.prompt.shown_contexts", "first_rank"),
+    "contexts of the evaluation": (
+        {"train_sft__prompt__shown_contexts": 99},
+        "train_sft.prompt.shown_contexts",
+        "first_rank",
+    ),
     "an instruction that nobody reads": (
-        {"train_sft__prompt__instruction": "What is {feature}?"}, "train_sft.prompt.kind", "chat",
+        {"train_sft__prompt__instruction": "What is {feature}?"},
+        "train_sft.prompt.kind",
+        "chat",
     ),
     "whole training in bfloat16": ({"train_sft__pretrained": BFLOAT16}, "train_sft.pretrained.dtype", "float32"),
     "a branch for a commit": (
-        {"train_sft__pretrained": PRETRAINED | {"revision": "main"}}, "train_sft.pretrained.revision", "40 hex digits",
+        {"train_sft__pretrained": PRETRAINED | {"revision": "main"}},
+        "train_sft.pretrained.revision",
+        "40 hex digits",
     ),
     "a judge of an unknown number type": (
-        {"evaluate__judges": [{"kind": "chat", "prompt": None, "model": PRETRAINED | {"dtype": "float8"},
-                               "batch_size": 1, "endpoint": None}]},
-        "evaluate.judges[0].model.dtype", "'float8'; choose one of float32",
+        {
+            "evaluate__judges": [
+                {
+                    "kind": "chat",
+                    "prompt": None,
+                    "model": PRETRAINED | {"dtype": "float8"},
+                    "batch_size": 1,
+                    "endpoint": None,
+                }
+            ]
+        },
+        "evaluate.judges[0].model.dtype",
+        "'float8'; choose one of float32",
     ),
     "an adapter that nothing reaches": (
         {"train_sft__adapter": {"rank": 4, "alpha": 8, "dropout": 1.0, "quantize": False}},
-        "train_sft.adapter.dropout", "below 1",
+        "train_sft.adapter.dropout",
+        "below 1",
     ),
     "no value": ({"prepare_subject__steps": None}, "prepare_subject.steps", ""),
     "unknown choice": ({"train_sft__direction": "up"}, "train_sft.direction", "mean_activation"),
@@ -141,7 +165,9 @@ WRONG = {
     "densities": ({"extract_activations__min_density": 0.1}, "extract_activations.min_density", "0.1"),
     "labels without contexts": ({"label_features__contexts": 21}, "label_features.contexts", "21"),
     "labels from the labels": (
-        {"label_features__source": "data/labels.parquet"}, "label_features.source", "there before the labels",
+        {"label_features__source": "data/labels.parquet"},
+        "label_features.source",
+        "there before the labels",
     ),
     "labels from no table": ({"label_features__source": "np.jsonl"}, "label_features.source", "sae-explainer import"),
     "unknown start": ({"rounds__r1__start": "r0"}, "rounds.r1.start", "'r0'"),
@@ -305,7 +331,9 @@ def served(**changes: Any) -> dict[str, Any]:
     return {"evaluate__judges": [SERVED | {"endpoint": ENDPOINT | changes}, PLAIN]}
 
 
-@pytest.mark.parametrize("host", ["https://host/v1", "http://[::1]:8000/v1", "https://h.org/d/x?api-version=2024-10-21", "http://h"])
+@pytest.mark.parametrize(
+    "host", ["https://host/v1", "http://[::1]:8000/v1", "https://h.org/d/x?api-version=2024-10-21", "http://h"]
+)
 def test_addresses_and_requests_of_any_json_load_and_compose(tmp_path: Path, host: str) -> None:
     request = {
         "temperature": 0, "presence_penalty": -1.5, "reasoning_effort": "low", "store": False, "user": None, "stop": [],
@@ -327,7 +355,11 @@ WRONG_ENDPOINTS = {
     "our own field": ({"request": {"model": "other"}}, "request.model", "take it out"),
     "two formats": ({"request": {"response_format": {"type": "text"}}}, "request.response_format", "structured"),
     "a stream": ({"request": {"stream": True}}, "request.stream", "take it out"),
-    "a limit of words": ({"request": {"max_tokens": "many"}}, "request.max_tokens", "is 'many'; must be a whole number"),
+    "a limit of words": (
+        {"request": {"max_tokens": "many"}},
+        "request.max_tokens",
+        "is 'many'; must be a whole number",
+    ),
     "no room": ({"request": {"max_completion_tokens": 0}}, "request.max_completion_tokens", "at least 1"),
 }
 
@@ -405,7 +437,9 @@ def test_a_labeller_reads_contexts_and_then_alone_labels(tmp_path: Path) -> None
     chat = LABELS | {"kind": "chat", "model": LOCAL, "endpoint": None}
     contexts = {"label_features__source": "data/activations/contexts.parquet"}
     assert params.load(edited(tmp_path, **ON_A_CORPUS | contexts, label_features__labeller=chat))
-    with pytest.raises(UserError, match="label_features.labeller: would not be asked, because .* 'data/imported/labels"):
+    with pytest.raises(
+        UserError, match="label_features.labeller: would not be asked, because .* 'data/imported/labels"
+    ):
         params.load(edited(tmp_path, **ON_A_CORPUS, label_features__labeller=chat))
 
 

@@ -65,7 +65,9 @@ def lay_out(root: Path, pairs: list[PreferencePair], dropped: int = 1, item: str
 
 
 # What a model may write: markup, the ends of attributes, and what templates of jinja and Python would fill in.
-HOSTILE = """<script>alert(1)</script> "'><img src=x onerror=alert(2)> {{ 7 * 7 }} ${x} $column $$ %s {0} [a](javascript:b)"""
+HOSTILE = (
+    """<script>alert(1)</script> "'><img src=x onerror=alert(2)> {{ 7 * 7 }} ${x} $column $$ %s {0} [a](javascript:b)"""
+)
 
 
 def hostile_set(root: Path) -> Path:

@@ -72,7 +72,11 @@ def _candidates(feature: FeatureRow, number: int, draw: random.Random) -> Iterat
             share *= 0.3
         elif number % 6 == 0:
             share = 0.2 if rank == 3 else 0.95 + 0.01 * share
-        words = [draw.choice(LEADS), draw.choice(NOUNS), *(["with the word", draw.choice(NOUNS)] * (draw.random() < 0.5))]
+        words = [
+            draw.choice(LEADS),
+            draw.choice(NOUNS),
+            *(["with the word", draw.choice(NOUNS)] * (draw.random() < 0.5)),
+        ]
         texts = [f"the {draw.choice(NOUNS)} sleeps .", "does it ?"]
         yield ScoreRow(
             feature.feature_id, feature.split, rank, " ".join(words), texts, [share, share / 2], [0.0, 0.0], 1.3 * share

@@ -18,10 +18,14 @@ def score(**given) -> ScoreRow:
     return _row(ScoreRow, given)
 
 
-def evaluated(accuracies: list[float], truth: float = math.nan, sae: str = "main", **columns: list) -> list[EvaluationRow]:
+def evaluated(
+    accuracies: list[float], truth: float = math.nan, sae: str = "main", **columns: list
+) -> list[EvaluationRow]:
     """A row a feature, ids sandbox/<sae>/0, 1, ...; `columns` gives other fields, one value a feature."""
     return [
-        evaluation(**_consistent(accuracy, index, truth, sae) | {name: values[index] for name, values in columns.items()})
+        evaluation(
+            **_consistent(accuracy, index, truth, sae) | {name: values[index] for name, values in columns.items()}
+        )
         for index, accuracy in enumerate(accuracies)
     ]
 

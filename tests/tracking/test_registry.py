@@ -28,9 +28,7 @@ from saeexplainer.runs.storage import read_json, write_rows, write_tensors
 from saeexplainer.serving import Reply, ServedExplainer, evaluation_of, write_served
 from tasks import compare_rounds
 from tasks.cli import main
-from tasks.tracking import champion as tracking_champion
-from tasks.tracking import rebuild, registry, store
-from tasks.tracking import runs as tracking_runs
+from tasks.tracking import champion as tracking_champion, rebuild, registry, runs as tracking_runs, store
 
 SETTINGS = settings()
 NAME = "sae-explainer-sandbox"

@@ -25,8 +25,7 @@ from saeexplainer.runs.storage import write_json, write_rows
 from tasks import compare_rounds
 from tasks.cli import main
 from tasks.settings import params
-from tasks.tracking import points, rebuild, store
-from tasks.tracking import runs as tracking_runs
+from tasks.tracking import points, rebuild, runs as tracking_runs, store
 from tasks.workspace import doctor
 
 REPOSITORY = Path(__file__).parents[2]
@@ -299,7 +298,9 @@ def test_a_moved_store_that_may_not_be_written_is_one_line(project, tmp_path, tm
     connect = sqlite3.connect  # whoever runs this may be root, who may write anywhere
 
     def read_only(place, **more):
-        return connect(f"file:{Path(place).resolve()}?mode=ro" if place == store.STORE else place, **more | {"uri": True})
+        return connect(
+            f"file:{Path(place).resolve()}?mode=ro" if place == store.STORE else place, **more | {"uri": True}
+        )
 
     monkeypatch.setattr(store.sqlite3, "connect", read_only)
     assert rebuild.main(["relocate"]) == 2
@@ -416,7 +417,11 @@ def test_an_experiment_of_dvcs_queue_has_the_workspaces_store(tmp_path: Path) ->
     """Its stages run in a copy, with DVC_ROOT the workspace that queued it."""
     copy, workspace = tmp_path / "copy", tmp_path / "workspace"
     copy.mkdir()
-    for root, place in ((workspace, workspace / "mlruns/mlflow.db"), (copy, "mlruns/mlflow.db"), ("", "mlruns/mlflow.db")):
+    for root, place in (
+        (workspace, workspace / "mlruns/mlflow.db"),
+        (copy, "mlruns/mlflow.db"),
+        ("", "mlruns/mlflow.db"),
+    ):
         code = "from tasks.tracking import store; print(store.STORE)"
         environment = os.environ | {"DVC_ROOT": str(root), "PYTHONPATH": str(REPOSITORY)}
         command = [sys.executable, "-c", code]

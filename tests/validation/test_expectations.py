@@ -265,7 +265,9 @@ def test_rewards_at_the_edge_of_the_rule_pass(settings, tmp_path, rule):
     """Best 1.0, the others just below the promised gap and just beyond it: what the rule makes, the suite accepts."""
     built = replace(BUILD, rule=rule)
     rewards = [1.0, 0.9, 0.85, 0.8499999, 0.84, 0.0]
-    rows = [ScoreRow("sandbox/main/0", "dpo", i, f"the word w{i}", ["a text"], [r], [0.0], r) for i, r in enumerate(rewards)]
+    rows = [
+        ScoreRow("sandbox/main/0", "dpo", i, f"the word w{i}", ["a text"], [r], [0.0], r) for i, r in enumerate(rewards)
+    ]
     pairs = pairs_of_feature(rows, built)
     settings = replace(settings, build_preferences=built)
     features = [FeatureRow("sandbox/main/0", "main", 0, "dpo", 2.0, 0.01)]

@@ -72,7 +72,9 @@ def test_the_version_follows_the_results_and_nothing_else(tmp_path: Path) -> Non
 
 
 def test_a_busy_workspace_names_its_holder_and_is_free_afterwards(tmp_path: Path) -> None:
-    code = "from tasks.workspace import repro\nwith repro.holding('flow run otter'):\n    print(flush=True)\n    input()\n"
+    code = (
+        "from tasks.workspace import repro\nwith repro.holding('flow run otter'):\n    print(flush=True)\n    input()\n"
+    )
     other = subprocess.Popen(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment(), text=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,

@@ -21,8 +21,7 @@ from tiny import WIDTH, settings, tiny_model, tiny_tokenizer
 from toy import wait_for
 from typed import begun, typed
 
-from saeexplainer.config import Architecture, Structured, WriterKind
-from saeexplainer.config import Writer as WriterConfig
+from saeexplainer.config import Architecture, Structured, Writer as WriterConfig, WriterKind
 from saeexplainer.costs import bills
 from saeexplainer.errors import UserError
 from saeexplainer.features.neighbours import Neighbourhoods, Responses
@@ -32,8 +31,7 @@ from saeexplainer.records import CandidateRow, DroppedFeature, FeatureRow, Neigh
 from saeexplainer.runs.storage import read_rows, write_rows
 from saeexplainer.writers.opening import open_writer
 from saeexplainer.writers.writer import Writer
-from tasks import bench as tasks_bench
-from tasks import compare_rounds, evaluate, sources
+from tasks import bench as tasks_bench, compare_rounds, evaluate, sources
 from tasks.settings import compose, params
 
 ASKED = ["the word dog", "", "any animal", "the word dog"]

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING
 
 from saeexplainer.domains import domain
 from saeexplainer.domains.domain import Annotation, Document, Lesson
-from saeexplainer.domains.sandbox import analysis, grammar, lexicon
-from saeexplainer.domains.sandbox import concepts as language
+from saeexplainer.domains.sandbox import analysis, concepts as language, grammar, lexicon
 from saeexplainer.domains.sandbox.habits import Habits, build_habits, stable_random
 
 if TYPE_CHECKING:

@@ -61,7 +61,9 @@ LEGEND = {
     ),
     **TRUTHS,
     "reward": Word("what a round measured of a candidate explanation: the texts written from it make the feature fire"),
-    "floor": Word("the reward that a feature's best candidate must reach; a feature below it trains nothing in that round"),
+    "floor": Word(
+        "the reward that a feature's best candidate must reach; a feature below it trains nothing in that round"
+    ),
     "lender": Word("an SAE on the same activations with another seed; its features are for training alone"),
     "twin": Word("a feature too close to one of the valid or test split; no training sees it"),
     "spare": Word("a feature that is neither trained on nor measured"),
