@@ -3,11 +3,10 @@
 from typing import TYPE_CHECKING
 
 from saeexplainer.config import Evaluate, Judge as JudgeConfig, JudgeKind
+from saeexplainer.judges.judge import Judge
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
-
-from saeexplainer.judges.judge import Judge
 
 
 def open_judges(

@@ -17,12 +17,12 @@ from huggingface_hub.errors import StrictDataclassError
 
 from saeexplainer.config import DTYPES, Pretrained
 from saeexplainer.errors import UserError, first_line
+from saeexplainer.models.blocks import TEXT_WEIGHTS, transformer_blocks
+from saeexplainer.models.hub import advice, arguments_for
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-from saeexplainer.models.blocks import TEXT_WEIGHTS, transformer_blocks
-from saeexplainer.models.hub import advice, arguments_for
 
 PLACEMENTS = ("auto", "balanced", "balanced_low_0", "sequential")  # transformers spreads the blocks over devices
 # What transformers and sae-lens end with on a folder that is damaged, or of a kind that they do not know.

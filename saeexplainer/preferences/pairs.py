@@ -1,4 +1,4 @@
-"""From rewards to preference pairs: pure (METHOD section 1, step 5).
+"""From rewards to preference pairs: pure (docs/METHOD.md section 6).
 
 A candidate without a reward, because the calls for its texts failed, is on neither side: nothing is known about it.
 """

@@ -4,17 +4,12 @@ import argparse
 import os
 import sys
 import webbrowser
-from typing import TYPE_CHECKING
 
 from saeexplainer.errors import UserError
 from tasks.settings import params as settings_params
+from tasks.validation.data_docs import DATA_DOCS, ROUNDS, VERDICT, is_up_to_date, write_index
 from tasks.workspace import surroundings
 from tasks.workspace.printable import one_line
-
-if TYPE_CHECKING:
-    pass
-
-from tasks.validation.data_docs import DATA_DOCS, ROUNDS, VERDICT, is_up_to_date, write_index
 
 
 def main(arguments: list[str] | None = None) -> int:

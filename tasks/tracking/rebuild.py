@@ -2,19 +2,14 @@
 
 import argparse
 import sys
-from typing import TYPE_CHECKING
 
 from saeexplainer.errors import UserError
 from saeexplainer.runs.storage import read_json
 from tasks.settings import params as settings_params
 from tasks.tracking import store
-from tasks.workspace import surroundings
-
-if TYPE_CHECKING:
-    pass
-
 from tasks.tracking.points import REPORTS
 from tasks.tracking.runs import log
+from tasks.workspace import surroundings
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -15,12 +15,11 @@ from saeexplainer.preferences.sets import (
     top_share,
 )
 from saeexplainer.records import CALLS_FAILED, DroppedFeature, PreferencePair
+from tasks.validation.expectations import TOLERANCE, named
 
 if TYPE_CHECKING:
     import pandas as pd
     from great_expectations.expectations import Expectation
-
-from tasks.validation.expectations import TOLERANCE, named
 
 
 @dataclass(frozen=True)
