@@ -13,18 +13,26 @@ from saeexplainer.runs.storage import read_rows, read_tensors
 
 class FeatureTable:
     """What lies in data/activations about each feature. A feature's number is its row here, and with it the place of its
-    tokens among those of an explainer (`saeexplainer.explainer.feature_tokens`)."""
+    tokens among those of an explainer (`saeexplainer.explainer.feature_tokens`). Files are read when they are asked for;
+    each property raises UserError if its file is not there."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises UserError if the folder holds no table of features."""
         self.folder = folder
-        self.rows = read_rows(folder / "features.parquet", FeatureRow)
-        self.number = {row.feature_id: at for at, row in enumerate(self.rows)}  # by the feature's id
+
+    @cached_property
+    def rows(self) -> list[FeatureRow]:
+        """Row n is feature number n."""
+        return read_rows(self.folder / "features.parquet", FeatureRow)
+
+    @cached_property
+    def number(self) -> dict[str, int]:
+        """By the feature's id."""
+        return {row.feature_id: at for at, row in enumerate(self.rows)}
 
     @cached_property
     def vectors(self) -> dict[str, Tensor]:
         """The vectors that a token may carry, [features, d_model] each by the names of `explainer.PARTS`, and the mean
-        residual of the corpus, corpus_mean [d_model]. Raises UserError if they are not there."""
+        residual of the corpus, corpus_mean [d_model]."""
         return read_tensors(self.folder / "directions.safetensors")
 
     def contexts(self, prompt: ExplainerPrompt) -> list[str]:

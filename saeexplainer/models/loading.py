@@ -1,8 +1,7 @@
-"""Causal language models as the pipeline needs them: loading, finding blocks, reading one module, sampling.
+"""Loading any causal language model that transformers knows, with nothing of it but what the pipeline needs.
 
-Everything here works on any unmodified transformers causal LM; structure is asked for, never a model's name. A model is
-a folder that transformers saved or, at a pinned commit, a repository of the hub; both go through the same functions.
-The pipeline's own folders hold a model, or a pointer to one of others: `open_model` reads either.
+A model is a folder that transformers saved or, at a pinned commit, a repository of the hub; both go through the same
+functions. The pipeline's own folders hold a model or a pointer to a pretrained one: `pointer.open_model` reads either.
 """
 
 import logging

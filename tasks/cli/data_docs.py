@@ -6,8 +6,9 @@ import sys
 import webbrowser
 
 from saeexplainer.errors import UserError
+from tasks.places import DATA_DOCS, ROUNDS
 from tasks.settings import params as settings_params
-from tasks.validation.data_docs import DATA_DOCS, ROUNDS, VERDICT, is_up_to_date, write_index
+from tasks.validation.data_docs import VERDICT, is_up_to_date, write_index
 from tasks.workspace import surroundings
 from tasks.workspace.printable import one_line
 

@@ -5,9 +5,9 @@ import sys
 
 from saeexplainer.errors import UserError
 from saeexplainer.runs.storage import read_json
+from tasks.places import REPORTS
 from tasks.settings import params as settings_params
 from tasks.tracking import store
-from tasks.tracking.points import REPORTS
 from tasks.tracking.runs import log
 from tasks.workspace import surroundings
 

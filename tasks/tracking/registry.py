@@ -32,18 +32,10 @@ from saeexplainer.figures import gate
 from saeexplainer.figures.comparison import chain_of
 from saeexplainer.runs.storage import holds_model, read_json
 from saeexplainer.serving import EXPLAINER, KINDS, QUESTIONS, Reply, evaluation_of, write_served
+from tasks.places import ACTIVATIONS, EXPLAINERS
 from tasks.settings import params as settings_params
 from tasks.tracking import points, provenance, runs as tracking_runs, store
-from tasks.tracking.champion import (
-    ACTIVATIONS,
-    CHAMPION,
-    EXPLAINERS,
-    PROMOTE,
-    champion_version,
-    model_name,
-    promote,
-    stored,
-)
+from tasks.tracking.champion import CHAMPION, PROMOTE, champion_version, model_name, promote, stored
 from tasks.workspace import surroundings
 
 if TYPE_CHECKING:
