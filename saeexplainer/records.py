@@ -11,6 +11,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, TypeVar
 
 Row = TypeVar("Row", bound=Any)  # of a table with a column feature_id
@@ -18,9 +19,6 @@ Row = TypeVar("Row", bound=Any)  # of a table with a column feature_id
 # Splits of live features that are neither trained on nor evaluated: what is too close to a valid or test feature, and
 # what extract_activations.max_features left over. They are rivals and neighbours all the same.
 NOT_EXPLAINED = ("twin", "spare")
-
-# Why a feature is dropped that might have had a pair, had a server answered: fewer than two candidates have a reward.
-CALLS_FAILED = "calls failed"
 
 
 FEATURE_ID = r"[^/\s]+/[^/\s]+/(?:0|[1-9][0-9]{0,14})"  # what a column feature_id holds; the latent fits 64 bits
@@ -176,13 +174,26 @@ class PreferencePair:
     rejected_best_text: str
 
 
+class DropReason(StrEnum):
+    """Why a feature has no pair (docs/METHOD.md section 6)."""
+
+    best_is_zero = "best is zero"  # no text of any candidate made it fire
+    below_floor = "below floor"  # no candidate reached build_preferences.floor
+    best_is_empty = "best is empty"  # the explainer was rewarded for saying nothing
+    no_spread = "no spread"  # the candidates are worth the same
+    no_gap = "no gap"  # no candidate is far enough below the best
+    calls_failed = (
+        "calls failed"  # a server gave fewer than two candidates their texts; the feature might have had a pair
+    )
+
+
 @dataclass(frozen=True)
 class DroppedFeature:
     """A feature without a pair, and why."""
 
     feature_id: str
     split: str
-    reason: str  # one of `preferences.sets.REASONS`, or CALLS_FAILED
+    reason: str  # a DropReason
 
 
 @dataclass(frozen=True)

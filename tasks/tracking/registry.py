@@ -32,11 +32,12 @@ from saeexplainer.figures import gate
 from saeexplainer.figures.comparison import chain_of
 from saeexplainer.runs.storage import holds_model, read_json
 from saeexplainer.serving import EXPLAINER, KINDS, QUESTIONS, Reply, evaluation_of, write_served
-from tasks.places import ACTIVATIONS, EXPLAINERS
+from tasks.places import ACTIVATIONS, EXPLAINERS, REPORTS
 from tasks.settings import params as settings_params
-from tasks.tracking import points, provenance, runs as tracking_runs, store
+from tasks.tracking import provenance, runs as tracking_runs, store
 from tasks.tracking.champion import CHAMPION, PROMOTE, champion_version, model_name, promote, stored
 from tasks.workspace import surroundings
+from tasks.workspace.printable import failed
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -253,13 +254,11 @@ def main(arguments: list[str] | None = None) -> int:
         if given.command == "promote":
             print(promote(given.version))
         else:
-            print(*register(settings_params.load(), read_json(points.REPORTS / "comparison.json")), sep="\n")
+            print(*register(settings_params.load(), read_json(REPORTS / "comparison.json")), sep="\n")
     except UserError as error:
-        print(f"error: {store.one_line(error)}", file=sys.stderr)
-        return 2
+        return failed(store.one_line(error))
     except Exception as error:  # whatever a server, a driver or a network can raise
-        print(f"error: MLflow at {store.shown_uri()}: {store.one_line(error)}", file=sys.stderr)
-        return 2
+        return failed(f"MLflow at {store.shown_uri()}: {store.one_line(error)}")
     return 0
 
 

@@ -20,6 +20,7 @@ from saeexplainer.records import (
     CandidateRow,
     ContextRow,
     DroppedFeature,
+    DropReason,
     EvaluationRow,
     ExplanationRow,
     FeatureRow,
@@ -326,3 +327,7 @@ def test_truth_is_the_concepts_with_the_best_overlap(tmp_path):
         "s/main/1": [("near:dog", 1.0)],  # no description can be built on it
         "s/main/2": [("the word dog", 1.0), ("any animal", pytest.approx(0.8))],
     }
+
+
+def test_every_reason_for_dropping_a_feature_is_explained_on_the_page():
+    assert payload.constants()["dropReasons"].keys() == set(DropReason)
