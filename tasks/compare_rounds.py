@@ -135,6 +135,7 @@ def write_page(params: Params, comparison: dict) -> None:
         evaluations={name: EVALUATIONS / f"{name}.parquet" for name in comparison["rounds"]},
         rounds={name: ROUNDS / name for name in params.rounds},
         contexts_shown=params.compare_rounds.page_contexts,
+        picture=REPORTS / "rounds.png",
     )
     domain = open_domain(params.prepare_subject.domain, params.seed, params.prepare_subject.corpus)
     table = ACTIVATIONS / "truth.safetensors"
