@@ -30,9 +30,11 @@ from saeexplainer.explainer.explainer import shown_contexts
 from saeexplainer.explainer.folder import packages_of
 from saeexplainer.figures import gate
 from saeexplainer.figures.comparison import chain_of
+from saeexplainer.library.champion import CHAMPION, champion_version
 from saeexplainer.records import FeatureRow
 from saeexplainer.runs.storage import holds_model, read_json, read_rows, read_tensors
 from saeexplainer.serving import EXPLAINER, KINDS, QUESTIONS, Reply, evaluation_of, write_served
+from tasks.places import ACTIVATIONS, EXPLAINERS
 from tasks.settings import params as settings_params
 from tasks.tracking import points, provenance, runs as tracking_runs, store
 from tasks.workspace import surroundings
@@ -42,16 +44,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.models import ModelSignature
 
-from tasks.tracking.champion import (
-    ACTIVATIONS,
-    CHAMPION,
-    EXPLAINERS,
-    PROMOTE,
-    champion_version,
-    model_name,
-    promote,
-    stored,
-)
+from tasks.tracking.champion import PROMOTE, model_name, promote, stored
 
 # What a process needs to load any version, beside the code that is stored with it.
 REQUIREMENTS = (

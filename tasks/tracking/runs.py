@@ -35,6 +35,7 @@ from saeexplainer.figures.comparison import ACCURACY
 from saeexplainer.figures.notation import held_out, percent
 from saeexplainer.records import EvaluationRow
 from saeexplainer.runs.storage import read_json, read_rows
+from tasks.places import EVALUATIONS, REPORTS
 from tasks.settings import params as settings_params
 from tasks.tracking import store
 
@@ -42,8 +43,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 from tasks.tracking.points import (
-    EVALUATIONS,
-    REPORTS,
     TAG_LENGTH,
     Point,
     chain_points,
