@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from saeexplainer.features.measuring import Feature
     from saeexplainer.library.champion import load_champion
     from saeexplainer.library.explaining import explain_feature, explain_vector, load_explainer
-    from saeexplainer.library.scoring import score_explanation, subject_writer
+    from saeexplainer.library.scoring import feature_record, score_explanation, subject_writer
     from saeexplainer.library.subjects import measure_features, open_subject
     from saeexplainer.preferences.rewards import reward
 
@@ -27,6 +27,7 @@ __all__ = [
     "UserError",
     "explain_feature",
     "explain_vector",
+    "feature_record",
     "load_champion",
     "load_explainer",
     "measure_features",
@@ -44,7 +45,7 @@ _HOMES = {
     "saeexplainer.features.measuring": ("Feature",),
     "saeexplainer.library.champion": ("load_champion",),
     "saeexplainer.library.explaining": ("explain_feature", "explain_vector", "load_explainer"),
-    "saeexplainer.library.scoring": ("score_explanation", "subject_writer"),
+    "saeexplainer.library.scoring": ("feature_record", "score_explanation", "subject_writer"),
     "saeexplainer.library.subjects": ("measure_features", "open_subject"),
     "saeexplainer.preferences.rewards": ("reward",),
 }
@@ -63,4 +64,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

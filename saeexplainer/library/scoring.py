@@ -1,8 +1,9 @@
 """Whether an explanation is true of a feature: texts written from it, and what they make the feature do."""
 
+import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -10,10 +11,11 @@ from saeexplainer.config import Writer as WriterSettings, WriterKind
 from saeexplainer.errors import UserError
 from saeexplainer.evaluation import metrics
 from saeexplainer.evaluation.scoring import try_out
+from saeexplainer.exchange import records as exchange_records
 from saeexplainer.features.measuring import Feature
 from saeexplainer.features.neighbours import Neighbourhoods
 from saeexplainer.library.subjects import Subject
-from saeexplainer.records import FeatureRow
+from saeexplainer.records import FeatureRecord, FeatureRow
 from saeexplainer.saes.text_activations import read_texts, read_tokens
 from saeexplainer.writers.subject import SubjectWriter
 from saeexplainer.writers.writer import Writer
@@ -100,9 +102,7 @@ def score_explanation(
         raise UserError(f"{feature.feature_id}: its maximum is {feature.maximum:g}; measure it on texts where it fires")
     said = explanation.strip()
     author = _Given(texts) if texts is not None else writer or subject_writer(subject)
-    row = FeatureRow(
-        feature.feature_id, subject.sae_name, feature.index, "", feature.maximum, feature.density
-    )  # fmt: skip
+    row = _row(feature, subject)
     latents = {subject.sae_name: [feature.index]}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -117,3 +117,24 @@ def score_explanation(
         [[value / feature.maximum for value in values] for _, values in read],
         metrics.generative_accuracy(own) if known else math.nan, metrics.hallucination(own) if known else math.nan,
     )  # fmt: skip
+
+
+def feature_record(feature: Feature, explanation: str, subject: Subject, score: Score | None = None) -> FeatureRecord:
+    """A feature and what is said of it in the shape that people exchange (`write_records`), with its contexts, the
+    model, the SAE and, if it is given, the score. What is not known is null."""
+    cfg = subject.sae.cfg
+    known = exchange_records.metadata(
+        feature.feature_id, str(subject.site), cfg.d_in, cfg.d_sae, subject.release, subject.sae_id
+    )
+    density = None if math.isnan(feature.density) else feature.density
+    measured = {"activation_density": density, "max_activation_approx": feature.maximum}
+    record = exchange_records.from_rows(_row(feature, subject), explanation, feature.contexts, known | measured)
+    if score is None:
+        return record
+    scores = {"generative_accuracy": score.generative_accuracy, "hallucination": score.hallucination}
+    shown = {name: None if math.isnan(value) else value for name, value in scores.items()}
+    return replace(record, extra=json.dumps({"scores": shown}))
+
+
+def _row(feature: Feature, subject: Subject) -> FeatureRow:
+    return FeatureRow(feature.feature_id, subject.sae_name, feature.index, "", feature.maximum, feature.density)

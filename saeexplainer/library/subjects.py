@@ -10,12 +10,14 @@ from saeexplainer.features.measuring import Feature, measure
 from saeexplainer.models import blocks, loading, stream, tokenizers
 from saeexplainer.saes import loading as saes_loading
 from saeexplainer.saes.reading import Reader
-from saeexplainer.saes.sites import site_of
+from saeexplainer.saes.sites import Site, site_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sae_lens import SAE
+
+CONTEXT = 128  # tokens of a text that are read where nobody says how many
 
 
 @dataclass(frozen=True)
@@ -24,16 +26,15 @@ class Subject:
 
     name: str  # first part of the ids of its features
     sae_name: str  # second part, and the SAE's name in the reader
-    reader: Reader  # model, tokenizer, the SAE and the site that it reads
+    reader: Reader  # model, tokenizer and the SAE
+    site: Site  # where the SAE reads the model
+    release: str | None  # of sae-lens, if the SAE is of one
+    sae_id: str | None  # in the release
 
     @property
     def sae(self) -> "SAE":
         """sae-lens' object, ready to encode what the model has at the SAE's site."""
         return self.reader.saes[self.sae_name]
-
-    def feature_id(self, index: int) -> str:
-        """subject/sae/index of a latent."""
-        return f"{self.name}/{self.sae_name}/{index}"
 
 
 def open_subject(
@@ -42,7 +43,7 @@ def open_subject(
     *,
     revision: str | None = None,
     sae_id: str | None = None,
-    context_length: int = 128,
+    context_length: int | None = None,
     prepend_bos: bool | None = None,
     norm_scaling_factor: float | None = None,
     dtype: str = "float32",
@@ -56,7 +57,8 @@ def open_subject(
     model: a folder that transformers saved, or a hub id with the commit (40 hex digits) in `revision`.
     sae: a folder that sae-lens saved, or a release that sae-lens knows with the SAE's name in `sae_id`. It says itself
         where it reads the model.
-    context_length: tokens of a text that are read, BOS included; the rest is cut.
+    context_length: tokens of a text that are read, BOS included; the rest is cut. None is 128, or what the model can
+        read if that is less.
     prepend_bos: whether texts begin with BOS, for an SAE that does not say how it was trained.
     norm_scaling_factor: sqrt(d_in) over the mean norm of the activations, for an SAE that asks for one and has none.
     dtype, device_map, attention: of the model, as transformers has them; device_map None is the CPU.
@@ -71,11 +73,14 @@ def open_subject(
     opened = saes_loading.load(sae, width, sae_id=sae_id, device=device, norm_scaling_factor=norm_scaling_factor)
     begins = _begins_with_bos(opened, prepend_bos, sae)
     tokenizer = tokenizers.load_tokenizer(model, revision, prepend_bos=begins)
+    if context_length is None:
+        context_length = min(CONTEXT, blocks.longest_context(loaded) or CONTEXT)
     blocks.check_context(loaded, context_length, "context_length")
     stream.check(loaded, tokenizer, "model")
     called = sae_name or (sae_id.replace("/", "-") if sae_id else _word(sae))
-    reader = Reader(loaded, tokenizer, site_of(opened, loaded), context_length, {called: opened})
-    return Subject(name or _word(model), called, reader)
+    site = site_of(opened, loaded)
+    reader = Reader(loaded, tokenizer, site, context_length, {called: opened})
+    return Subject(name or _word(model), called, reader, site, str(sae) if sae_id else None, sae_id)
 
 
 def _begins_with_bos(sae: "SAE", asked: bool | None, source: Path | str) -> bool | None:

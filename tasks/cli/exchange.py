@@ -155,24 +155,13 @@ def _write_lines(to: Path, records: Sequence[FeatureRecord]) -> str:
 
 def metadata(feature_id: str, params: Params) -> dict[str, Any]:
     """What a record says of the subject and the SAE of a feature; an SAE that is trained here is of no release."""
-    subject, sae, index = feature_id.split("/")
+    sae = exchange_records.sae_of(feature_id)
     settings = read_json(SAES / sae / "cfg.json")  # as sae-lens stored it
-    hook_name = settings["metadata"]["hook_name"]
-    block = int(hook_name.split(".")[1])  # blocks.<n>.<place>
     released = {spec.name: spec.pretrained for spec in params.prepare_sae.saes}.get(sae)
-    from_release = released is not None and released.sae_id is not None
-    return {
-        "target_model": subject,
-        "sae_id": sae,
-        "feature_index": int(index),
-        "layer": block,
-        "hook_name": hook_name,
-        "hook_layer": block,
-        "d_in": settings["d_in"],
-        "d_sae": settings["d_sae"],
-        "saelens_release": released.source if from_release else None,
-        "saelens_sae_id": released.sae_id if from_release else None,
-    }
+    of_release = (released.source, released.sae_id) if released is not None and released.sae_id is not None else ()
+    return exchange_records.metadata(
+        feature_id, settings["metadata"]["hook_name"], settings["d_in"], settings["d_sae"], *of_release
+    )
 
 
 def _measured(row: FeatureRow) -> dict[str, Any]:
