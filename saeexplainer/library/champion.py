@@ -44,7 +44,7 @@ def load_champion(name: str | None = None, tracking_uri: str | None = None) -> S
         from mlflow.exceptions import MlflowException
     except ImportError:
         raise UserError(
-            "load_champion needs MLflow, which is not installed: pip install 'mlflow>=3.17,<4'; or load_explainer(FOLDER)"
+            "load_champion needs MLflow, which is not installed: pip install 'mlflow>=3.17,<4', or use load_explainer"
         ) from None
     address = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or _own_store()
     _check_file(address)
