@@ -19,6 +19,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -163,6 +164,20 @@ class ServedExplainer:
         """An answer for each id (subject/sae/index) or number of a latent. Raises UserError if there is no such one."""
         return self._answer([self._feature(one) for one in asked])
 
+    def explain_vectors(self, given: Mapping[str, Any], contexts: str = "") -> Explained:
+        """An answer about vectors of any origin: by kind, one of each of `parts`, each `width` numbers. `contexts` are
+        lines as `features.contexts.listed` makes them, for an explainer whose prompt shows any (`shown_contexts`).
+
+        Raises UserError if a vector is missing, of another kind or width, not finite or zero, if it is a known feature's
+        vector of another kind, or if there are no contexts to show.
+        """
+        return self._answer([self._vectors(given, contexts)])[0]
+
+    @property
+    def shown_contexts(self) -> int:
+        """How many of a feature's strongest contexts stand in the prompt."""
+        return self._explainer.injection.prompt.shown_contexts
+
     def reply(self, rows: Iterable[Mapping[str, Any]]) -> list[Reply]:
         """A reply for each row, which gives `feature_id`, or `index`, or one vector of each of `parts`."""
         asked = [self._question(row) for row in rows]
@@ -190,17 +205,19 @@ class ServedExplainer:
         vectors = {name: self._tensors[name][row] for name in self.parts}
         return Question(self.features[row].feature_id, vectors, self._contexts[row] if self._contexts else "")
 
-    def _vectors(self, given: Mapping[str, Any]) -> Question:
-        if self._contexts:
+    def _vectors(self, given: Mapping[str, Any], contexts: str = "") -> Question:
+        if self._contexts and not contexts:
             raise UserError(
                 f"{next(iter(given))}: this explainer reads a feature's contexts too; ask about features by their id"
             )
         if set(given) != set(self.parts):
             parts = " and ".join(self.parts)
             raise UserError(f"{' and '.join(given)}: this explainer reads {parts}; give that, or feature_id or index")
-        return Question("", {name: self._vector(name, given[name]) for name in self.parts}, "")
+        shown = contexts if self._contexts else ""
+        return Question("", {name: self._vector(name, given[name]) for name in self.parts}, shown)
 
     def _vector(self, kind: str, given: Any) -> Float[Tensor, "d_model"]:
+        given = given.tolist() if isinstance(given, Tensor | np.ndarray) else given
         numbers = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else []
         if len(numbers) != self.width or not all(isinstance(one, Real) for one in numbers):
             raise UserError(f"{kind}: must be a list of {self.width} numbers; this explainer reads no other")

@@ -34,6 +34,7 @@ from saeexplainer.runs.checkpoint import Checkpoint, Kept, fingerprint
 from saeexplainer.runs.seeds import seed_torch
 from saeexplainer.runs.storage import replacing, write_rows, write_tensors
 from saeexplainer.saes.reading import open_reader
+from saeexplainer.saes.subset import decoder_rows, encoder_rows
 from tasks.places import ACTIVATIONS, SAES, SUBJECT
 from tasks.stage import Report, main
 
@@ -145,11 +146,8 @@ def run(params: Params) -> Report:
     work = Extraction(params)
     statistics, firing, mean = first_pass(work)
     live = {name: features_splits.live_features(stats, work.config) for name, stats in statistics.items()}
-    decoders = {name: one.W_dec.detach().cpu() for name, one in work.saes.items()}
-    # A matching pursuit SAE encodes with its decoder.
-    encoders = {
-        name: one.W_enc.detach().cpu().T if hasattr(one, "W_enc") else decoders[name] for name, one in work.saes.items()
-    }
+    decoders = {name: decoder_rows(one) for name, one in work.saes.items()}
+    encoders = {name: encoder_rows(one) for name, one in work.saes.items()}
     splits = features_splits.split_features(live, decoders, work.config, params.seed)
     rows = features_splits.feature_rows(statistics, splits, subject_name(params))
     contexts, top_residuals = second_pass(work, rows, statistics)
@@ -200,7 +198,9 @@ def second_pass(
     work: Extraction, rows: list[FeatureRow], statistics: dict[str, FeatureStatistics]
 ) -> tuple[list[ContextRow], torch.Tensor]:
     """Contexts and mean top residuals, from the documents that hold a top context of some feature."""
-    found = TopContexts(rows, statistics, work.saes, work.domain, work.config)
+    found = TopContexts(
+        rows, statistics, work.saes, work.domain.annotate, work.config.context_tokens, work.config.direction_contexts
+    )
     documents = (document for number, document in enumerate(work.documents()) if number in found.wanted)
     work.gather("second pass", found, documents, len(found.numbers))
     return found.gathered()

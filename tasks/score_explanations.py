@@ -6,12 +6,14 @@ A description is written and read once, for all features of all SAEs that it was
 data/rounds/<round>/scores.parquet.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from saeexplainer.config import Params, Reward
+from saeexplainer.evaluation import scoring
+from saeexplainer.evaluation.scoring import Outcome
 from saeexplainer.features.neighbours import Neighbourhoods
 from saeexplainer.preferences import rewards
-from saeexplainer.records import CandidateRow, FeatureRow, NeighbourRow, ScoreRow, unwritten
+from saeexplainer.records import CandidateRow, FeatureRow, NeighbourRow, ScoreRow
 from saeexplainer.runs.seeds import seed_torch, stage_seed
 from saeexplainer.runs.storage import read_rows, write_rows
 from saeexplainer.saes import text_activations
@@ -33,15 +35,19 @@ def run(params: Params, item: str) -> Report:
     asked = near.asked(row.feature_id for row in candidates)
     reader = open_reader(SUBJECT, SAES, sorted(asked), params.prepare_subject.context_length)
     author = open_writer(config.writer, "score_explanations.writer", reader.model, reader.tokenizer)
-    texts = author.write([row.explanation for row in candidates])
-    read = text_activations.read_texts((text for written in texts.values() for text in written), reader, asked)
-    scored = score(candidates, near, texts, read, config.reward)
+    outcomes = scoring.try_out(
+        [(row.feature_id, row.explanation) for row in candidates], author, near,
+        lambda texts: text_activations.read_texts(texts, reader, asked),
+    )  # fmt: skip
+    scored = score_rows(candidates, outcomes, config.reward)
     if config.reward.shuffle:
         scored = rewards.shuffled(scored, stage_seed(params.seed, f"shuffle@{item}"))
-    usage = author.usage(texts)
+    described = {row.explanation for row in candidates if row.explanation}
+    usage = author.usage(described)
     notes = None if usage is None else {"usage": usage}
     write_rows(ROUNDS / item / "scores.parquet", scored, ScoreRow, notes)
-    lines = [f"{len(scored)} candidates scored on {len(read.row)} distinct texts of {len(texts)} descriptions"]
+    texts = {text for outcome in outcomes for text in outcome.texts}
+    lines = [f"{len(scored)} candidates scored on {len(texts)} distinct texts of {len(described)} descriptions"]
     unknown = sum(row.reward is None for row in scored)
     if unknown:
         lines.append(f"{unknown} candidates have no reward, because every call for their texts failed")
@@ -62,23 +68,17 @@ def means(rows: Sequence[ScoreRow]) -> dict[str, float]:
     }
 
 
-def score(
-    candidates: Sequence[CandidateRow], near: Neighbourhoods, texts: Mapping[str, list[str]],
-    read: text_activations.TextActivations, config: Reward,
+def score_rows(
+    candidates: Sequence[CandidateRow], outcomes: Sequence[Outcome], config: Reward
 ) -> list[ScoreRow]:  # fmt: skip
     """One row a candidate; an empty explanation has no text and earns 0, one whose texts failed has no reward."""
-    rows = []
-    for row in candidates:
-        written = texts.get(row.explanation, [])
-        found = near.responses(row.feature_id, written, read)
-        failed = unwritten(row.explanation, written)
-        earned = None if failed else rewards.reward(found.own, found.neighbours, config)
-        rows.append(
-            ScoreRow(
-                row.feature_id, row.split, row.rank, row.explanation, written, found.own, found.neighbours, earned
-            )  # fmt: skip
+    return [
+        ScoreRow(
+            row.feature_id, row.split, row.rank, row.explanation, outcome.texts, outcome.responses.own,
+            outcome.responses.neighbours, outcome.reward(config),
         )
-    return rows
+        for row, outcome in zip(candidates, outcomes, strict=True)
+    ]  # fmt: skip
 
 
 if __name__ == "__main__":

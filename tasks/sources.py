@@ -15,15 +15,14 @@ import numpy as np
 
 from saeexplainer.config import Evaluation, EvaluationKind
 from saeexplainer.errors import UserError
-from saeexplainer.evaluation import agent
+from saeexplainer.evaluation import agent, scoring
 from saeexplainer.evaluation.rows import Explanation
 from saeexplainer.explainer.explainer import Explainer
 from saeexplainer.explainer.table import FeatureTable
 from saeexplainer.features import truth
 from saeexplainer.features.neighbours import Responses
 from saeexplainer.labellers import by_domain
-from saeexplainer.preferences import rewards
-from saeexplainer.records import ContextRow, ExplanationRow, by_feature, unwritten
+from saeexplainer.records import ContextRow, ExplanationRow, by_feature
 from saeexplainer.runs.seeds import stage_seed
 from saeexplainer.runs.storage import read_notes, read_rows
 from tasks.places import ACTIVATIONS
@@ -169,18 +168,20 @@ class Trial:
 def try_out(bench: "Bench", asked: Sequence[tuple[int, str]]) -> list[Trial]:
     """Texts by the writer of training and their reward, for each (position in the bench, explanation)."""
     config = bench.params.score_explanations
-    written = bench.training_author.write([text for _, text in asked])
     latents = bench.near.asked(feature.feature_id for feature in bench.features)[bench.sae_name]
-    read = bench.read([text for texts in written.values() for text in texts], latents)
+    outcomes = scoring.try_out(
+        [(bench.features[at].feature_id, explanation) for at, explanation in asked], bench.training_author, bench.near,
+        lambda texts: bench.read(texts, latents),
+    )  # fmt: skip
+    written = {one.explanation: one.texts for one in outcomes if one.explanation}
     spent = {explanation: _spent(bench, explanation, texts) for explanation, texts in written.items()}
-    trials = []
-    for at, explanation in asked:
-        texts = written.get(explanation, [])
-        found = bench.near.responses(bench.features[at].feature_id, texts, read)
-        failed = unwritten(explanation, texts)
-        earned = None if failed else rewards.reward(found.own, found.neighbours, config.reward)
-        trials.append(Trial(texts, found, earned, config.reward.threshold, *spent.get(explanation, (0, 0))))
-    return trials
+    return [
+        Trial(
+            one.texts, one.responses, one.reward(config.reward), config.reward.threshold,
+            *spent.get(one.explanation, (0, 0)),
+        )
+        for one in outcomes
+    ]  # fmt: skip
 
 
 def _spent(bench: "Bench", explanation: str, texts: list[str]) -> tuple[int, int]:

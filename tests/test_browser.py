@@ -191,7 +191,9 @@ def test_the_page_is_quiet_and_asks_nobody(browser, few):
     assert browser.get_log("browser") == []
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     asked = {m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"}
-    assert {url.partition("#")[0] for url in asked if not url.startswith("data:")} == {few}, "the page itself and nothing else"
+    assert {url.partition("#")[0] for url in asked if not url.startswith("data:")} == {few}, (
+        "the page itself and nothing else"
+    )
     assert few in asked
 
 

@@ -39,21 +39,6 @@ class Answers:
     judge_agreement: float
 
 
-FIRING = 0.5  # share of the corpus maximum: docs/METHOD.md section 1, the threshold
-
-
-def generative_accuracy(activations: Sequence[float] | Float[np.ndarray, "texts"]) -> float:
-    """Share of an explanation's texts that make the feature fire; 0 without a text. `activations` are each text's
-    maximum over the corpus maximum."""
-    return float(np.mean(np.asarray(activations) >= FIRING)) if len(activations) else 0.0
-
-
-def collides(relative: Float[np.ndarray, "texts live"], target: int, rivals: Bool[np.ndarray, "live"]) -> bool:
-    """Whether some rival's mean activation on the texts, relative to its own maximum, is above the target's."""
-    means = relative.mean(axis=0)
-    return bool((means[rivals] > means[target]).any())
-
-
 def evaluation_row(
     feature: FeatureRow,
     explanation: Explanation,
@@ -84,9 +69,9 @@ def evaluation_row(
         token_activations=[[round(value / feature.maximum, 4) for value in values] for _, values in read],
         calls=explanation.calls,
         call_tokens=explanation.call_tokens,
-        generative_accuracy=no_share if missing else generative_accuracy(own),
-        hallucination=no_text if missing else float(not (own >= FIRING).any()),
-        collision=no_text if missing else float(collides(relative, target, rivals)),
+        generative_accuracy=no_share if missing else metrics.generative_accuracy(own),
+        hallucination=no_text if missing else metrics.hallucination(own),
+        collision=no_text if missing else float(metrics.collides(relative, target, rivals)),
         mean_activation=no_share if missing else float(own.mean()),
         input_accuracy=math.nan if failed else answers.input_accuracy,
         output_accuracy=answers.output_accuracy,
@@ -135,7 +120,7 @@ def detection(
         peak = max(probe.activations)
         if peak > 0:
             tokens += scores
-            positive += [value >= FIRING * peak for value in probe.activations]
+            positive += [value >= metrics.FIRING * peak for value in probe.activations]
     return (
         metrics.auc(relevance, firing),
         metrics.auc(tokens, positive),

@@ -249,6 +249,27 @@ def from_rows(
     )
 
 
+def metadata(
+    feature_id: str, hook_name: str, d_in: int, d_sae: int, release: str | None = None, sae_id: str | None = None
+) -> dict[str, Any]:
+    """What a record says of the subject and the SAE of a feature; `release` and `sae_id` are sae-lens', None for an SAE
+    of no release. `hook_name` is TransformerLens': blocks.<n>.<place>."""
+    named = FeatureId.parse(feature_id)
+    block = int(hook_name.split(".")[1])
+    return {
+        "target_model": named.subject,
+        "sae_id": named.sae,
+        "feature_index": named.index,
+        "layer": block,
+        "hook_name": hook_name,
+        "hook_layer": block,
+        "d_in": d_in,
+        "d_sae": d_sae,
+        "saelens_release": release,
+        "saelens_sae_id": sae_id,
+    }
+
+
 def preference(pair: PreferencePair, metadata: Mapping[str, Any]) -> dict[str, Any]:
     """A pair in the reference's shape: the split goes into the metadata."""
     row = asdict(pair)

@@ -1,14 +1,13 @@
 """The contexts in which each feature fires highest."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saeexplainer.config import ExtractActivations
-from saeexplainer.domains.domain import Document, Domain
+from saeexplainer.domains.domain import Annotation, Document
 from saeexplainer.features.statistics import FeatureStatistics
 from saeexplainer.features.token_stream import TokenBatch, concepts_at
 from saeexplainer.records import ContextRow, FeatureRow
@@ -23,9 +22,12 @@ class TopContexts:
 
     def __init__(
         self, rows: Sequence[FeatureRow], statistics: dict[str, FeatureStatistics], saes: dict[str, "SAE"],
-        domain: Domain, config: ExtractActivations,
+        annotate: Callable[[Document], Annotation], context_tokens: int, direction_contexts: int,
     ) -> None:  # fmt: skip
-        self.rows, self.saes, self.domain, self.config = rows, saes, domain, config
+        """context_tokens: on each side of the strongest one that a context holds. direction_contexts: over whose
+        strongest tokens a feature's mean residual is taken, the strongest contexts first."""
+        self.rows, self.saes, self.annotate = rows, saes, annotate
+        self.context_tokens, self.direction_contexts = context_tokens, direction_contexts
         self.wanted: dict[int, list[tuple[int, int]]] = {}  # document's number to places in `rows` and ranks
         for at, row in enumerate(rows):
             for rank, number in enumerate(statistics[row.sae].top_document_numbers(row.index)):
@@ -42,15 +44,16 @@ class TopContexts:
         for local, document in enumerate(batch.documents):
             here = (batch.document == local).nonzero().flatten()
             offsets = batch.offsets[here].tolist()
-            concepts = concepts_at(self.domain.annotate(document), offsets)
+            concepts = concepts_at(self.annotate(document), offsets)
             for at, rank in self.wanted[self.numbers[batch.first + local]]:
                 row = self.rows[at]
                 values = codes[row.sae][here, row.index].cpu()
                 peak = int(values.argmax())
-                if rank < self.config.direction_contexts:
+                if rank < self.direction_contexts:
                     self.sums[at] += batch.residual[here[peak]].cpu()
                     self.counts[at] += 1
-                self.contexts.append(_context(row, rank, document, offsets, values, peak, concepts[peak], self.config))
+                found = _context(row, rank, document, offsets, values, peak, concepts[peak], self.context_tokens)
+                self.contexts.append(found)
 
     def state(self) -> dict[str, Tensor]:
         """What the means are made of, for `restore`; `contexts` is the rest."""
@@ -75,12 +78,12 @@ def _at_word(text: str, start: int) -> bool:
 
 def _context(
     row: FeatureRow, rank: int, document: Document, offsets: list[list[int]], values: Tensor, peak: int,
-    concepts: tuple[str, ...], config: ExtractActivations,
+    concepts: tuple[str, ...], around: int,
 ) -> ContextRow:  # fmt: skip
-    first = max(0, peak - config.context_tokens)
+    first = max(0, peak - around)
     while first and not _at_word(document.text, offsets[first][0]):  # read by itself, half a word is another token
         first -= 1
-    last = min(len(offsets), peak + config.context_tokens + 1)
+    last = min(len(offsets), peak + around + 1)
     return ContextRow(
         feature_id=row.feature_id,
         rank=rank,

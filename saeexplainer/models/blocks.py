@@ -58,9 +58,14 @@ class _Stop(Exception):
     """Ends a forward pass once the residual is read; the later blocks would be wasted work."""
 
 
+def longest_context(model: nn.Module) -> int | None:
+    """How many tokens the model can read at once; None where it has no such limit."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
 def check_context(model: nn.Module, tokens: int, field: str) -> None:
     """Raise UserError if the model cannot read so many tokens at once; `field` names the setting at fault."""
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limit = longest_context(model)
     if limit is not None and tokens > limit:
         raise UserError(f"{field}: {tokens} tokens, but the model reads {limit} at most; lower it")
 

@@ -6,11 +6,9 @@ alone. What is written appears whole or not at all, and nothing is overwritten u
 use it.
 """
 
-import gzip
 import os
 import re
 import shlex
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Any
 from saeexplainer.config import Params
 from saeexplainer.errors import UserError
 from saeexplainer.exchange import records as exchange_records
+from saeexplainer.exchange.files import read_records, write_records
 from saeexplainer.records import (
     FEATURE_ID,
     ContextRow,
@@ -39,7 +38,6 @@ CARD = "README.md"
 SPLITS = {"dpo": "data/train.parquet", "valid": "data/validation.parquet"}  # of a preference set to files of its export
 NAME = re.compile(r"[a-z0-9_]+")
 ENDINGS = (".jsonl", ".json", ".jsonl.gz", ".json.gz")  # of the files that are read in a folder
-GZIP = b"\x1f\x8b"  # how such a file begins, whatever its name: a browser may have unpacked it
 NUMBERS = re.compile(r"(\d+)")
 
 
@@ -56,7 +54,7 @@ def import_files(paths: Sequence[Path], name: str | None, under: str | None, for
     for path in (table, whole):
         _may_write(path, force)
     files = [file for path in paths for file in _files_of(path)]
-    records = [record for file in files for record in _read(file)]
+    records = [record for file in files for record in read_records(file)]
     rows = exchange_records.explanations(records, under)
     known = _known(rows, str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more")
     with _writing(IMPORTED):
@@ -101,18 +99,6 @@ def _files_of(path: Path) -> list[Path]:
     if not shown:
         raise UserError(f"{path}: holds no {', '.join(ENDINGS)} file itself; name the folder that does, or the files")
     return sorted(shown, key=lambda file: [int(part) if part.isdigit() else part for part in NUMBERS.split(file.name)])
-
-
-def _read(file: Path) -> list[FeatureRecord]:
-    try:
-        with file.open("rb") as opened:
-            is_gzip = opened.peek(len(GZIP)).startswith(GZIP)
-            with gzip.open(opened) if is_gzip else opened as lines:
-                return exchange_records.read(lines, str(file))
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{file}: gzip that is damaged or cut short ({error}); download it again") from None
-    except OSError as error:
-        raise UserError(f"{file}: {error.strerror}; give a file of JSON or JSON lines") from None
 
 
 def _known(rows: Sequence[ExplanationRow], file: str) -> list[str]:
@@ -165,31 +151,19 @@ def export_imported(name: str, to: Path, force: bool) -> str:
 
 
 def _write_lines(to: Path, records: Sequence[FeatureRecord]) -> str:
-    with _writing(to), replacing(to.absolute()) as temporary, temporary.open("w", encoding="utf-8") as file:
-        file.writelines(exchange_records.to_lines(records))
+    write_records(to, records)
     return f"{to}: {len(records)} records"
 
 
 def metadata(feature_id: str, params: Params) -> dict[str, Any]:
     """What a record says of the subject and the SAE of a feature; an SAE that is trained here is of no release."""
-    asked = FeatureId.parse(feature_id)
-    settings = read_json(SAES / asked.sae / "cfg.json")  # as sae-lens stored it
-    hook_name = settings["metadata"]["hook_name"]
-    block = int(hook_name.split(".")[1])  # blocks.<n>.<place>
-    released = {spec.name: spec.pretrained for spec in params.prepare_sae.saes}.get(asked.sae)
-    from_release = released is not None and released.sae_id is not None
-    return {
-        "target_model": asked.subject,
-        "sae_id": asked.sae,
-        "feature_index": asked.index,
-        "layer": block,
-        "hook_name": hook_name,
-        "hook_layer": block,
-        "d_in": settings["d_in"],
-        "d_sae": settings["d_sae"],
-        "saelens_release": released.source if from_release else None,
-        "saelens_sae_id": released.sae_id if from_release else None,
-    }
+    sae = FeatureId.parse(feature_id).sae
+    settings = read_json(SAES / sae / "cfg.json")  # as sae-lens stored it
+    released = {spec.name: spec.pretrained for spec in params.prepare_sae.saes}.get(sae)
+    of_release = (released.source, released.sae_id) if released is not None and released.sae_id is not None else ()
+    return exchange_records.metadata(
+        feature_id, settings["metadata"]["hook_name"], settings["d_in"], settings["d_sae"], *of_release
+    )
 
 
 def _measured(row: FeatureRow) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from saeexplainer.config import Params
 from saeexplainer.errors import UserError
-from saeexplainer.records import FeatureRow, NeighbourRow, unwritten
+from saeexplainer.records import FeatureRow, NeighbourRow
 from saeexplainer.runs.storage import holds_model, read_rows
 from tasks.places import ACTIVATIONS, EXPLAINERS, SAES, SUBJECT
 from tasks.settings import params as settings_params
@@ -98,7 +98,7 @@ def _explanations(folder: Path, table: "FeatureTable", numbers: list[int], param
 
 def _accuracies(asked: list[FeatureRow], explanations: list[str], params: Params) -> list[float | None]:
     """Write and read, as `evaluate` does."""
-    from saeexplainer.evaluation.rows import generative_accuracy
+    from saeexplainer.evaluation import scoring
     from saeexplainer.features.neighbours import Neighbourhoods
     from saeexplainer.runs.seeds import seed_torch
     from saeexplainer.saes import text_activations
@@ -110,11 +110,8 @@ def _accuracies(asked: list[FeatureRow], explanations: list[str], params: Params
     latents = near.asked(row.feature_id for row in asked)
     reader = open_reader(SUBJECT, SAES, sorted(latents), params.prepare_subject.context_length)
     author = open_writer(params.evaluate.writer, "evaluate.writer", reader.model, reader.tokenizer)
-    texts = author.write(explanations)
-    read = text_activations.read_texts((text for written in texts.values() for text in written), reader, latents)
-    found: list[float | None] = []
-    for row, explanation in zip(asked, explanations, strict=True):
-        written = texts.get(explanation, [])
-        failed = unwritten(explanation, written)
-        found.append(None if failed else generative_accuracy(near.responses(row.feature_id, written, read).own))
-    return found
+    outcomes = scoring.try_out(
+        [(row.feature_id, explanation) for row, explanation in zip(asked, explanations, strict=True)], author, near,
+        lambda texts: text_activations.read_texts(texts, reader, latents),
+    )  # fmt: skip
+    return [outcome.accuracy for outcome in outcomes]

@@ -2,13 +2,13 @@
 
 import os
 import re
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saeexplainer.errors import UserError
+from saeexplainer.library.champion import CHAMPION, PREFIX, SERVED, champion_version, fetched
 from saeexplainer.serving import Explained, ServedExplainer, missing_files
 from tasks.places import EXPLAINERS
 from tasks.settings import params
@@ -19,56 +19,25 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 
-CHAMPION = "champion"
 PROMOTE = "`sae-explainer promote --version N`"
 
 
 def model_name(experiment: str) -> str:
     """The registered model of an MLflow experiment."""
-    return f"sae-explainer-{experiment}"
-
-
-def champion_version(client: "MlflowClient", name: str) -> "ModelVersion | None":
-    """The version that the alias points to; None while there is none."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return client.get_model_version_by_alias(name, CHAMPION)
-    except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            return None
-        raise
+    return f"{PREFIX}{experiment}"
 
 
 @contextmanager
 def stored(client: "MlflowClient", version: "ModelVersion") -> Iterator[Path]:
     """The served folder of a version, fetched if it lies elsewhere. Raises UserError if its artifacts are gone."""
     address = client.get_model_version_download_uri(version.name, version.version)
-    with _fetched(f"{address.rstrip('/')}/artifacts/served") as folder:
+    with fetched(f"{address.rstrip('/')}/{SERVED}", store.address()) as folder:
         if folder is None or missing_files(folder):
             raise UserError(
                 f"{version.name} version {version.version}: its artifacts are gone from {address}; promote another "
                 f"({PROMOTE}), or delete that version in MLflow and run `sae-explainer tracking register`"
             )
         yield folder
-
-
-@contextmanager
-def _fetched(address: str) -> Iterator[Path | None]:
-    """A folder of artifacts as a local one; None if there is nothing."""
-    from mlflow.artifacts import download_artifacts
-    from mlflow.exceptions import MlflowException
-
-    local = store.local_path(address)
-    if local is not None:
-        yield local if local.is_dir() else None
-        return
-    with tempfile.TemporaryDirectory() as scratch:
-        try:
-            found = Path(download_artifacts(artifact_uri=address, dst_path=scratch, tracking_uri=store.address()))
-        except (MlflowException, OSError):
-            found = None
-        yield found
 
 
 def explain(feature_ids: Sequence[str], model: str = CHAMPION) -> list[Explained]:

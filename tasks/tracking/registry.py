@@ -30,12 +30,13 @@ from saeexplainer.explainer.folder import packages_of
 from saeexplainer.explainer.table import FeatureTable
 from saeexplainer.figures import gate
 from saeexplainer.figures.comparison import chain_of
+from saeexplainer.library.champion import CHAMPION, champion_version
 from saeexplainer.runs.storage import holds_model, read_json
 from saeexplainer.serving import EXPLAINER, KINDS, QUESTIONS, Reply, evaluation_of, write_served
 from tasks.places import ACTIVATIONS, EXPLAINERS, REPORTS
 from tasks.settings import params as settings_params
 from tasks.tracking import provenance, runs as tracking_runs, store
-from tasks.tracking.champion import CHAMPION, PROMOTE, champion_version, model_name, promote, stored
+from tasks.tracking.champion import PROMOTE, model_name, promote, stored
 from tasks.workspace import surroundings
 from tasks.workspace.printable import failed
 

@@ -19,10 +19,11 @@ from contextlib import closing
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlencode, urlsplit
-from urllib.request import url2pathname, urlopen
+from urllib.parse import urlencode
+from urllib.request import urlopen
 
 from saeexplainer.errors import UserError
+from saeexplainer.library.champion import local_path
 from tasks.workspace import folder, printable
 
 if TYPE_CHECKING:
@@ -63,14 +64,6 @@ def is_own() -> bool:
 def _file_of(uri: str) -> Path | None:
     """The file of a SQLite store; None if it is another kind of store."""
     return Path(uri.removeprefix("sqlite:///").partition("?")[0]) if uri.startswith("sqlite:///") else None
-
-
-def local_path(uri: str) -> Path | None:
-    """The folder or file that an address of artifacts names on this machine; None if they lie elsewhere."""
-    parts = urlsplit(uri)
-    if parts.scheme == "file":
-        return Path(url2pathname(parts.path))
-    return Path(uri) if not parts.scheme else None
 
 
 def shown_uri() -> str:

@@ -101,7 +101,8 @@ def _outside_of_their_ranges() -> list[str]:
 
     try:
         project = tomllib.loads(RANGES_FILE.read_text(encoding="utf-8"))["project"]
-        ranges = [Requirement(text) for text in project["dependencies"]]
+        texts = [*project["dependencies"], *project.get("optional-dependencies", {}).get("pipeline", [])]
+        ranges = [Requirement(text) for text in texts]
     except (OSError, LookupError, ValueError):  # `make setup` fails on such a file, and says more
         return []
     found = []

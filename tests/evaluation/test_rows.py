@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from saeexplainer.domains.sandbox.world import World
-from saeexplainer.evaluation.rows import Answers, Explanation, collides, evaluation_row, truth_scores
+from saeexplainer.evaluation.metrics import collides
+from saeexplainer.evaluation.rows import Answers, Explanation, evaluation_row, truth_scores
 from saeexplainer.features import truth
 from saeexplainer.records import FeatureRow
 from tasks import evaluate

@@ -2,16 +2,15 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 from dataclasses import asdict, dataclass, replace
-from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from alone import installed_alone
 from families import TOKENIZERS, WIDTH, save_family
 from peft import PeftModel
 from sae_lens.saes.sae import SAEMetadata
@@ -421,27 +420,6 @@ def check_fresh(served: Path, scratch: Path, wanted: object) -> None:
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
     assert json.loads(process.stdout.splitlines()[-1]) == [asdict(wanted) | {"error": None}]
-
-
-def installed_alone(names: list[str], site: Path) -> Path:
-    """A folder of packages that holds the distributions of these names and what they need, of those installed here."""
-    site.mkdir()
-    found: set[str] = set()
-    while names:
-        name = re.match(r"[\w.-]+", names.pop())[0].lower().replace("_", "-")
-        if name in found:
-            continue
-        found.add(name)
-        try:
-            distribution = metadata.distribution(name)
-        except metadata.PackageNotFoundError:  # of another platform
-            continue
-        names += [line for line in distribution.requires or [] if "extra ==" not in line]
-        for top in {file.parts[0] for file in distribution.files or []} - {".."}:
-            place = site / top
-            if not place.exists() and not top.endswith(".pth"):
-                place.symlink_to(Path(distribution.locate_file(top)))
-    return site
 
 
 def test_a_copy_holds_the_subject_on_which_its_adapter_stands(tmp_path, monkeypatch):

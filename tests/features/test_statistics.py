@@ -275,7 +275,9 @@ def test_contexts_are_windows_around_the_strongest_token():
     wanted = {number for index in range(4) for number in statistics.top_document_numbers(index)}
     numbers = sorted(wanted)
     again = token_batches([documents[number] for number in numbers], reader, 2)
-    found = TopContexts(rows, {"main": statistics}, {"main": sae}, world, CONFIG)
+    found = TopContexts(
+        rows, {"main": statistics}, {"main": sae}, world.annotate, CONFIG.context_tokens, CONFIG.direction_contexts
+    )
     assert found.numbers == numbers
     for batch in again:
         found.update(batch)

@@ -23,6 +23,7 @@ from tiny import ROOT, WIDTH, settings, tiny_model, tiny_tokenizer
 from saeexplainer.config import Architecture
 from saeexplainer.errors import UserError
 from saeexplainer.figures.comparison import summarise
+from saeexplainer.library.champion import champion_version
 from saeexplainer.records import EvaluationRow, FeatureRow
 from saeexplainer.runs.storage import read_json, write_rows, write_tensors
 from saeexplainer.serving import Reply, ServedExplainer, evaluation_of, write_served
@@ -102,7 +103,7 @@ def record(levels=None, **fields):
 
 
 def champion():
-    return tracking_champion.champion_version(store.open_client(), NAME)
+    return champion_version(store.open_client(), NAME)
 
 
 def test_each_round_is_a_version_and_the_best_one_the_champion(workspace):

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from saeexplainer.evaluation.rows import FIRING
+from saeexplainer.evaluation.metrics import FIRING
 from saeexplainer.records import (
     ContextRow,
     DroppedFeature,
