@@ -61,7 +61,7 @@ def test_the_corpus_is_large_enough_and_clean(texts):
 
 
 def test_another_process_with_another_hash_seed_gives_the_same_bytes():
-    code = "import test_pydoc_domain as t; print(t._fingerprint(t.PydocDomain(seed=7)))"
+    code = "import test_pydoc as t; print(t._fingerprint(t.PydocDomain(seed=7)))"
     here = Path(__file__).parent
     paths = [str(here), str(here.parent), *filter(None, sys.path)]
     environment = os.environ | {"PYTHONHASHSEED": "1234", "PYTHONPATH": os.pathsep.join(paths)}

@@ -24,13 +24,13 @@ from torch import Tensor
 from saeexplainer.config import Evaluation, EvaluationKind, Params, Pretrained, PretrainedSae, SaeSpec
 from saeexplainer.domains.opening import open_domain
 from saeexplainer.errors import UserError
-from saeexplainer.exchange.records import FEATURE_ID
 from saeexplainer.models import tokenizers
 from saeexplainer.records import (
     CandidateRow,
     ContextRow,
     EvaluationRow,
     ExplanationRow,
+    FeatureId,
     FeatureRow,
     ProbeRow,
     ScoreRow,
@@ -173,7 +173,7 @@ def test_a_subject_has_one_word_in_the_ids_of_its_features(here: Path, monkeypat
     monkeypatch.chdir(here / "tiny")
     for source, said in (("my own  model", "my-own-model"), (".", "tiny"), ("openai/gpt2", "gpt2"), ("../b/", "b")):
         name = extract_activations.subject_name(brought(source, {}, None))
-        assert name == said and FEATURE_ID.fullmatch(f"{name}/main/3")
+        assert name == said and FeatureId.parse(f"{name}/main/3").subject == said
 
 
 def test_what_was_folded_is_stored_and_loads_again_unchanged(gpt2: Path, here: Path) -> None:

@@ -293,7 +293,7 @@ def test_the_pool_is_of_all_seeds_that_were_not_looked_at() -> None:
     pooled = summarise([variant("seed0", SEEDS, BETTER), partly, seen], 200)["pooled"]
     known = {name: metrics["generative_accuracy"] for name, metrics in pooled.items()}
     assert (known["sft"]["value"], known["sft"]["n"]) == (0.1875, 8)
-    assert (known["r2"]["value"], known["r2"]["n"]) == (0.45, 5)
+    assert (known["r2"]["value"], known["r2"]["n"]) == (0.5, 4), "a seed with one known feature says nothing"
 
 
 def test_seeds_that_were_looked_at_have_tables_of_their_own() -> None:
