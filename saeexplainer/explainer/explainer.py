@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saeexplainer.config import Direction, ExplainerPrompt, GenerateExplanations, PromptKind, TrainSft
+from saeexplainer.config import ChatPrompt, GenerateExplanations, TrainSft
+from saeexplainer.config_parts import Direction
 from saeexplainer.domains.domain import ABOUT, EXPLAIN, FEATURE
 from saeexplainer.errors import UserError
 from saeexplainer.explainer.feature_tokens import FeatureTokens, first_feature_id
@@ -65,7 +66,7 @@ class Prompts:
         self.tokens_per_feature = len(PARTS[config.direction])
         self._tokenizer = tokenizer
         self._contexts = [without_special(shown, tokenizer) for shown in contexts]
-        in_chat = config.prompt.kind is PromptKind.chat
+        in_chat = isinstance(config.prompt, ChatPrompt)
         # A leading space, as the description has after `<about>` in the lessons; a chat's answer begins a line.
         self._lead = "" if in_chat else " "
         self._sides = _chat_sides(tokenizer, config.prompt) if in_chat else _token_sides(tokenizer)
@@ -100,7 +101,7 @@ def _token_sides(tokenizer: "PreTrainedTokenizerFast") -> tuple[str, str]:
     return tokenizer.bos_token + EXPLAIN, ABOUT
 
 
-def _chat_sides(tokenizer: "PreTrainedTokenizerFast", prompt: ExplainerPrompt) -> tuple[str, str]:
+def _chat_sides(tokenizer: "PreTrainedTokenizerFast", prompt: ChatPrompt) -> tuple[str, str]:
     """The instruction in the user's turn, and the answer opened. The template's own special tokens are read as such."""
     if tokenizer.chat_template is None:
         raise UserError(
@@ -127,9 +128,10 @@ def placeholder_id(tokenizer: "PreTrainedTokenizerFast") -> int:
 def shown_contexts(folder: Path, config: TrainSft) -> list[str]:
     """What stands for {contexts} in the prompt of each feature of the table in `folder` (data/activations): a line for
     each of its strongest contexts, the strongest token between << and >>. None of any if the prompt shows none."""
-    if not config.prompt.shown_contexts:
+    prompt = config.prompt
+    if not isinstance(prompt, ChatPrompt) or not prompt.shown_contexts:
         return []
-    lines = listed(read_rows(folder / "contexts.parquet", ContextRow), config.prompt.shown_contexts)
+    lines = listed(read_rows(folder / "contexts.parquet", ContextRow), prompt.shown_contexts)
     return [lines.get(row.feature_id, "") for row in read_rows(folder / "features.parquet", FeatureRow)]
 
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from saeexplainer.config import Params
+from saeexplainer.config import Params, TakenSae
 from saeexplainer.errors import UserError
 from saeexplainer.exchange import records as exchange_records
 from saeexplainer.records import (
@@ -174,7 +174,8 @@ def metadata(feature_id: str, params: Params) -> dict[str, Any]:
     settings = read_json(SAES / sae / "cfg.json")  # as sae-lens stored it
     hook_name = settings["metadata"]["hook_name"]
     block = int(hook_name.split(".")[1])  # blocks.<n>.<place>
-    released = {spec.name: spec.pretrained for spec in params.prepare_sae.saes}.get(sae)
+    taken = {spec.name: spec.pretrained for spec in params.prepare_sae.saes if isinstance(spec, TakenSae)}
+    released = taken.get(sae)
     from_release = released is not None and released.sae_id is not None
     return {
         "target_model": subject,

@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import saeexplainer
-from saeexplainer.config import EvaluationKind, Params
+from saeexplainer.config import Params
+from saeexplainer.config_parts import EvaluationKind
 from saeexplainer.errors import UserError
 from saeexplainer.explainer.explainer import shown_contexts
 from saeexplainer.explainer.folder import packages_of
@@ -56,7 +57,7 @@ from tasks.tracking.champion import (
 # What a process needs to load any version, beside the code that is stored with it.
 REQUIREMENTS = (
     "mlflow", "torch", "transformers", "tokenizers", "safetensors", "jaxtyping", "numpy", "scipy", "pandas", "pyarrow",
-    "tqdm",
+    "pydantic", "tqdm",
 )  # fmt: skip
 
 

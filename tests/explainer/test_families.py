@@ -20,16 +20,8 @@ from tiny import ROOT, WIDTH as SUBJECT_WIDTH, settings, tiny_model, tiny_tokeni
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
-from saeexplainer.config import (
-    Adapter,
-    Architecture,
-    Direction,
-    ExplainerPrompt,
-    Pretrained,
-    PromptKind,
-    Round,
-    TrainSft,
-)
+from saeexplainer.config import Adapter, ExplainerPrompt, Round, TrainSft
+from saeexplainer.config_parts import Architecture, Direction, Pretrained, PromptKind
 from saeexplainer.errors import UserError
 from saeexplainer.explainer import folder as explainer_folder
 from saeexplainer.explainer.explainer import Explainer, Prompts, attach, placeholder_id, shown_contexts

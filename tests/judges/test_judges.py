@@ -10,7 +10,8 @@ import torch
 from served import Server, endpoint, pretrained, serving
 from tiny import settings, tiny_model, tiny_tokenizer
 
-from saeexplainer.config import Architecture, Judge as JudgeConfig, JudgeKind
+from saeexplainer.config import JudgeKind
+from saeexplainer.config_parts import Architecture, Judge as JudgeConfig
 from saeexplainer.errors import UserError
 from saeexplainer.judges.chat import ChatJudge
 from saeexplainer.judges.endpoint import UNKNOWN, EndpointJudge, parsed

@@ -10,7 +10,8 @@ from served import Mood, Server, endpoint, pretrained, saying, serving
 from tiny import settings, tiny_tokenizer
 from transformers import AutoTokenizer
 
-from saeexplainer.config import Labeller, LabellerKind, Params
+from saeexplainer.config import LabellerKind, Params
+from saeexplainer.config_parts import Labeller
 from saeexplainer.errors import UserError
 from saeexplainer.features.contexts import listed, without_special
 from saeexplainer.labellers import by_model

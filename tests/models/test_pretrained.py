@@ -21,7 +21,8 @@ from safetensors.torch import load_file, save_file
 from tiny import settings
 from torch import Tensor
 
-from saeexplainer.config import Evaluation, EvaluationKind, Params, Pretrained, PretrainedSae, SaeSpec
+from saeexplainer.config import Evaluation, Params, PretrainedSae, SaeSpec
+from saeexplainer.config_parts import EvaluationKind, Pretrained
 from saeexplainer.domains.opening import open_domain
 from saeexplainer.errors import UserError
 from saeexplainer.exchange.records import FEATURE_ID

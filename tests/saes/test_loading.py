@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 from tiny import WIDTH, read_residual, settings, tiny_model, tiny_tokenizer
 from transformers import PreTrainedModel
 
-from saeexplainer.config import Architecture, PrepareSae, SaeSpec
+from saeexplainer.config import PrepareSae, SaeSpec
+from saeexplainer.config_parts import Architecture
 from saeexplainer.errors import UserError
 from saeexplainer.models.batches import encode_batch
 from saeexplainer.saes import loading, quality, training

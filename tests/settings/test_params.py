@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from saeexplainer.config import Architecture, Corpus, Direction, Endpoint, EvaluationKind, Structured
+from saeexplainer.config import Corpus
+from saeexplainer.config_parts import Architecture, Direction, Endpoint, EvaluationKind, Structured
 from saeexplainer.errors import UserError
 from tasks.settings import params
 

@@ -18,7 +18,8 @@ from preference_sets import scored
 from tiny import ROOT
 
 from flows import artifacts
-from saeexplainer.config import PairingRule, Params
+from saeexplainer.config import Params
+from saeexplainer.config_parts import PairingRule
 from saeexplainer.errors import UserError
 from saeexplainer.preferences import sets
 from saeexplainer.preferences.pairs import pairs_of_feature

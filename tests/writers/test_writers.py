@@ -21,7 +21,8 @@ from tiny import WIDTH, settings, tiny_model, tiny_tokenizer
 from toy import wait_for
 from typed import begun, typed
 
-from saeexplainer.config import Architecture, Structured, Writer as WriterConfig, WriterKind
+from saeexplainer.config import WriterKind
+from saeexplainer.config_parts import Architecture, Structured, Writer as WriterConfig
 from saeexplainer.costs import bills
 from saeexplainer.errors import UserError
 from saeexplainer.features.neighbours import Neighbourhoods, Responses
