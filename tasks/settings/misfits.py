@@ -25,7 +25,7 @@ def explained(error: ValidationError, kind: type) -> str:
             return f"{key}.kind: is {first['ctx']['tag']!r}; must be one of {first['ctx']['expected_tags']}"
         case "union_tag_not_found" if isinstance(first["input"], dict):
             return f"{key}.kind: missing; it says which other keys there are (`saeexplainer/config_parts.py`)"
-        case "union_tag_not_found" | "dataclass_type":
+        case "union_tag_not_found" | "model_attributes_type" | "dataclass_type":
             return f"{key}: {_shown(key, first['input'])}must be a mapping"
     said = re.sub(r"^(Value error, must|(Input|String|List|Dictionary) should)", "must", first["msg"])
     return f"{key}: {_shown(key, first['input'])}{said}"
