@@ -352,7 +352,7 @@ OTHERS = [
     "prepare_subject.pretrained={source: meta-llama/Llama-3.1-8B, revision: null, dtype: bfloat16, device_map: cuda, "
     "attention: null}",
     "prepare_sae.saes=[{name: main, pretrained: {source: release, sae_id: l15, norm_scaling_factor: null}, "
-    "d_sae: 32768, k: null, seed: null}]",
+    "d_sae: 32768}]",
 ]
 
 
