@@ -194,7 +194,7 @@ class TrainSft:
 
     pretrained: Pretrained | None  # the model that it is made of; null: the subject
     adapter: Adapter | None  # null: every weight is trained, in all rounds too
-    prompt: ExplainerPrompt
+    prompt: ExplainerPrompt  # how the explainer is asked
     bf16: Flag  # this training and the rounds' compute in bfloat16, weights as they are
     gradient_checkpointing: Flag  # these keep few activations and compute the others again: less memory, more time
     accumulate: Count  # batches whose gradients are added up before a step, warm-up's too

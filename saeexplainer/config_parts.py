@@ -202,7 +202,7 @@ class SubjectWriterSpec(WriterSpec):
     """The subject, which continues the prompt."""
 
     kind: Literal["subject"]
-    prompt: DescriptionPrompt
+    prompt: DescriptionPrompt  # what a text follows
     batch_size: Count  # texts generated at once
 
 
@@ -212,7 +212,7 @@ class ChatWriterSpec(WriterSpec):
 
     kind: Literal["chat"]
     model: Pretrained
-    prompt: DescriptionPrompt
+    prompt: DescriptionPrompt  # what the user's turn says
     batch_size: Count  # texts generated at once
 
 

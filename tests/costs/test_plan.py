@@ -404,7 +404,7 @@ def test_every_part_is_played_by_the_model_that_the_settings_name() -> None:
 def test_a_chat_judges_questions_by_hand() -> None:
     """The longest question fits; two judges, asked about 4 contexts of 3 tokens and 2 steered texts a bundle."""
     assert max(len(text.replace("{description}", "").encode()) for text in (OF_TEXT, OF_TOKEN)) <= workload.QUESTION
-    params = asked.settings.build(OmegaConf.create(asked.compose.composed(["judge=chat"])), "conf")
+    params = asked.settings_params.build(OmegaConf.create(asked.compose.composed(["judge=chat"])), "conf")
     probes = replace(params.probe_features, contexts=3, silent=1)
     probes = replace(probes, steer=replace(probes.steer, divergences=[0.5], prompts=1, max_new_tokens=5))
     extract = replace(params.extract_activations, context_tokens=1)
