@@ -55,4 +55,4 @@ study: setup  ## the experiments behind the figures; WITH="--plan ablation" for 
 	@sae-explainer study $(WITH)
 
 clean:  ## remove every result (keeps .venv and DVC's cache)
-	@rm -rf data mlruns/* reports/data_docs .prefect
+	@rm -rf data mlruns/mlflow.db* mlruns/artifacts reports/data_docs .prefect

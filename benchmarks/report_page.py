@@ -123,6 +123,7 @@ def build(folder: Path) -> None:
     sources = page_page.Sources(
         folder / "features.parquet", folder / "contexts.parquet", folder / "labels.parquet",
         {name: folder / f"{name}.parquet" for name in EVALUATIONS}, {name: folder / name for name in ROUNDS}, CONTEXTS,
+        folder / "rounds.png",
     )  # fmt: skip
     page_page.write(folder / "report.html", comparison(), sources, {}, {"r1": "sft", "r2": "r1"})
 

@@ -13,7 +13,7 @@ from flows import control, notifications
 from flows.control import ControlError, Deployed
 from flows.server import ServerError, check_server
 from tasks.workspace import surroundings
-from tasks.workspace.printable import one_line
+from tasks.workspace.printable import failed
 
 POLL_SECONDS = 2  # between two questions to the server about what to run
 
@@ -26,8 +26,7 @@ def main() -> int:
         webhook = settings.webhook()
         check_server(needed=True)
     except (ControlError, ServerError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
+        return failed(error)
     return _serve(settings.deployments, webhook)
 
 
@@ -35,8 +34,7 @@ def _serve(deployed: list[Deployed], webhook: str | None) -> int:
     try:
         found = [_deployment(entry) for entry in deployed]
     except ControlError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
+        return failed(error)
     asyncio.run(_run(found, webhook))
     return 0
 

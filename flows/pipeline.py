@@ -35,7 +35,7 @@ from flows.control import ControlError
 from flows.plan import StageFailed, Step, is_unchanged, plan
 from flows.server import ServerError, check_server
 from tasks.workspace import repro, surroundings
-from tasks.workspace.printable import one_line
+from tasks.workspace.printable import failed
 from tasks.workspace.repro import WorkspaceBusy
 
 EVALUATION = ("evaluate", "compare_rounds")  # the stages that train nothing
@@ -297,8 +297,7 @@ def main(arguments: list[str] | None = None) -> int:
             wait_minutes=options.wait,
         )
     except SAID as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
+        return failed(error)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the stage it stopped in", file=sys.stderr)
         return 130

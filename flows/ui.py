@@ -30,7 +30,7 @@ from flows.server import ServerError, check_database
 from tasks.places import REPORTS
 from tasks.tracking import store as mlflow_store
 from tasks.workspace import prefect_api, repro, surroundings
-from tasks.workspace.printable import one_line
+from tasks.workspace.printable import failed
 
 HOST = "127.0.0.1"
 PATIENCE_SECONDS = 300  # that a program may take until it answers; the first start makes databases
@@ -268,8 +268,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("starting Prefect, MLflow and the deployments; the first time takes a minute", flush=True)
         run(ports, partial(print, flush=True))
     except (ControlError, ServerError, UiFailed) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
+        return failed(error)
     except KeyboardInterrupt:
         print("\nstopped", flush=True)
     return 0

@@ -7,9 +7,11 @@ Glossary of shape names: batch, tokens (positions of a sequence), d_model (width
 of an SAE), features (rows of a feature table), texts (texts of one explanation), rows (feature tokens).
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, TypeVar
 
 Row = TypeVar("Row", bound=Any)  # of a table with a column feature_id
@@ -18,8 +20,33 @@ Row = TypeVar("Row", bound=Any)  # of a table with a column feature_id
 # what extract_activations.max_features left over. They are rivals and neighbours all the same.
 NOT_EXPLAINED = ("twin", "spare")
 
-# Why a feature is dropped that might have had a pair, had a server answered: fewer than two candidates have a reward.
-CALLS_FAILED = "calls failed"
+
+FEATURE_ID = r"[^/\s]+/[^/\s]+/(?:0|[1-9][0-9]{0,14})"  # what a column feature_id holds; the latent fits 64 bits
+
+
+@dataclass(frozen=True)
+class FeatureId:
+    """What a column feature_id says of a feature: it is written subject/sae/index."""
+
+    subject: str  # the last part of its name
+    sae: str  # folder name under data/saes
+    index: int  # latent
+
+    @classmethod
+    def parse(cls, text: str) -> "FeatureId":
+        """Raises ValueError if the text is no feature's id."""
+        if not re.fullmatch(FEATURE_ID, text):
+            raise ValueError(f"{text!r} is no feature's id; it must be like subject/sae/index")
+        subject, sae, index = text.split("/")
+        return cls(subject, sae, int(index))
+
+    @property
+    def owner(self) -> str:
+        """subject/sae, which the features of one SAE share."""
+        return f"{self.subject}/{self.sae}"
+
+    def __str__(self) -> str:
+        return f"{self.owner}/{self.index}"
 
 
 @dataclass(frozen=True)
@@ -147,13 +174,26 @@ class PreferencePair:
     rejected_best_text: str
 
 
+class DropReason(StrEnum):
+    """Why a feature has no pair (docs/METHOD.md section 6)."""
+
+    best_is_zero = "best is zero"  # no text of any candidate made it fire
+    below_floor = "below floor"  # no candidate reached build_preferences.floor
+    best_is_empty = "best is empty"  # the explainer was rewarded for saying nothing
+    no_spread = "no spread"  # the candidates are worth the same
+    no_gap = "no gap"  # no candidate is far enough below the best
+    calls_failed = (
+        "calls failed"  # a server gave fewer than two candidates their texts; the feature might have had a pair
+    )
+
+
 @dataclass(frozen=True)
 class DroppedFeature:
     """A feature without a pair, and why."""
 
     feature_id: str
     split: str
-    reason: str  # one of `preference_set.REASONS`, or CALLS_FAILED
+    reason: str  # a DropReason
 
 
 @dataclass(frozen=True)
@@ -178,7 +218,7 @@ class SteeredRow:
 
 @dataclass(frozen=True)
 class EvaluationRow:
-    """The metrics of one explanation (METHOD section 2); a missing explanation counts as failure.
+    """The metrics of one explanation (docs/METHOD.md section 8); a missing explanation counts as failure.
 
     What is measured on its texts is NaN where these are `unwritten`.
     """

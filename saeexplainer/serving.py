@@ -31,7 +31,7 @@ from saeexplainer.explainer.explainer import PARTS, Explainer, Prompts, attach, 
 from saeexplainer.explainer.feature_tokens import first_feature_id
 from saeexplainer.explainer.folder import keep_base, open_parts
 from saeexplainer.figures.confidence import Calibration, calibrate
-from saeexplainer.records import EvaluationRow, FeatureRow
+from saeexplainer.records import EvaluationRow, FeatureId, FeatureRow
 from saeexplainer.runs.storage import (
     holds_model,
     read_json,
@@ -84,7 +84,7 @@ def write_served(
     subject: Path = Path("data/subject"),
 ) -> None:  # fmt: skip
     """Gather a folder that `ServedExplainer` reads. `tensors` have a row for each of `features`, and so have `contexts`
-    where the explainer's prompts show any (`explainer.shown_contexts`). Kinds of vectors that the explainer does not
+    where the explainer's prompts show any (`FeatureTable.contexts`). Kinds of vectors that the explainer does not
     read are kept too: they tell when one of them is sent in place of what it reads. `subject` as in `keep_base`."""
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copytree(explainer, folder / EXPLAINER)
@@ -230,7 +230,7 @@ class ServedExplainer:
         ]
 
     def _row(self, asked: str | int | float) -> int:
-        owner = self.features[0].feature_id.rpartition("/")[0]
+        owner = FeatureId.parse(self.features[0].feature_id).owner
         # A table has 5.0 for 5 in a column that some of its rows leave open.
         text = str(int(asked) if isinstance(asked, float) and asked.is_integer() else asked).strip()
         number = text.removeprefix(f"{owner}/")

@@ -15,7 +15,7 @@ from saeexplainer.saes import text_activations
 from saeexplainer.saes.reading import open_reader
 from saeexplainer.writers.opening import open_writer
 from saeexplainer.writers.writer import Writer
-from tasks.places import ACTIVATIONS, SAES, SUBJECT
+from tasks.places import ACTIVATIONS, PROBES, SAES, SUBJECT
 
 
 class Bench:

@@ -19,7 +19,7 @@ from saeexplainer.domains.opening import open_domain
 from saeexplainer.figures import confidence
 from saeexplainer.figures.comparison import ACCURACY, START, chain_of, subtractions, summarise
 from saeexplainer.figures.notation import change
-from saeexplainer.records import EvaluationRow, FeatureRow, PreferencePair, ScoreRow, Usage
+from saeexplainer.records import EvaluationRow, PreferencePair, ScoreRow, Usage
 from saeexplainer.reports import tables
 from saeexplainer.reports.page import page
 from saeexplainer.runs.storage import read_notes, read_rows, replacing, write_json
@@ -112,13 +112,14 @@ def _usage(table: Path) -> Usage | None:
 
 def _sampling_costs(params: Params, item: str, rows: Sequence[ScoreRow]) -> bills.Work:
     """What the round's first explainer read and wrote for its candidates."""
-    from saeexplainer.explainer.explainer import Prompts, shown_contexts
+    from saeexplainer.explainer.explainer import Prompts
+    from saeexplainer.explainer.table import FeatureTable
     from saeexplainer.models.pointer import open_tokenizer
 
     tokenizer = open_tokenizer(EXPLAINERS / params.rounds[item].start)
-    prompts = Prompts(tokenizer, len(tokenizer), params.train_sft, shown_contexts(ACTIVATIONS, params.train_sft))
-    number = {row.feature_id: at for at, row in enumerate(read_rows(ACTIVATIONS / "features.parquet", FeatureRow))}
-    asked = {feature_id: len(prompts.ids(number[feature_id])) for feature_id in {row.feature_id for row in rows}}
+    table = FeatureTable(ACTIVATIONS)
+    prompts = Prompts(tokenizer, len(tokenizer), params.train_sft, table.contexts(params.train_sft.prompt))
+    asked = {feature_id: len(prompts.ids(table.number[feature_id])) for feature_id in {row.feature_id for row in rows}}
     read = sum(asked[row.feature_id] for row in rows)
     return bills.sampled(
         [row.explanation for row in rows], read, tokenizer, params.generate_explanations.max_new_tokens
@@ -134,6 +135,7 @@ def write_page(params: Params, comparison: dict) -> None:
         evaluations={name: EVALUATIONS / f"{name}.parquet" for name in comparison["rounds"]},
         rounds={name: ROUNDS / name for name in params.rounds},
         contexts_shown=params.compare_rounds.page_contexts,
+        picture=REPORTS / "rounds.png",
     )
     domain = open_domain(params.prepare_subject.domain, params.seed, params.prepare_subject.corpus)
     table = ACTIVATIONS / "truth.safetensors"

@@ -23,8 +23,8 @@ from saeexplainer.runs.seeds import seed_torch, stage_seed
 from saeexplainer.runs.storage import write_rows
 from saeexplainer.saes import text_activations
 from tasks import sources
-from tasks.bench import ACTIVATIONS, Bench
-from tasks.places import EVALUATIONS
+from tasks.bench import Bench
+from tasks.places import ACTIVATIONS, EVALUATIONS
 from tasks.stage import Report, main
 
 # Metrics that the stage says itself: fields of EvaluationRow.

@@ -34,9 +34,7 @@ from saeexplainer.runs.checkpoint import Checkpoint, Kept, fingerprint
 from saeexplainer.runs.seeds import seed_torch
 from saeexplainer.runs.storage import replacing, write_rows, write_tensors
 from saeexplainer.saes.reading import open_reader
-from tasks.places import ACTIVATIONS
-from tasks.prepare_sae import SAES
-from tasks.prepare_subject import SUBJECT
+from tasks.places import ACTIVATIONS, SAES, SUBJECT
 from tasks.stage import Report, main
 
 KEPT = Path(".cache/extract_activations")

@@ -6,10 +6,11 @@ Writes data/rounds/<round>/candidates.parquet.
 """
 
 from saeexplainer.config import Params
-from saeexplainer.explainer.explainer import Explainer, shown_contexts
-from saeexplainer.records import CandidateRow, FeatureRow
+from saeexplainer.explainer.explainer import Explainer
+from saeexplainer.explainer.table import FeatureTable
+from saeexplainer.records import CandidateRow
 from saeexplainer.runs.seeds import seed_torch
-from saeexplainer.runs.storage import read_rows, read_tensors, write_rows
+from saeexplainer.runs.storage import write_rows
 from tasks.places import ACTIVATIONS, EXPLAINERS, ROUNDS
 from tasks.stage import Report, main
 
@@ -20,10 +21,10 @@ def run(params: Params, item: str) -> Report:
     """Sample, feature by feature in the table's order."""
     config = params.generate_explanations
     seed_torch(params.seed, f"generate_explanations@{item}")
-    tensors = read_tensors(ACTIVATIONS / "directions.safetensors")
-    contexts = shown_contexts(ACTIVATIONS, params.train_sft)
-    explainer = Explainer(EXPLAINERS / params.rounds[item].start, tensors, params.train_sft, config, contexts)
-    rows = read_rows(ACTIVATIONS / "features.parquet", FeatureRow)
+    table = FeatureTable(ACTIVATIONS)
+    contexts = table.contexts(params.train_sft.prompt)
+    explainer = Explainer(EXPLAINERS / params.rounds[item].start, table.vectors, params.train_sft, config, contexts)
+    rows = table.rows
     asked = [(at, rank) for at, row in enumerate(rows) if row.split in SPLITS for rank in range(config.candidates)]
     explanations = explainer.explain([at for at, _ in asked], config.temperature, progress="explanations")
     candidates = [

@@ -64,7 +64,7 @@ def by_the_domain(rows: Sequence[FeatureRow], params: Params, draw: random.Rando
 
 def by_the_labeller(rows: Sequence[FeatureRow], config: Labeller, count: int, seed: int) -> "Labels":
     """What a language model says of the `count` strongest contexts of each feature. Raises UserError if that leaves
-    nothing to learn from, and as `labeller.ask` does."""
+    nothing to learn from, and as `by_model.ask` does."""
     from saeexplainer.labellers import by_model  # not for those whose domain labels: it may bring torch
 
     if isinstance(config, ChatLabellerSpec):

@@ -23,8 +23,7 @@ from saeexplainer.runs.storage import replacing, write_json
 from saeexplainer.saes import loading, quality, training
 from saeexplainer.saes.reading import Reader
 from saeexplainer.saes.sites import one_site, site_of
-from tasks.places import REPORTS, SAES
-from tasks.prepare_subject import SUBJECT
+from tasks.places import REPORTS, SAES, SUBJECT
 from tasks.stage import Report, main
 
 if TYPE_CHECKING:

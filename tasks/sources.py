@@ -18,14 +18,15 @@ from saeexplainer.config_parts import EvaluationKind
 from saeexplainer.errors import UserError
 from saeexplainer.evaluation import agent
 from saeexplainer.evaluation.rows import Explanation
-from saeexplainer.explainer.explainer import Explainer, shown_contexts
+from saeexplainer.explainer.explainer import Explainer
+from saeexplainer.explainer.table import FeatureTable
 from saeexplainer.features import truth
 from saeexplainer.features.neighbours import Responses
 from saeexplainer.labellers import by_domain
 from saeexplainer.preferences import rewards
 from saeexplainer.records import ContextRow, ExplanationRow, by_feature, unwritten
 from saeexplainer.runs.seeds import stage_seed
-from saeexplainer.runs.storage import read_notes, read_rows, read_tensors
+from saeexplainer.runs.storage import read_notes, read_rows
 from tasks.places import ACTIVATIONS
 
 if TYPE_CHECKING:
@@ -203,9 +204,9 @@ def observations(bench: "Bench", at: int, trial: Trial) -> list[agent.Observatio
 
 
 def _explainer(bench: "Bench", folder: Path) -> Explainer:
-    tensors = read_tensors(ACTIVATIONS / "directions.safetensors")
-    contexts = shown_contexts(ACTIVATIONS, bench.params.train_sft)
-    return Explainer(folder, tensors, bench.params.train_sft, bench.params.generate_explanations, contexts)
+    table, settings = FeatureTable(ACTIVATIONS), bench.params.train_sft
+    contexts = table.contexts(settings.prompt)
+    return Explainer(folder, table.vectors, settings, bench.params.generate_explanations, contexts)
 
 
 def _asked(explainer: Explainer, number: int, texts: Sequence[str]) -> int:

@@ -2,7 +2,7 @@
 
     python -m tasks.train_dpo r1
 
-Writes data/explainers/<round> (`explainer_folder`, and in it preferences.json: the figures of the set it was trained on,
+Writes data/explainers/<round> (`saeexplainer.explainer.folder`, and in it preferences.json: the figures of the set it was trained on,
 which a round that starts from it is compared with) and reports/training/<round>.csv.
 """
 
@@ -11,12 +11,13 @@ from pathlib import Path
 
 from saeexplainer.config import Params
 from saeexplainer.explainer import folder as explainer_folder
-from saeexplainer.explainer.explainer import Prompts, attach, direction_rows, shown_contexts
+from saeexplainer.explainer.explainer import Prompts, attach, direction_rows
 from saeexplainer.explainer.feature_tokens import first_feature_id
+from saeexplainer.explainer.table import FeatureTable
 from saeexplainer.models import pointer
-from saeexplainer.records import FeatureRow, PreferencePair
+from saeexplainer.records import PreferencePair
 from saeexplainer.runs.seeds import seed_torch
-from saeexplainer.runs.storage import read_json, read_rows, read_tensors, replacing, write_json
+from saeexplainer.runs.storage import read_json, read_rows, replacing, write_json
 from saeexplainer.training import dpo
 from saeexplainer.training.curves import write_curves
 from tasks.places import ACTIVATIONS, EXPLAINERS, ROUNDS
@@ -30,19 +31,19 @@ def run(params: Params, item: str) -> Report:
     start = EXPLAINERS / round_.start
     parts = explainer_folder.open_parts(start, trainable=True)
     model, tokenizer = parts.model, parts.tokenizer
-    directions = direction_rows(read_tensors(ACTIVATIONS / "directions.safetensors"), supervised.direction)
+    features = FeatureTable(ACTIVATIONS)
+    directions = direction_rows(features.vectors, supervised.direction)
     hooks = attach(model, tokenizer, directions, supervised, config.direction_noise, projection=parts.projection)
     reference = None
     if not parts.adapted:
         reference = pointer.open_model(start)
         attach(reference, tokenizer, directions, supervised, projection=parts.projection)
-    number = {row.feature_id: at for at, row in enumerate(read_rows(ACTIVATIONS / "features.parquet", FeatureRow))}
-    prompts = Prompts(
-        tokenizer, first_feature_id(model, tokenizer), supervised, shown_contexts(ACTIVATIONS, supervised)
-    )
+    prompts = Prompts(tokenizer, first_feature_id(model, tokenizer), supervised, features.contexts(supervised.prompt))
     pairs = read_rows(ROUNDS / item / "validated.parquet", PreferencePair)
     datasets = {
-        split: dpo.preference_dataset([pair for pair in pairs if pair.split == split], prompts, number.__getitem__)
+        split: dpo.preference_dataset(
+            [pair for pair in pairs if pair.split == split], prompts, features.number.__getitem__
+        )
         for split in ("dpo", "valid")
     }
     with tempfile.TemporaryDirectory() as scratch:

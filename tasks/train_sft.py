@@ -2,12 +2,13 @@
 
     python -m tasks.train_sft
 
-Writes data/explainers/warmup and data/explainers/sft (`explainer_folder`) and reports/training/sft.csv. Without
+Writes data/explainers/warmup and data/explainers/sft (`saeexplainer.explainer.folder`) and reports/training/sft.csv. Without
 warm-up examples, which a domain without concepts cannot give, the warm-up is the model that starts.
 """
 
 import random
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -15,12 +16,13 @@ import torch
 from saeexplainer.config import Params
 from saeexplainer.domains.opening import open_domain
 from saeexplainer.explainer import folder as explainer_folder
-from saeexplainer.explainer.explainer import Prompts, attach, direction_rows, shown_contexts
+from saeexplainer.explainer.explainer import Prompts, attach, direction_rows
 from saeexplainer.explainer.feature_tokens import first_feature_id
+from saeexplainer.explainer.table import FeatureTable
 from saeexplainer.features.token_stream import token_batches
-from saeexplainer.records import ExplanationRow, FeatureRow
+from saeexplainer.records import ExplanationRow
 from saeexplainer.runs.seeds import seed_torch
-from saeexplainer.runs.storage import read_rows, read_tensors, replacing
+from saeexplainer.runs.storage import read_rows, replacing
 from saeexplainer.saes.reading import open_reader
 from saeexplainer.training import sft
 from saeexplainer.training.curves import write_curves
@@ -33,19 +35,19 @@ def run(params: Params) -> Report:
     config = params.train_sft
     seed = seed_torch(params.seed, "train_sft")
     draw = random.Random(seed)
-    tensors = read_tensors(ACTIVATIONS / "directions.safetensors")
-    features = direction_rows(tensors, config.direction)
+    table = FeatureTable(ACTIVATIONS)
+    features = direction_rows(table.vectors, config.direction)
     parts = explainer_folder.start(config, SUBJECT, features.shape[1], seed)
     prompts = Prompts(
-        parts.tokenizer, first_feature_id(parts.model, parts.tokenizer), config, shown_contexts(ACTIVATIONS, config)
+        parts.tokenizer, first_feature_id(parts.model, parts.tokenizer), config, table.contexts(config.prompt)
     )
     warmup = raw_activations(params, draw) if config.warmup_examples else sft.nothing(features.shape[1])
     tokens = prompts.tokens_per_feature
-    raw = (warmup.residuals - tensors["corpus_mean"]).repeat_interleave(tokens, dim=0)
+    raw = (warmup.residuals - table.vectors["corpus_mean"]).repeat_interleave(tokens, dim=0)
     directions = torch.cat([features, raw])
     first = len(features) // tokens
     raw_examples = [prompts.example(first + at, description) for at, description in enumerate(warmup.descriptions)]
-    labelled = [prompts.example(feature, label) for feature, label in sft_labels()]
+    labelled = [prompts.example(feature, label) for feature, label in sft_labels(table.number)]
     replayed = draw.sample(raw_examples, min(len(raw_examples), replay_count(len(labelled), config.replay_share)))
     history = []
     stages = (
@@ -80,9 +82,8 @@ def raw_activations(params: Params, draw: random.Random) -> sft.WarmupSet:
     return sft.warmup_set(batches, domain, config.warmup_examples, config.warmup_modifier_share, draw)
 
 
-def sft_labels() -> list[tuple[int, str]]:
-    """(row in the feature table, label) of the sft split; features without a label are left out."""
-    number = {row.feature_id: at for at, row in enumerate(read_rows(ACTIVATIONS / "features.parquet", FeatureRow))}
+def sft_labels(number: Mapping[str, int]) -> list[tuple[int, str]]:
+    """(the feature's number, label) of the sft split; features without a label are left out."""
     labels = read_rows(LABELS, ExplanationRow)
     return [(number[row.feature_id], row.explanation) for row in labels if row.split == "sft" and row.explanation]
 

@@ -16,10 +16,10 @@ from saeexplainer.errors import UserError
 from saeexplainer.preferences.sets import Figures, drift, figures, read_figures
 from saeexplainer.records import DroppedFeature, FeatureRow, PreferencePair, QuarantinedPair, ScoreRow
 from saeexplainer.runs.storage import read_rows, replacing, write_json, write_rows
-from tasks.places import EXPLAINERS
+from tasks.places import DATA_DOCS, EXPLAINERS, ROUNDS
 from tasks.stage import Report, main
 from tasks.validation import expectations, rules as validation_rules
-from tasks.validation.data_docs import DATA_DOCS, ROUNDS, VERDICT, Outcome, Validator, fingerprint, write_index
+from tasks.validation.data_docs import VERDICT, Outcome, Validator, fingerprint, write_index
 from tasks.validation.rules import SetRule
 
 FEATURES = Path("data/activations/features.parquet")

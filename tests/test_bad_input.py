@@ -146,7 +146,7 @@ WRONG: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "an explainer without a chat template": (
         "train_sft", chat_explainer_of_a_base_model, "no chat template; name an instruction-tuned",
     ),
-    "a broken line 7": ("command_line import np.jsonl", broken_line_7, "np.jsonl:line 7: not JSON in UTF-8"),
+    "a broken line 7": ("cli.main import np.jsonl", broken_line_7, "np.jsonl:line 7: not JSON in UTF-8"),
     "a round with an unknown start": (
         "generate_explanations r1", edit(rounds__r1__start="r7"), "params.yaml: rounds.r1.start: is 'r7'",
     ),
@@ -174,9 +174,9 @@ WRONG: dict[str, tuple[str, Callable[[Path], None], str]] = {
         edit(extract_activations__truth_documents=0),
         "params.yaml: extract_activations.truth_documents: is 0",
     ),
-    "an unknown experiment": ("compose experiment=nanoo", edit(), "conf/experiment: 'nanoo' is unknown; choose from "),
+    "an unknown experiment": ("settings.compose experiment=nanoo", edit(), "conf/experiment: 'nanoo' is unknown; choose from "),
     "a misspelled override": (
-        "compose train_sft.epoch=1", edit(), "train_sft.epoch: unknown key; did you mean train_sft.epochs?",
+        "settings.compose train_sft.epoch=1", edit(), "train_sft.epoch: unknown key; did you mean train_sft.epochs?",
     ),
 }  # fmt: skip
 

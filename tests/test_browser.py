@@ -27,6 +27,7 @@ from saeexplainer.records import (
     ScoreRow,
 )
 from saeexplainer.reports.page import page
+from saeexplainer.reports.tables import plot_rounds
 from saeexplainer.runs.storage import write_rows
 from tasks import validate_preferences
 
@@ -94,8 +95,10 @@ def written(folder: Path, features: list[FeatureRow], nasty: bool = False) -> st
     sources = page.Sources(
         folder / "features.parquet", folder / "contexts.parquet", folder / "labels.parquet",
         {name: folder / f"{name}.parquet" for name in measured}, {"r1": folder / "rounds/r1"}, 5,
+        folder / "rounds.png",
     )  # fmt: skip
     comparison = summarise({name: rows[:50] for name, rows in measured.items()}, 20, 0)
+    plot_rounds(comparison, sources.picture)
     page.write(folder / "report.html", comparison, sources, truth, {"r1": "sft"})
     return (folder / "report.html").as_uri()
 
@@ -188,7 +191,7 @@ def test_the_page_is_quiet_and_asks_nobody(browser, few):
     assert browser.get_log("browser") == []
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     asked = {m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"}
-    assert {url.partition("#")[0] for url in asked} <= {few, "data:,"}, "the page itself and nothing else"
+    assert {url.partition("#")[0] for url in asked if not url.startswith("data:")} == {few}, "the page itself and nothing else"
     assert few in asked
 
 
@@ -200,6 +203,11 @@ def test_the_policy_stops_a_script_and_a_request(browser, few):
         fetch('http://127.0.0.1:9/').then(() => done('loaded'), () => done(window.ran === 1 ? 'ran' : 'stopped'))""")
     assert ran == "stopped"
     assert any("Content Security Policy" in entry["message"] for entry in browser.get_log("browser"))
+
+
+def test_the_picture_of_the_rounds_is_part_of_the_page(browser, few):
+    opened(browser, few)
+    assert browser.execute_script("return document.querySelector('img.rounds').naturalWidth") > 400
 
 
 def test_search_looks_into_explanations_tokens_and_ids(browser, few):

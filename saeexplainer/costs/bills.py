@@ -101,7 +101,7 @@ class Published:
     usd: tuple[float, float]
 
 
-# METHOD section 3: SAGE, an agent that asks a remote model at inference, for one feature.
+# docs/METHOD.md section 9: SAGE, an agent that asks a remote model at inference, for one feature.
 SAGE = Published((19, 34), (350_000, 750_000), (0.15, 0.27))
 
 

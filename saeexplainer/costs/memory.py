@@ -12,7 +12,7 @@ GIB = 2**30
 # Tables of [tokens, latents] that sae-lens' `encode` has at once: before and after the activation function; a JumpReLU
 # SAE's mask and the product with it, too.
 TOPK, JUMPRELU = 2, 4
-ROOM = 2**28  # numbers in one of these tables at most, where texts are read: `saeexplainer.models.loading` has the same
+ROOM = 2**28  # numbers in one of these tables at most, where texts are read: `saeexplainer.models.batches` has the same
 # Bytes a logit while sampling: as it is, scaled, and as a probability; with a nucleus also sorted, with 8-byte places,
 # summed up and masked.
 PLAIN, NUCLEUS = 12, 40

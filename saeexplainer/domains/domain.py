@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-# Special tokens every domain's tokenizer carries. They never count as evidence for a feature (METHOD: special tokens).
+# Special tokens every domain's tokenizer carries. They never count as evidence for a feature (docs/METHOD.md section 1).
 BOS, EOS, PAD, UNKNOWN = "<bos>", "<eos>", "<pad>", "<unk>"
 # Words of the prompts: two ways to ask the writer for a text, and the explainer's placeholder (see `feature_tokens`).
 ABOUT, EXAMPLE, TEXT, EXPLAIN, FEATURE = "<about>", "<example>", "<text>", "<explain>", "<feature>"

@@ -24,6 +24,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from saeexplainer.config_parts import Endpoint, Structured
 from saeexplainer.endpoints import web
+from saeexplainer.endpoints.completion import Reply, completions, first_text, is_error, no_completion, whole, why_cut
 from saeexplainer.endpoints.spending import Bill, Purse, reported, used
 from saeexplainer.errors import UserError
 from saeexplainer.records import Usage
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     import httpx
     from tenacity import RetryCallState
 
-from saeexplainer.endpoints.completion import Reply, completions, first_text, is_error, no_completion, whole, why_cut
 
 LONGEST_PAUSE = 60.0  # seconds between two attempts
 DETAIL = 200  # characters of a server's complaint that are shown

@@ -1,4 +1,4 @@
-"""The cores of the metrics that were not the reward (METHOD section 2): numbers in, one number a feature out.
+"""The cores of the metrics that were not the reward (docs/METHOD.md section 8): numbers in, one number a feature out.
 
 What an explanation is asked here a list of trigger words cannot answer: which contexts the feature is silent in, on
 which tokens it fires and how hard, and what it does to the output.

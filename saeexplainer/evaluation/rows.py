@@ -1,4 +1,4 @@
-"""The metrics of METHOD section 2, a row a feature: pure, from texts' activations to numbers.
+"""The metrics of docs/METHOD.md section 8, a row a feature: pure, from texts' activations to numbers.
 
 An explanation that is missing counts as failure in every metric; nothing drops out. One whose texts a served writer
 failed to write is there, but what its texts would have done is not known: NaN in the metrics of them.
@@ -39,7 +39,7 @@ class Answers:
     judge_agreement: float
 
 
-FIRING = 0.5  # share of the corpus maximum: METHOD section 2, T_f
+FIRING = 0.5  # share of the corpus maximum: docs/METHOD.md section 1, the threshold
 
 
 def generative_accuracy(activations: Sequence[float] | Float[np.ndarray, "texts"]) -> float:

@@ -1,7 +1,7 @@
 """Feature records as Neuronpedia and the reference exchange them: JSON to our columns and back. Pure.
 
 A file has one feature a line, or it is one JSON array of features, as an API answers. Two shapes of a feature are read:
-the reference's (METHOD section 4: `feature_id`, `explanation`, ...), which is also the one that is written, as lines,
+the reference's (docs/EXCHANGE.md, Fields: `feature_id`, `explanation`, ...), which is also the one that is written, as lines,
 and Neuronpedia's own (`modelId`, `layer`, `index`, with `description` as in its exports or with `explanations` and
 `activations` as its API answers). Fields that are not known here stay with their record. What is no record is named by
 file and line (in an array by its place), and then nothing at all is read from that file. docs/EXCHANGE.md has the
@@ -18,9 +18,17 @@ from dataclasses import asdict, fields
 from typing import Any, NoReturn
 
 from saeexplainer.errors import UserError
-from saeexplainer.records import ContextRow, EvaluationRow, ExplanationRow, FeatureRecord, FeatureRow, PreferencePair
+from saeexplainer.records import (
+    FEATURE_ID,
+    ContextRow,
+    EvaluationRow,
+    ExplanationRow,
+    FeatureId,
+    FeatureRecord,
+    FeatureRow,
+    PreferencePair,
+)
 
-FEATURE_ID = re.compile(r"[^/\s]+/[^/\s]+/(0|[1-9][0-9]{0,14})")
 OWN_FIELDS = {"feature_id", "explanation", "top_activating_texts", "top_activating_contexts", "metadata"}
 CONTEXT_FIELDS = {"text", "max_activation", "max_activation_token", "max_activation_token_index"}
 NEURONPEDIA_FIELDS = {"modelId", "layer", "index", "description", "activations", "maxActApprox", "frac_nonzero"}
@@ -93,10 +101,11 @@ def from_dict(given: Any) -> FeatureRecord:
     if "feature_id" not in record and "modelId" in record:
         record = _from_neuronpedia(record)
     feature_id = record.get("feature_id")
-    if not isinstance(feature_id, str) or not FEATURE_ID.fullmatch(feature_id):
+    if not isinstance(feature_id, str) or not re.fullmatch(FEATURE_ID, feature_id):
         _refuse("feature_id", feature_id, "text like llama3.1-8b/15-llamascope-res-32k/123: subject/sae/index")
     metadata = _mapping("metadata", _given(record, "metadata", {}))
-    if str(_whole(_given(metadata, "feature_index", index_of(feature_id)))) != str(index_of(feature_id)):
+    index = FeatureId.parse(feature_id).index
+    if str(_whole(_given(metadata, "feature_index", index))) != str(index):
         _refuse("metadata.feature_index", metadata["feature_index"], f"the index of the feature_id {feature_id}")
     contexts = [
         _context(f"top_activating_contexts[{at}]", context)
@@ -148,7 +157,7 @@ def _from_neuronpedia(payload: dict[str, Any]) -> dict[str, Any]:
     contexts = [_from_activation(f"activations[{at}]", one) for at, one in enumerate(activations)]
     contexts.sort(key=lambda context: -context["max_activation"])
     return _without(payload, NEURONPEDIA_FIELDS) | {
-        "feature_id": f"{model}/{source}/{index}",
+        "feature_id": f"{model}/{source}/{index}",  # not checked yet
         "explanation": next((text for text in named if text), ""),
         "top_activating_texts": [context["text"] for context in contexts],
         "top_activating_contexts": contexts,
@@ -206,12 +215,13 @@ def explanations(records: Sequence[FeatureRecord], under: str | None = None) -> 
 
     Raises UserError if `under` would give features of several SAEs the same ids.
     """
-    sources = sorted({prefix_of(record.feature_id) for record in records})
+    ids = [FeatureId.parse(record.feature_id) for record in records]
+    sources = sorted({one.owner for one in ids})
     if under is not None and len(sources) > 1:
         raise UserError(f"--as {under}: the file has features of several SAEs, {sources[0]} and {sources[1]}; split it")
     found: dict[str, ExplanationRow] = {}
-    for record in records:
-        name = f"{under or prefix_of(record.feature_id)}/{index_of(record.feature_id)}"
+    for record, own in zip(records, ids, strict=True):
+        name = f"{under or own.owner}/{own.index}"
         split = json.loads(record.metadata).get("split")
         if name not in found or not found[name].explanation:
             found[name] = ExplanationRow(name, split if isinstance(split, str) else "", record.explanation.strip())
@@ -243,21 +253,6 @@ def preference(pair: PreferencePair, metadata: Mapping[str, Any]) -> dict[str, A
     """A pair in the reference's shape: the split goes into the metadata."""
     row = asdict(pair)
     return _without(row, {"split"}) | {"metadata": {**metadata, "split": row["split"]}}
-
-
-def prefix_of(feature_id: str) -> str:
-    """subject/sae of a feature's id."""
-    return feature_id.rpartition("/")[0]
-
-
-def sae_of(feature_id: str) -> str:
-    """The SAE's name in a feature's id."""
-    return feature_id.split("/")[1]
-
-
-def index_of(feature_id: str) -> int:
-    """The latent of a feature's id."""
-    return int(feature_id.rpartition("/")[2])
 
 
 def _given(record: Mapping[str, Any], name: str, default: Any) -> Any:

@@ -2,7 +2,7 @@
 
 Its prompt is `<explain>`, the feature's token or tokens, `<about>`; or an instruction to a chat model with those tokens
 in it, and with some of the feature's contexts if they are asked for. Its answer is a description. The directions are no
-part of an explainer's folder (`explainer_folder`), they come from data/activations.
+part of an explainer's folder (`saeexplainer.explainer.folder`), they come from data/activations.
 """
 
 import math
@@ -21,13 +21,11 @@ from saeexplainer.domains.domain import ABOUT, EXPLAIN, FEATURE
 from saeexplainer.errors import UserError
 from saeexplainer.explainer.feature_tokens import FeatureTokens, first_feature_id
 from saeexplainer.explainer.folder import open_parts
-from saeexplainer.features.contexts import listed, without_special
+from saeexplainer.features.contexts import without_special
 from saeexplainer.models.batches import by_length, fitting, padded
 from saeexplainer.models.blocks import check_context, device_of
 from saeexplainer.models.generation import generate
 from saeexplainer.models.tokenizers import CHAT
-from saeexplainer.records import ContextRow, FeatureRow
-from saeexplainer.runs.storage import read_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -125,16 +123,6 @@ def placeholder_id(tokenizer: "PreTrainedTokenizerFast") -> int:
     return tokenizer("?", add_special_tokens=False)["input_ids"][-1]
 
 
-def shown_contexts(folder: Path, config: TrainSft) -> list[str]:
-    """What stands for {contexts} in the prompt of each feature of the table in `folder` (data/activations): a line for
-    each of its strongest contexts, the strongest token between << and >>. None of any if the prompt shows none."""
-    prompt = config.prompt
-    if not isinstance(prompt, ChatPrompt) or not prompt.shown_contexts:
-        return []
-    lines = listed(read_rows(folder / "contexts.parquet", ContextRow), prompt.shown_contexts)
-    return [lines.get(row.feature_id, "") for row in read_rows(folder / "features.parquet", FeatureRow)]
-
-
 def attach(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerFast",
@@ -167,8 +155,8 @@ class Explainer:
         generation: GenerateExplanations,
         contexts: Sequence[str] = (),
     ) -> None:
-        """`tensors` are the table's vectors by name, of which `injection.direction` picks; contexts as `shown_contexts`
-        gives them. Raises UserError if the folder holds no explainer."""
+        """`tensors` are the table's vectors by name, of which `injection.direction` picks; contexts as
+        `FeatureTable.contexts` gives them. Raises UserError if the folder holds no explainer."""
         parts = open_parts(folder)
         self.model, self.tokenizer, self.generation = parts.model, parts.tokenizer, generation
         self.prompts = Prompts(self.tokenizer, first_feature_id(self.model, self.tokenizer), injection, contexts)

@@ -3,7 +3,7 @@
 Token ids from the base vocabulary's size upward stand for rows of a table of directions. A hook before the embedding
 turns such an id into the placeholder's; a hook after one block adds the row's direction at those positions:
 
-    h <- h + scale * ||h|| * v / ||v||          (METHOD, "Injection")
+    h <- h + scale * ||h|| * v / ||v||          (docs/METHOD.md section 2)
 
 added, not replaced; norm-matched; neither v nor the norm carries a gradient. Where the model is of another width than v,
 v is a linear map of the direction, and the map alone is trained through it. Because the direction travels as a token id,

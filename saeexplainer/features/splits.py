@@ -1,20 +1,14 @@
 """Which features are explained, and in which split each is."""
 
-from typing import TYPE_CHECKING
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from saeexplainer.config import ExtractActivations
 from saeexplainer.errors import UserError
-from saeexplainer.records import FeatureRow
-from saeexplainer.runs.seeds import stage_seed
-
-if TYPE_CHECKING:
-    pass
-
 from saeexplainer.features.statistics import FeatureStatistics
+from saeexplainer.records import FeatureId, FeatureRow
+from saeexplainer.runs.seeds import stage_seed
 
 
 def live_features(statistics: FeatureStatistics, config: ExtractActivations) -> list[int]:
@@ -63,13 +57,13 @@ def split_features(
 def feature_rows(
     statistics: dict[str, FeatureStatistics], splits: dict[tuple[str, int], str], subject: str
 ) -> list[FeatureRow]:
-    """One row a live feature, by SAE and index; its id is the reference's: subject/sae/index."""
+    """One row a live feature, by SAE and index; its id names the subject, the SAE and the latent."""
     rows = []
     for (sae, index), split in sorted(splits.items()):
         stats = statistics[sae]
         rows.append(
             FeatureRow(
-                feature_id=f"{subject}/{sae}/{index}",
+                feature_id=str(FeatureId(subject, sae, index)),
                 sae=sae,
                 index=index,
                 split=split,

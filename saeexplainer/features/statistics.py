@@ -6,16 +6,12 @@ Special tokens never count.
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from saeexplainer.runs import processes
-
-if TYPE_CHECKING:
-    pass
 
 
 class FeatureStatistics:

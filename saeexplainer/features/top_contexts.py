@@ -9,15 +9,13 @@ from torch import Tensor
 
 from saeexplainer.config import ExtractActivations
 from saeexplainer.domains.domain import Document, Domain
+from saeexplainer.features.statistics import FeatureStatistics
+from saeexplainer.features.token_stream import TokenBatch, concepts_at
 from saeexplainer.records import ContextRow, FeatureRow
 from saeexplainer.runs import processes
 
 if TYPE_CHECKING:
     from sae_lens import SAE
-
-
-from saeexplainer.features.statistics import FeatureStatistics
-from saeexplainer.features.token_stream import TokenBatch, concepts_at
 
 
 class TopContexts:

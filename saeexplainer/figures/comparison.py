@@ -10,7 +10,7 @@ import numpy as np
 
 from saeexplainer.errors import UserError
 from saeexplainer.figures.intervals import known_difference, known_mean
-from saeexplainer.records import EvaluationRow, unwritten
+from saeexplainer.records import EvaluationRow, FeatureId, unwritten
 
 # A metric is a number of EvaluationRow; a yes/no field becomes a rate once it is averaged.
 METRICS = {
@@ -137,10 +137,12 @@ def _differences(
 
 
 def _what_is_explained(evaluations: Mapping[str, Sequence[EvaluationRow]]) -> tuple[str, str]:
-    """Subject and SAE, from ids of the form subject/sae/index."""
-    owners = {tuple(row.feature_id.rsplit("/", 2)[:-1]) for rows in evaluations.values() for row in rows}
-    if len(owners) != 1 or len(next(iter(owners))) != 2:
-        found = sorted("/".join(owner) for owner in owners)
-        raise UserError(f"evaluations must be about one SAE, with ids subject/sae/index; found {found}")
-    subject, sae = next(iter(owners))
-    return subject, sae
+    """The one subject and SAE that all evaluations are about."""
+    try:
+        ids = [FeatureId.parse(row.feature_id) for rows in evaluations.values() for row in rows]
+    except ValueError as error:
+        raise UserError(f"evaluations: {error}") from None
+    owners = {(one.subject, one.sae) for one in ids}
+    if len(owners) != 1:
+        raise UserError(f"evaluations must be about one SAE; they are about {sorted({one.owner for one in ids})}")
+    return owners.pop()

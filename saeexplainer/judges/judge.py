@@ -1,15 +1,12 @@
 """Who says how much a text is about a description: one protocol, three ways to answer it.
 
-`likelihood_judge` needs no instruct model, `chat_judge` asks a local chat model for yes or no, `endpoint_judge` asks a
+`judges/likelihood.py` needs no instruct model, `judges/chat.py` asks a local chat model for yes or no, `judges/endpoint.py` asks a
 served one for ratings. Judges score in different units: only comparisons within one judge mean anything.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
-
-if TYPE_CHECKING:
-    pass
+from typing import Protocol, runtime_checkable
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,10 @@ from typing import TYPE_CHECKING
 
 from saeexplainer.config import Evaluate
 from saeexplainer.config_parts import ChatJudgeSpec, Judge as JudgeConfig, LikelihoodJudgeSpec
+from saeexplainer.judges.judge import Judge
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
-
-from saeexplainer.judges.judge import Judge
 
 
 def open_judges(

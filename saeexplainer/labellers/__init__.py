@@ -1,1 +1,1 @@
-"""Open-loop labels, which the warm-up learns from."""
+"""Open-loop labels, which supervised fine-tuning learns from."""

@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from saeexplainer.errors import UserError
+from saeexplainer.models.tokenizers import special_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-from saeexplainer.models.tokenizers import special_ids
 
 ROOM = 2**28  # numbers in one array, 1 GiB in float32: what reads many texts at once takes a small multiple of it
 

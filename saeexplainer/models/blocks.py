@@ -2,17 +2,12 @@
 
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from saeexplainer.errors import UserError
-
-if TYPE_CHECKING:
-    pass
-
 
 # In a checkpoint that reads images too, the language model's weights lie one level deeper.
 TEXT_WEIGHTS = {r"^(model\.)?language_model\.(model\.)?": "model."}

@@ -5,14 +5,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from saeexplainer.models.batches import by_length, padded
+from saeexplainer.models.blocks import device_of
+from saeexplainer.models.tokenizers import special_ids
 from saeexplainer.runs.processes import spread
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
-
-from saeexplainer.models.batches import by_length, padded
-from saeexplainer.models.blocks import device_of
-from saeexplainer.models.tokenizers import special_ids
 
 
 def _ends(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast") -> list[int] | None:

@@ -2,13 +2,9 @@
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from saeexplainer.errors import UserError
-
-if TYPE_CHECKING:
-    pass
-
 
 _COMMIT = re.compile("[0-9a-f]{40}")
 

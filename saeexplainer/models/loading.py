@@ -1,8 +1,7 @@
-"""Causal language models as the pipeline needs them: loading, finding blocks, reading one module, sampling.
+"""Loading any causal language model that transformers knows, with nothing of it but what the pipeline needs.
 
-Everything here works on any unmodified transformers causal LM; structure is asked for, never a model's name. A model is
-a folder that transformers saved or, at a pinned commit, a repository of the hub; both go through the same functions.
-The pipeline's own folders hold a model, or a pointer to one of others: `open_model` reads either.
+A model is a folder that transformers saved or, at a pinned commit, a repository of the hub; both go through the same
+functions. The pipeline's own folders hold a model or a pointer to a pretrained one: `pointer.open_model` reads either.
 """
 
 import logging
@@ -17,12 +16,12 @@ from huggingface_hub.errors import StrictDataclassError
 
 from saeexplainer.config_parts import Dtype, Pretrained
 from saeexplainer.errors import UserError, first_line
+from saeexplainer.models.blocks import TEXT_WEIGHTS, transformer_blocks
+from saeexplainer.models.hub import advice, arguments_for
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-from saeexplainer.models.blocks import TEXT_WEIGHTS, transformer_blocks
-from saeexplainer.models.hub import advice, arguments_for
 
 PLACEMENTS = ("auto", "balanced", "balanced_low_0", "sequential")  # transformers spreads the blocks over devices
 # What transformers and sae-lens end with on a folder that is damaged, or of a kind that they do not know.

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 from saeexplainer.config_parts import Pretrained
 from saeexplainer.errors import UserError, first_line
+from saeexplainer.models.loading import load_model, load_pretrained
+from saeexplainer.models.tokenizers import load_tokenizer
 from saeexplainer.runs.storage import read_json, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from saeexplainer.models.loading import load_model, load_pretrained
-from saeexplainer.models.tokenizers import load_tokenizer
 
 POINTER = "pretrained.json"  # in a folder of the pipeline without a model's weights: where they are, how to load them
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")  # peft's, in a folder of the pipeline beside a pointer

@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saeexplainer.errors import UserError, first_line
+from saeexplainer.models.hub import advice, arguments_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-from saeexplainer.models.hub import advice, arguments_for
 
 # What chat templates are given. One that knows enable_thinking then opens the answer itself; those of Llama 3 say what
 # day it is, which would be another at every run. The others ignore both.

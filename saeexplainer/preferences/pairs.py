@@ -1,4 +1,4 @@
-"""From rewards to preference pairs: pure (METHOD section 1, step 5).
+"""From rewards to preference pairs: pure (docs/METHOD.md section 6).
 
 A candidate without a reward, because the calls for its texts failed, is on neither side: nothing is known about it.
 """
@@ -7,14 +7,14 @@ from collections.abc import Sequence
 
 from saeexplainer.config import BuildPreferences
 from saeexplainer.config_parts import PairingRule
-from saeexplainer.records import CALLS_FAILED, DroppedFeature, PreferencePair, ScoreRow
+from saeexplainer.records import DroppedFeature, DropReason, PreferencePair, ScoreRow
 
 
 def pairs_of_feature(rows: Sequence[ScoreRow], config: BuildPreferences) -> list[PreferencePair] | DroppedFeature:
     """The pairs of one feature's candidates, or why it has none."""
     measured = [row for row in rows if row.reward is not None]
     if _sentences(measured) < min(2, _sentences(rows)):
-        return DroppedFeature(rows[0].feature_id, rows[0].split, CALLS_FAILED)
+        return DroppedFeature(rows[0].feature_id, rows[0].split, DropReason.calls_failed)
     best_first = sorted(_distinct(measured), key=lambda row: (-row.reward, row.rank))
     best, worst = best_first[0], best_first[-1]
     reason = _why_dropped(best, worst, config)
@@ -26,7 +26,7 @@ def pairs_of_feature(rows: Sequence[ScoreRow], config: BuildPreferences) -> list
         choose = _reference_rejected if config.rule is PairingRule.reference else _worst_rejected
         sides = [(best, row) for row in choose(best_first, config)]
     if not sides:
-        return DroppedFeature(best.feature_id, best.split, "no gap")
+        return DroppedFeature(best.feature_id, best.split, DropReason.no_gap)
     spread = _gap(best, worst)
     return [_pair(chosen, rejected, spread) for chosen, rejected in sides]
 
@@ -50,16 +50,16 @@ def _distinct(rows: Sequence[ScoreRow]) -> list[ScoreRow]:
     return list(kept.values())
 
 
-def _why_dropped(best: ScoreRow, worst: ScoreRow, config: BuildPreferences) -> str:
+def _why_dropped(best: ScoreRow, worst: ScoreRow, config: BuildPreferences) -> DropReason | None:
     if best.reward <= 0:
-        return "best is zero"
+        return DropReason.best_is_zero
     if best.reward < config.floor:
-        return "below floor"
+        return DropReason.below_floor
     if not best.explanation.strip():
-        return "best is empty"
+        return DropReason.best_is_empty
     if (best.reward - worst.reward) / best.reward <= config.min_spread:
-        return "no spread"
-    return ""
+        return DropReason.no_spread
+    return None
 
 
 def _gap(best: ScoreRow, row: ScoreRow) -> float:

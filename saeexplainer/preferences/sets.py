@@ -13,10 +13,10 @@ from pathlib import Path
 
 from saeexplainer.config import ReasonShares
 from saeexplainer.errors import UserError
-from saeexplainer.records import DroppedFeature, PreferencePair
+from saeexplainer.records import DroppedFeature, DropReason, PreferencePair
 from saeexplainer.runs.storage import read_json
 
-REASONS = {field.name.replace("_", " "): field.name for field in fields(ReasonShares)}  # as build_preferences says them
+REASONS = {DropReason[field.name]: field.name for field in fields(ReasonShares)}  # each with the name of its limit
 
 
 @dataclass(frozen=True)

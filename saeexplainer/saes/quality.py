@@ -40,7 +40,7 @@ class _Sums:
 def evaluate(reader: "Reader", texts: list[str]) -> dict[str, SaeReport]:
     """Measure each SAE of the reader on texts it was not trained on; special tokens are neither counted nor replaced.
 
-    Keeps all activations of the texts on the CPU; logits and codes of one batch stay within a few times `models.ROOM`.
+    Keeps all activations of the texts on the CPU; logits and codes of one batch stay within a few times `batches.ROOM`.
     """
     sums = {
         name: _Sums(torch.zeros(sae.cfg.d_sae, dtype=torch.bool, device=reader.device))

@@ -1,4 +1,4 @@
-"""What a feature does to the model's output: texts written while it is held at a value (METHOD section 2, output accuracy).
+"""What a feature does to the model's output: texts written while it is held at a value (docs/METHOD.md section 8, steered texts).
 
 At every position but that of BOS, which no SAE reads, what the SAE reads, x, becomes x + (m - a(x)) d, with a(x) the
 feature's activation there and d its decoder row: the feature is set to m and the SAE's error term stays. m is found

@@ -42,7 +42,7 @@ def read_texts(texts: Iterable[str], reader: "Reader", asked: Mapping[str, Itera
     """Run each distinct text through the subject once, and through the SAEs that are asked about.
 
     asked: latents by the name of their SAE in the reader. An empty text activates nothing. Takes 4 bytes a text and
-    asked latent, beside what `models.ROOM` allows one batch.
+    asked latent, beside what `batches.ROOM` allows one batch.
     """
     distinct = sorted(set(texts))
     columns = {name: take_columns(reader.saes[name], sorted(set(latents))) for name, latents in asked.items()}

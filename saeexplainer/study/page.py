@@ -6,10 +6,10 @@ where seeds are pooled, resampled inside each seed. A variant without figures st
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from saeexplainer.figures.comparison import ACCURACY, BASELINE, COLLISION, HALLUCINATION, START
+from saeexplainer.figures.comparison import ACCURACY, BASELINE, COLLISION, HALLUCINATION, METRICS, START
 from saeexplainer.figures.notation import bold, heading, literal, percent, plain, table, words
 from saeexplainer.study.figures import (
     COMPLETE,
@@ -24,6 +24,7 @@ from saeexplainer.study.figures import (
     described,
     difference,
     group_of,
+    known_metrics,
     last_round,
     mean,
     of_group,
@@ -47,6 +48,7 @@ def summarise(variants: Sequence[Variant], resamples: int) -> dict[str, Any]:
         "last": last,
         "variants": {variant.name: _described(variant, resamples) for variant in variants},
         "pooled": _pooled(of_group(variants, SEEDS), resamples),
+        "gains": _gains(of_group(variants, SEEDS), resamples),
         "differences": {
             group: _differences(of_group(variants, group), last, resamples) for group in (SEEDS, LOOKED_AT)
         },
@@ -65,9 +67,17 @@ def _pooled(seeds: Sequence[Variant], resamples: int) -> dict[str, Any]:
     return {
         name: {
             metric: mean([one.evaluations[name] for one in seeds if name in one.evaluations], metric, resamples)
-            for metric in SHOWN
+            for metric in METRICS.values()
         }
         for name in _names(seeds)
+    }
+
+
+def _gains(seeds: Sequence[Variant], resamples: int) -> dict[str, Any]:
+    """round -> metric -> interval of its difference to SFT, over the features of all seeds."""
+    return {
+        name: {metric: difference(both(seeds, name, START), metric, resamples) for metric in METRICS.values()}
+        for name in rounds_of(_names(seeds))
     }
 
 
@@ -137,7 +147,9 @@ def page(study: dict[str, Any]) -> str:
         "seed. Bold: the interval leaves zero out.",
         "## All seeds together",
         _whose_figures_count(study),
-        _evaluations_table(study["pooled"]),
+        _pooled_table("explanations", study["pooled"], percent),
+        f"The next table has the difference of each round to `{START}`, paired by feature.",
+        _pooled_table(f"− {START}", study["gains"], bold),
         "## Runs",
         _runs(study),
         "## Seeds",
@@ -164,6 +176,12 @@ def _whose_figures_count(study: dict[str, Any]) -> str:
         f"The table pools the features of the seeds that were not used to choose any setting: {fresh}. Settings were "
         f"chosen after some of the following seeds had been seen on test, so their figures stand apart: {seen}."
     )
+
+
+def _pooled_table(head: str, rows: dict[str, Any], shown: Callable[[Any], str]) -> str:
+    metrics = known_metrics(rows.values())
+    return table([head, *map(heading, metrics)], [[f"`{name}`", *(shown(found[metric]) for metric in metrics)]
+                                                  for name, found in rows.items()])  # fmt: skip
 
 
 def _runs(study: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""One preference round: TRL's DPOTrainer, the reference being the round's own start (METHOD section 1, steps 6 and 8).
+"""One preference round: TRL's DPOTrainer, the reference being the round's own start (docs/METHOD.md section 7).
 
 The best checkpoint by validation preference accuracy, ties by reward margin, is kept in memory: no pickled optimizer
 state ever touches the disk.

@@ -3,12 +3,11 @@
 from typing import TYPE_CHECKING
 
 from saeexplainer.config_parts import ChatWriterSpec, SubjectWriterSpec, Writer as WriterConfig
+from saeexplainer.writers.subject import SubjectWriter
+from saeexplainer.writers.writer import Writer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
-
-from saeexplainer.writers.subject import SubjectWriter
-from saeexplainer.writers.writer import Writer
 
 
 def open_writer(

@@ -4,11 +4,10 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from saeexplainer.config_parts import SubjectWriterSpec
+from saeexplainer.writers.sampling import distinct, sampled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
-
-from saeexplainer.writers.sampling import distinct, sampled
 
 
 class SubjectWriter:

@@ -4,17 +4,13 @@ import argparse
 import os
 import sys
 import webbrowser
-from typing import TYPE_CHECKING
 
 from saeexplainer.errors import UserError
+from tasks.places import DATA_DOCS, ROUNDS
 from tasks.settings import params as settings_params
+from tasks.validation.data_docs import VERDICT, is_up_to_date, write_index
 from tasks.workspace import surroundings
-from tasks.workspace.printable import one_line
-
-if TYPE_CHECKING:
-    pass
-
-from tasks.validation.data_docs import DATA_DOCS, ROUNDS, VERDICT, is_up_to_date, write_index
+from tasks.workspace.printable import failed
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,8 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise UserError(f"{DATA_DOCS}: there is no preference set yet; `dvc repro` makes them")
         index = write_index(list(params.rounds)).resolve()
     except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
+        return failed(error)
     if options.no_open or not (_has_display() and webbrowser.open(index.as_uri())):
         print(index)
     return 0

@@ -20,9 +20,11 @@ from saeexplainer.config import Params, TakenSae
 from saeexplainer.errors import UserError
 from saeexplainer.exchange import records as exchange_records
 from saeexplainer.records import (
+    FEATURE_ID,
     ContextRow,
     EvaluationRow,
     ExplanationRow,
+    FeatureId,
     FeatureRecord,
     FeatureRow,
     PreferencePair,
@@ -47,7 +49,7 @@ def import_files(paths: Sequence[Path], name: str | None, under: str | None, for
     name = _name_of(paths) if name is None else name
     if not NAME.fullmatch(name):
         raise UserError(f"--name: is {name!r}; use small letters, digits and _ only: it names files and evaluations")
-    if under is not None and not exchange_records.FEATURE_ID.fullmatch(f"{under}/0"):
+    if under is not None and not re.fullmatch(FEATURE_ID, f"{under}/0"):
         raise UserError(f"--as: is {under!r}; give subject/sae, such as sandbox-llama/main")
     table, whole = IMPORTED / f"{name}.parquet", IMPORTED / f"{name}.records.parquet"
     commands = _commands(name, table)
@@ -121,10 +123,10 @@ def _known(rows: Sequence[ExplanationRow], file: str) -> list[str]:
     common = [row for row in rows if row.feature_id in live]
     if not common:
         explained = settings_params.load().prepare_sae.saes[0].name
-        example = min(live, key=lambda feature_id: (exchange_records.sae_of(feature_id) != explained, feature_id))
+        example = min(live, key=lambda feature_id: (FeatureId.parse(feature_id).sae != explained, feature_id))
         raise UserError(
             f"{file}: {rows[0].feature_id} is no live feature here and neither is any other; ids here are like "
-            f"{example}: if the file is about that SAE, add --as {shlex.quote(exchange_records.prefix_of(example))}"
+            f"{example}: if the file is about that SAE, add --as {shlex.quote(FeatureId.parse(example).owner)}"
         )
     return [f"{sum(bool(row.explanation) for row in common)} of the {len(live)} live features here are explained"]
 
@@ -170,17 +172,17 @@ def _write_lines(to: Path, records: Sequence[FeatureRecord]) -> str:
 
 def metadata(feature_id: str, params: Params) -> dict[str, Any]:
     """What a record says of the subject and the SAE of a feature; an SAE that is trained here is of no release."""
-    subject, sae, index = feature_id.split("/")
-    settings = read_json(SAES / sae / "cfg.json")  # as sae-lens stored it
+    asked = FeatureId.parse(feature_id)
+    settings = read_json(SAES / asked.sae / "cfg.json")  # as sae-lens stored it
     hook_name = settings["metadata"]["hook_name"]
     block = int(hook_name.split(".")[1])  # blocks.<n>.<place>
     taken = {spec.name: spec.pretrained for spec in params.prepare_sae.saes if isinstance(spec, TakenSae)}
-    released = taken.get(sae)
+    released = taken.get(asked.sae)
     from_release = released is not None and released.sae_id is not None
     return {
-        "target_model": subject,
-        "sae_id": sae,
-        "feature_index": int(index),
+        "target_model": asked.subject,
+        "sae_id": asked.sae,
+        "feature_index": asked.index,
         "layer": block,
         "hook_name": hook_name,
         "hook_layer": block,
@@ -221,7 +223,9 @@ def export_preferences(name: str | None, to: Path, force: bool) -> str:
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             pq.write_table(pa.Table.from_pylist(found), folder / file)
         counts = {Path(file).stem: len(found) for file, found in filled.items()}
-        (folder / CARD).write_text(card(name, counts, params, pairs[0].feature_id.split("/")[0]), encoding="utf-8")
+        (folder / CARD).write_text(
+            card(name, counts, params, FeatureId.parse(pairs[0].feature_id).subject), encoding="utf-8"
+        )
     return f"{to}: {', '.join(f'{count} {split} pairs' for split, count in counts.items())}"
 
 

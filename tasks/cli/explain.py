@@ -8,13 +8,17 @@ fire counts. A registered explainer (`tasks.tracking.registry`) answers on the s
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from saeexplainer.config import Params
 from saeexplainer.errors import UserError
 from saeexplainer.records import FeatureRow, NeighbourRow, unwritten
-from saeexplainer.runs.storage import holds_model, read_rows, read_tensors
+from saeexplainer.runs.storage import holds_model, read_rows
 from tasks.places import ACTIVATIONS, EXPLAINERS, SAES, SUBJECT
 from tasks.settings import params as settings_params
+
+if TYPE_CHECKING:
+    from saeexplainer.explainer.table import FeatureTable
 
 FEATURES = ACTIVATIONS / "features.parquet"
 
@@ -58,12 +62,14 @@ def find(wanted: str, features: Sequence[FeatureRow], params: Params) -> str:
 
 def explain(feature_ids: Sequence[str], model: str) -> list[Explained]:
     """Explain live features by the explainer of that name or folder, in the order asked. Raises UserError."""
+    from saeexplainer.explainer.table import FeatureTable
+
     folder = _folder(model)
     params = settings_params.load()
-    features = read_rows(FEATURES, FeatureRow)
-    number = {row.feature_id: at for at, row in enumerate(features)}
-    asked = [features[number[feature_id]] for feature_id in feature_ids]
-    explanations = _explanations(folder, [number[feature_id] for feature_id in feature_ids], params)
+    table = FeatureTable(ACTIVATIONS)
+    numbers = [table.number[feature_id] for feature_id in feature_ids]
+    asked = [table.rows[number] for number in numbers]
+    explanations = _explanations(folder, table, numbers, params)
     accuracies = _accuracies(asked, explanations, params)
     return [
         Explained(row.feature_id, explanation, accuracy)
@@ -82,12 +88,11 @@ def _folder(model: str) -> Path:
     return Path(model)
 
 
-def _explanations(folder: Path, numbers: list[int], params: Params) -> list[str]:
-    from saeexplainer.explainer.explainer import Explainer, shown_contexts
+def _explanations(folder: Path, table: "FeatureTable", numbers: list[int], params: Params) -> list[str]:
+    from saeexplainer.explainer.explainer import Explainer
 
-    tensors = read_tensors(ACTIVATIONS / "directions.safetensors")
-    contexts = shown_contexts(ACTIVATIONS, params.train_sft)
-    explainer = Explainer(folder, tensors, params.train_sft, params.generate_explanations, contexts)
+    contexts = table.contexts(params.train_sft.prompt)
+    explainer = Explainer(folder, table.vectors, params.train_sft, params.generate_explanations, contexts)
     return explainer.explain(numbers, temperature=0.0, progress="explanations")
 
 

@@ -19,7 +19,7 @@ from saeexplainer.errors import UserError
 from saeexplainer.records import NOT_EXPLAINED
 from tasks.places import REPORT
 from tasks.workspace import progress, surroundings
-from tasks.workspace.printable import one_line, printable
+from tasks.workspace.printable import failed, printable
 
 CHAMPION = "champion"
 
@@ -392,8 +392,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)
         return 130
-    print(f"error: {one_line(message)}", file=sys.stderr)
-    return 2
+    return failed(message)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from saeexplainer.runs.storage import read_json, read_rows, replacing
 from tasks.places import COMPARISON, EVALUATIONS
 from tasks.settings import params
 from tasks.workspace import surroundings
-from tasks.workspace.printable import one_line
+from tasks.workspace.printable import failed
 
 PAGES = (Path("README.md"), Path("docs/results/README.md"))
 CONTEXTS = Path("data/activations/contexts.parquet")
@@ -110,8 +110,7 @@ def main() -> int:
         texts = {path: path.read_text(encoding="utf-8") for path in PAGES if path.is_file()}
         filled = {path: fill(text, blocks) for path, text in texts.items()}
     except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
+        return failed(error)
     for path, text in texts.items():
         if filled[path] != text:
             with replacing(path) as temporary:

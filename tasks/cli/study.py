@@ -39,7 +39,6 @@ from saeexplainer.runs.storage import read_json, read_rows, replacing, write_jso
 from saeexplainer.study import ablation, figures, page, pictures
 from tasks.settings import params as settings_params
 from tasks.workspace import repro, surroundings, timings
-from tasks.workspace.printable import one_line
 
 CONF = Path("conf")
 PLANS = ("study", "ablation")  # files of conf/
@@ -386,8 +385,7 @@ def main(arguments: list[str] | None = None) -> int:
         failed = run(wanted) if wanted else []
         lines = write_report(options.plan, [collect(spec, specs) for spec in specs], resamples)
     except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
+        return failed(error)
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from the stage it stopped in", file=sys.stderr)
         return 130

@@ -28,7 +28,7 @@ from saeexplainer.errors import UserError
 from saeexplainer.runs.storage import replacing
 from tasks.settings import params
 from tasks.workspace import surroundings
-from tasks.workspace.printable import one_line
+from tasks.workspace.printable import failed
 
 CONF = Path(saeexplainer.__file__).resolve().parent.parent / "conf"
 CONFIG = CONF / "config.yaml"  # whose defaults name the rest
@@ -107,8 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
         with replacing(options.output) as temporary:
             temporary.write_text(text, encoding="utf-8")
     except UserError as error:
-        print(f"error: {one_line(error)}; {options.output} is untouched", file=sys.stderr)
-        return 2
+        return failed(f"{error}; {options.output} is untouched")
     print(f"{options.output}: written; `dvc repro` runs it")
     return 0
 

@@ -4,13 +4,8 @@ import getpass
 import hashlib
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tasks.places import PARAMS
-
-if TYPE_CHECKING:
-    pass
-
 
 NO_COMMIT = "none"
 LOCK_FILE = Path("dvc.lock")

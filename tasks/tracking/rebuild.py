@@ -2,19 +2,15 @@
 
 import argparse
 import sys
-from typing import TYPE_CHECKING
 
 from saeexplainer.errors import UserError
 from saeexplainer.runs.storage import read_json
+from tasks.places import REPORTS
 from tasks.settings import params as settings_params
-from tasks.tracking import store
-from tasks.workspace import surroundings
-
-if TYPE_CHECKING:
-    pass
-
-from tasks.tracking.points import REPORTS
+from tasks.tracking import registry, store
 from tasks.tracking.runs import log
+from tasks.workspace import surroundings
+from tasks.workspace.printable import failed
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,19 +25,13 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         print(*(_rebuild() if given.command == "rebuild" else _relocate()), sep="\n")
     except UserError as error:
-        print(f"error: {store.one_line(error)}", file=sys.stderr)
-        return 2
+        return failed(store.one_line(error))
     except Exception as error:  # whatever a server, a driver or a network can raise
-        print(
-            f"error: MLflow at {store.shown_uri()} did not take the result ({store.one_line(error)})", file=sys.stderr
-        )
-        return 2
+        return failed(f"MLflow at {store.shown_uri()} did not take the result ({store.one_line(error)})")
     return 0
 
 
 def _rebuild() -> list[str]:
-    from tasks.tracking import registry
-
     params, comparison = settings_params.load(), read_json(REPORTS / "comparison.json")
     return [*log(params, comparison).lines, *registry.register(params, comparison)]
 

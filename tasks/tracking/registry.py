@@ -27,32 +27,24 @@ import saeexplainer
 from saeexplainer.config import Params
 from saeexplainer.config_parts import EvaluationKind
 from saeexplainer.errors import UserError
-from saeexplainer.explainer.explainer import shown_contexts
 from saeexplainer.explainer.folder import packages_of
+from saeexplainer.explainer.table import FeatureTable
 from saeexplainer.figures import gate
 from saeexplainer.figures.comparison import chain_of
-from saeexplainer.records import FeatureRow
-from saeexplainer.runs.storage import holds_model, read_json, read_rows, read_tensors
+from saeexplainer.runs.storage import holds_model, read_json
 from saeexplainer.serving import EXPLAINER, KINDS, QUESTIONS, Reply, evaluation_of, write_served
+from tasks.places import ACTIVATIONS, EXPLAINERS, REPORTS
 from tasks.settings import params as settings_params
-from tasks.tracking import points, provenance, runs as tracking_runs, store
+from tasks.tracking import provenance, runs as tracking_runs, store
+from tasks.tracking.champion import CHAMPION, PROMOTE, champion_version, model_name, promote, stored
 from tasks.workspace import surroundings
+from tasks.workspace.printable import failed
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.models import ModelSignature
 
-from tasks.tracking.champion import (
-    ACTIVATIONS,
-    CHAMPION,
-    EXPLAINERS,
-    PROMOTE,
-    champion_version,
-    model_name,
-    promote,
-    stored,
-)
 
 # What a process needs to load any version, beside the code that is stored with it.
 REQUIREMENTS = (
@@ -100,15 +92,15 @@ class _Result:
     def __init__(self, params: Params, comparison: dict, key: str, items: Sequence[str]) -> None:
         self.params, self.comparison, self.key = params, comparison, key
         self.evaluated = {item: tracking_runs.evaluation_rows(item, comparison) for item in items}
-        rows = read_rows(ACTIVATIONS / "features.parquet", FeatureRow)
+        table = FeatureTable(ACTIVATIONS)
+        rows = table.rows
         explained = [at for at, row in enumerate(rows) if row.sae == comparison["sae"]]
         known = {rows[at].feature_id for at in explained}
         if not all(row.feature_id in known for evaluated in self.evaluated.values() for row in evaluated):
             raise UserError(f"{ACTIVATIONS}: does not hold the features that were evaluated; run `dvc repro`")
-        tensors = read_tensors(ACTIVATIONS / "directions.safetensors")
         self.features = [rows[at] for at in explained]
-        self.tensors = {name: tensors[name][explained] for name in KINDS}
-        contexts = shown_contexts(ACTIVATIONS, params.train_sft)
+        self.tensors = {name: table.vectors[name][explained] for name in KINDS}
+        contexts = table.contexts(params.train_sft.prompt)
         self.contexts = [contexts[at] for at in explained] if contexts else []
 
     @property
@@ -263,13 +255,11 @@ def main(arguments: list[str] | None = None) -> int:
         if given.command == "promote":
             print(promote(given.version))
         else:
-            print(*register(settings_params.load(), read_json(points.REPORTS / "comparison.json")), sep="\n")
+            print(*register(settings_params.load(), read_json(REPORTS / "comparison.json")), sep="\n")
     except UserError as error:
-        print(f"error: {store.one_line(error)}", file=sys.stderr)
-        return 2
+        return failed(store.one_line(error))
     except Exception as error:  # whatever a server, a driver or a network can raise
-        print(f"error: MLflow at {store.shown_uri()}: {store.one_line(error)}", file=sys.stderr)
-        return 2
+        return failed(f"MLflow at {store.shown_uri()}: {store.one_line(error)}")
     return 0
 
 

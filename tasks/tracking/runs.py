@@ -35,15 +35,10 @@ from saeexplainer.figures.comparison import ACCURACY
 from saeexplainer.figures.notation import held_out, percent
 from saeexplainer.records import EvaluationRow
 from saeexplainer.runs.storage import read_json, read_rows
+from tasks.places import EVALUATIONS, REPORTS
 from tasks.settings import params as settings_params
 from tasks.tracking import store
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-
 from tasks.tracking.points import (
-    EVALUATIONS,
-    REPORTS,
     TAG_LENGTH,
     Point,
     chain_points,
@@ -59,6 +54,10 @@ from tasks.tracking.points import (
     write_points,
 )
 from tasks.tracking.provenance import dvc_hashes, origin, provenance
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
 
 LOGGED_FILES = ("results.md", "rounds.png", "comparison.json", "rounds.csv", "report.html")
 SAMPLES, SAMPLES_FILE = 100, "explanations.json"  # features in the table of sample explanations

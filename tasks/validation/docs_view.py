@@ -58,7 +58,7 @@ def page(title: str, trail: list[tuple[str, str]], **content: Any) -> str:
 @cache
 def _environment() -> jinja2.Environment:
     found = jinja2.Environment(
-        loader=jinja2.FunctionLoader(lambda name: (files("tasks") / name).read_text(encoding="utf-8")),
+        loader=jinja2.FunctionLoader(lambda name: (files("tasks.validation") / name).read_text(encoding="utf-8")),
         autoescape=True, undefined=jinja2.ChainableUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     found.filters["sentence"] = sentence

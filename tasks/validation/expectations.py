@@ -20,7 +20,7 @@ from saeexplainer.config import BuildPreferences, Params
 from saeexplainer.config_parts import PairingRule
 from saeexplainer.domains.domain import SPECIAL_TOKENS
 from saeexplainer.preferences.sets import normal, words
-from saeexplainer.records import FeatureRow, PreferencePair, ScoreRow
+from saeexplainer.records import FEATURE_ID, FeatureId, FeatureRow, PreferencePair, ScoreRow
 from tasks.validation.data_docs import ROW
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ TRAINING_SPLITS = ("dpo", "valid")
 # Scores are differences and quotients of rewards near 1: far above their rounding, far below any gap that matters.
 TOLERANCE = 1e-6
 SIDES = ("chosen", "rejected")
-FEATURE_ID = r"[^\s/]+/[^\s/]+/(?:0|[1-9][0-9]*)"  # subject/sae/index
 # GX hands patterns to one of two engines, and in one of them \s is ASCII: the others are spelt out.
 BLANK = "\\s" + "".join(map(chr, (0x85, 0xA0, 0x1680, *range(0x2000, 0x2010), 0x2028, 0x2029, 0x202F, 0x205F, 0x2060,
                                   0x3000, 0xFEFF)))  # fmt: skip
@@ -134,7 +133,7 @@ def _number(value: float | None) -> float:
 def _required_gap(relative: float, spread: float, settings: BuildPreferences) -> float:
     """The least relative gap that the rule promises for this pair.
 
-    The reference falls back to the lowest candidate when none shows the gap (METHOD section 1, step 5): its gap is then
+    The reference falls back to the lowest candidate when none shows the gap (docs/METHOD.md section 6): its gap is then
     the whole spread, and the spread is what is promised.
     """
     fell_back = settings.rule is PairingRule.reference and abs(relative - spread) <= TOLERANCE
@@ -145,11 +144,11 @@ def _feature_columns(pair: PreferencePair, split_of: dict[str, str], params: Par
     """The parts of a feature's id: each is looked at only if the one before is right."""
     width = {sae.name: sae.d_sae for sae in params.prepare_sae.saes}
     identity = pair.feature_id or ""
-    _, sae, latent = identity.split("/") if re.fullmatch(FEATURE_ID, identity) else (None, None, None)
-    above = width[sae] - 1 - int(latent) if sae in width else None
+    feature = FeatureId.parse(identity) if re.fullmatch(FEATURE_ID, identity) else None
+    above = width[feature.sae] - 1 - feature.index if feature and feature.sae in width else None
     exists = above is not None and above >= 0
     return {
-        "sae": sae,
+        "sae": feature and feature.sae,
         "latents_above": above,
         "in_feature_table": ("yes" if pair.feature_id in split_of else "no") if exists else None,
         "recorded_split": split_of.get(pair.feature_id),

@@ -14,13 +14,12 @@ from saeexplainer.preferences.sets import (
     reason_shares,
     top_share,
 )
-from saeexplainer.records import CALLS_FAILED, DroppedFeature, PreferencePair
+from saeexplainer.records import DroppedFeature, DropReason, PreferencePair
+from tasks.validation.expectations import TOLERANCE, named
 
 if TYPE_CHECKING:
     import pandas as pd
     from great_expectations.expectations import Expectation
-
-from tasks.validation.expectations import TOLERANCE, named
 
 
 @dataclass(frozen=True)
@@ -80,11 +79,11 @@ def _reason_rules(shares: dict[str, float], params: Params) -> list[SetRule]:
                  f"max_reason_share.{name}")
         for reason, name in REASONS.items()
     ]  # fmt: skip
-    if CALLS_FAILED in shares:  # not an explainer's doing: the share of all dropped features is the limit
+    if DropReason.calls_failed in shares:  # not an explainer's doing: the share of all dropped features is the limit
         most = params.validate_preferences.max_dropped_share
-        name, share = CALLS_FAILED.replace(" ", "_"), shares[CALLS_FAILED]
+        name, share = DropReason.calls_failed.name, shares[DropReason.calls_failed]
         found.append(_at_most(f"few_enough_dropped_because_{name}", f"{name}_share", share, most, "max_dropped_share"))
-    unknown = [reason for reason in shares if reason not in (*REASONS, CALLS_FAILED)]
+    unknown = [reason for reason in shares if reason not in list(DropReason)]
     return [*found, _at_most("reasons_known", "unknown_reasons", len(unknown), 0)]
 
 

@@ -15,6 +15,7 @@ from saeexplainer.config import Params
 from saeexplainer.errors import UserError
 from tasks.places import IMPORTED
 from tasks.workspace import surroundings
+from tasks.workspace.printable import failed
 
 DATA = Path("data")  # what stages make, and what `sae-explainer import` made there
 CONFIG, LOCAL = Path(".dvc/config"), Path(".dvc/config.local")  # DVC's settings; the second are of this folder alone
@@ -81,8 +82,7 @@ def main() -> int:
     try:
         allow_without_git()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return failed(error)
     return 0
 
 

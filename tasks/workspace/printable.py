@@ -5,6 +5,8 @@ A token may be a line break, and a file of others may hold any control code. Her
 matter, which the streams' own error handler settles.
 """
 
+import sys
+
 
 def printable(text: str) -> str:
     """The text with every character written out that has no shape of its own: control codes, line breaks and marks that
@@ -17,3 +19,9 @@ def printable(text: str) -> str:
 def one_line(message: object) -> str:
     """What an error says, as one line that a terminal can show."""
     return printable(" ".join(str(message).split()))
+
+
+def failed(error: object) -> int:
+    """Say on stderr, in one line, what a person has to change; the exit status that goes with it."""
+    print(f"error: {one_line(error)}", file=sys.stderr)
+    return 2

@@ -330,7 +330,7 @@ SURROUNDINGS = {
     "no port": ({"HTTPS_PROXY": "http://127.0.0.1:port"}, "HTTPS_PROXY: holds no proxy's address"),
     "no host": ({"HTTPS_PROXY": "http://"}, "HTTPS_PROXY: holds no proxy's address"),
     "certificates that are gone": ({"SSL_CERT_FILE": "/nowhere.pem"}, "SSL_CERT_FILE: /nowhere.pem holds no certificates (No such file"),
-    "certificates that are none": ({"SSL_CERT_FILE": __file__}, "test_endpoint.py holds no certificates ("),
+    "certificates that are none": ({"SSL_CERT_FILE": __file__}, "test_client.py holds no certificates ("),
     "a folder of none": ({"SSL_CERT_DIR": "/nowhere"}, "SSL_CERT_DIR: /nowhere is no folder; "),
     "an entry with brackets": ({"NO_PROXY": "[::1]"}, "NO_PROXY: has an entry that is no host ("),
     "a log that cannot be": ({"SSLKEYLOGFILE": "/nowhere/log"}, "SSLKEYLOGFILE: cannot be written (No such file"),

@@ -1,4 +1,4 @@
-"""The metrics by hand (METHOD section 2); what is missing has failed."""
+"""The metrics by hand (docs/METHOD.md section 8); what is missing has failed."""
 
 import math
 from types import SimpleNamespace

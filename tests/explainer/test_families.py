@@ -24,8 +24,9 @@ from saeexplainer.config import Adapter, ChatPrompt, Round, TokensPrompt, TrainS
 from saeexplainer.config_parts import Architecture, Direction, Pretrained
 from saeexplainer.errors import UserError
 from saeexplainer.explainer import folder as explainer_folder
-from saeexplainer.explainer.explainer import Explainer, Prompts, attach, placeholder_id, shown_contexts
+from saeexplainer.explainer.explainer import Explainer, Prompts, attach, placeholder_id
 from saeexplainer.explainer.feature_tokens import first_feature_id
+from saeexplainer.explainer.table import FeatureTable
 from saeexplainer.models.blocks import transformer_blocks
 from saeexplainer.models.pointer import open_model, open_tokenizer, write_pointer
 from saeexplainer.records import CandidateRow, ContextRow, ExplanationRow, FeatureRow, PreferencePair
@@ -284,14 +285,14 @@ def test_contexts_stand_in_the_prompt_strongest_first_and_end_no_turn(tmp_path):
     write_rows(tmp_path / "contexts.parquet", found, ContextRow)
     prompt = ChatPrompt("chat", "{contexts}\nWhat is {feature}?", 2)
     config = replace(settings_of(Path("base")), prompt=prompt)
-    shown = shown_contexts(tmp_path, config)
+    shown = FeatureTable(tmp_path).contexts(config.prompt)
     assert shown == ["- the <<cat>> .\n- a dog and a <<dog>><|endoftext|>", "- <<the>> cat"]
     tokenizer = TOKENIZERS["qwen"]()
     tokenizer.chat_template = TEMPLATE
     ids = Prompts(tokenizer, 1000, config, shown).ids(0)
     text = "[user] - the <<cat>> .\n- a dog and a <<dog>>\nWhat is "
     assert tokenizer.decode(ids[: ids.index(1000)]) == text
-    assert shown_contexts(tmp_path, replace(config, prompt=replace(prompt, shown_contexts=0))) == []
+    assert FeatureTable(tmp_path).contexts(replace(prompt, shown_contexts=0)) == []
 
 
 @pytest.mark.parametrize("trained", ["llama"], indirect=True)
@@ -378,7 +379,7 @@ def test_the_stages_train_an_explainer_of_another_family(tmp_path, monkeypatch):
     assert len(read_rows(Path("data/rounds/r2/candidates.parquet"), CandidateRow)) == 2 * 6
     served = tmp_path / "served"
     tensors = read_tensors(Path("data/activations/directions.safetensors"))
-    contexts = shown_contexts(Path("data/activations"), config)
+    contexts = FeatureTable(Path("data/activations")).contexts(config.prompt)
     write_served(served, Path("data/explainers/r2"), rows, tensors, config, params.generate_explanations, [], contexts)
     loaded = ServedExplainer(served)
     asked = Explainer(Path("data/explainers/r2"), tensors, config, params.generate_explanations, contexts)

@@ -1,4 +1,4 @@
-"""The pairing rules by hand (METHOD section 1, step 5), and what no pair may be."""
+"""The pairing rules by hand (docs/METHOD.md section 6), and what no pair may be."""
 
 from dataclasses import asdict, replace
 

@@ -20,6 +20,7 @@ from saeexplainer.records import (
     CandidateRow,
     ContextRow,
     DroppedFeature,
+    DropReason,
     EvaluationRow,
     ExplanationRow,
     FeatureRow,
@@ -160,16 +161,6 @@ def test_the_headline_is_the_last_round_against_its_start():
     assert glance.headline(summarise({"labels": [evaluated()]}, 10, 0)) == ""
 
 
-def test_the_chart_puts_values_on_a_common_scale_from_zero():
-    panel = next(panel for panel in glance.panels(comparison()) if panel.title == "generative accuracy")
-    zero, last = panel.ticks[0], panel.ticks[-1]
-    assert (zero, last[1]) == ((glance.LEFT, "0"), "100") and last[0] == glance.WIDTH - glance.RIGHT
-    by_name = {point.name: point for point in panel.points}
-    assert by_name["open_loop"].x == pytest.approx((zero[0] + last[0]) / 2)
-    assert not by_name["open_loop"].trained and panel.path.count(",") == 2
-    assert [point.y for point in panel.points] == sorted(point.y for point in panel.points)
-
-
 # ---- The file
 
 
@@ -177,6 +168,7 @@ def sources(folder: Path, **changes) -> page_page.Sources:
     found = page_page.Sources(
         folder / "features.parquet", folder / "contexts.parquet", folder / "labels.parquet",
         {name: folder / f"{name}.parquet" for name in ("open_loop", "sft", "r1")}, {"r1": folder / "rounds/r1"}, 2,
+        folder / "rounds.png",
     )  # fmt: skip
     return replace(found, **changes)
 
@@ -326,3 +318,7 @@ def test_truth_is_the_concepts_with_the_best_overlap(tmp_path):
         "s/main/1": [("near:dog", 1.0)],  # no description can be built on it
         "s/main/2": [("the word dog", 1.0), ("any animal", pytest.approx(0.8))],
     }
+
+
+def test_every_reason_for_dropping_a_feature_is_explained_on_the_page():
+    assert payload.constants()["dropReasons"].keys() == set(DropReason)

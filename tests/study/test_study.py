@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -21,7 +22,6 @@ from saeexplainer.records import EvaluationRow
 from saeexplainer.runs.storage import write_json, write_rows
 from saeexplainer.study import page as study_page, pictures
 from saeexplainer.study.ablation import BASE
-from saeexplainer.study.confirmation import REWARD
 from saeexplainer.study.figures import COMPLETE, CONTROL, LABELS, LOOKED_AT, SEEDS, Variant, absent, as_json
 from saeexplainer.study.page import summarise
 from tasks.cli import study
@@ -152,12 +152,12 @@ def check_the_other_plan(toy: Path) -> None:
     process = started(toy, "--plan", "ablation")
     printed = process.communicate(timeout=240)[0].splitlines()
     assert (process.returncode, ran(toy)) == (0, [])
-    assert printed[-1] == "docs/RESULTS.md: written" and printed[-2].startswith(
+    assert printed[-1] == "docs/ABLATION.md: written" and printed[-2].startswith(
         "not run: `setting` (`mode=other`): other"
     )
     assert "mode: other" in (toy / ".study/ablation/other/params.yaml").read_text()
     assert (toy / "docs/STUDY.md").read_bytes() == before
-    assert "| `other` | setting | " in (toy / "docs/RESULTS.md").read_text()
+    assert "| `other` | setting | " in (toy / "docs/ABLATION.md").read_text()
 
 
 def test_a_terminated_study_takes_its_stage_along_and_goes_on_from_there(toy: Path) -> None:
@@ -194,7 +194,7 @@ def seed_of(spec: study.VariantSpec) -> str:
 
 def test_the_repositorys_variants_are_well_formed_and_compose() -> None:
     specs, resamples = study.load_specs(ROOT / "conf/study.yaml")
-    assert resamples > 0 and {spec.group for spec in specs} >= {SEEDS, LOOKED_AT, CONTROL, LABELS, REWARD}
+    assert resamples > 0 and {spec.group for spec in specs} >= {SEEDS, LOOKED_AT, CONTROL, LABELS, "reward"}
     assert {settings(without_seed(spec))["evaluate"]["split"] for spec in specs} == {"test"}
     seen = {group: {seed_of(spec) for spec in specs if spec.group == group} for group in (SEEDS, LOOKED_AT)}
     assert len(seen[SEEDS]) == 3 and seen[SEEDS].isdisjoint(seen[LOOKED_AT])
@@ -357,7 +357,7 @@ def test_figures_whose_runs_are_gone_are_not_written_over(
     assert "docs/ablation.json: has figures of other" in capsys.readouterr().err
     assert json.loads((tmp_path / "docs/ablation.json").read_text()) == kept
     assert study.main(["--plan", "ablation", "--report-only", "--forget"]) == 0
-    assert "one run only" not in (tmp_path / "docs/RESULTS.md").read_text()
+    assert "one run only" not in (tmp_path / "docs/ABLATION.md").read_text()
 
 
 def test_a_folder_is_read_only_if_it_came_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

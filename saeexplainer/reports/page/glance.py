@@ -1,32 +1,10 @@
-"""The rounds at a glance: comparison.json as tables, one headline and the geometry of a chart; pure."""
+"""The rounds at a glance: comparison.json as tables and one headline; pure."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from saeexplainer.figures.comparison import (
-    ACCURACY,
-    COLLISION,
-    HALLUCINATION,
-    LOWER_IS_BETTER,
-    chain_of,
-    direction,
-    metrics_of,
-    subtractions,
-)
-from saeexplainer.figures.notation import DASH, words
-
-# What a metric says, for people who meet it here first.
-MEANING = {
-    ACCURACY: "texts that make the feature fire",
-    HALLUCINATION: "features that no text makes fire",
-    COLLISION: "features that another one drowns out",
-    "mean_activation": "mean activation, of the feature's maximum",
-    "truth_agreement": "explanations that name the concept that fits best",
-    "truth_f1": "overlap of explanation and firing",
-}
-# The chart's own units: a panel is WIDTH wide, its axis runs from LEFT to WIDTH - RIGHT.
-WIDTH, LEFT, RIGHT, ROW, TOP, BOTTOM = 360, 92, 44, 24, 10, 26
+from saeexplainer.figures.comparison import ACCURACY, chain_of, direction, metrics_of, subtractions
+from saeexplainer.figures.notation import DASH
 
 
 @dataclass(frozen=True)
@@ -45,32 +23,6 @@ class Line:
 
     name: str
     cells: list[Cell]  # one a metric
-
-
-@dataclass(frozen=True)
-class Point:
-    """One evaluation in a panel, in the chart's units."""
-
-    name: str
-    y: float
-    x: float  # the value
-    low: float  # ends of the interval
-    high: float
-    label: str  # "42.1"
-    trained: bool  # of the chain of training; the others are baselines
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One metric."""
-
-    title: str
-    meaning: str
-    lower_is_better: bool
-    points: list[Point]
-    path: str  # "x,y x,y ...": the chain of training, joined
-    ticks: list[tuple[float, str]]  # x and its label
-    height: int
 
 
 def results(comparison: Mapping) -> list[Line]:
@@ -124,40 +76,3 @@ def headline(comparison: Mapping) -> str:
         f"Texts written from {last}'s explanations make the feature fire {ends[0]} % of the time, from {first}'s "
         f"{ends[1]} %: {cell.value} points ({cell.interval}){doubt}."
     )
-
-
-def panels(comparison: Mapping) -> list[Panel]:
-    """The chart: a panel a metric, a row an evaluation, a bar from low to high; each axis begins at zero."""
-    return [_panel(comparison, metric) for metric in metrics_of(comparison)]
-
-
-def _panel(comparison: Mapping, metric: str) -> Panel:
-    names = list(comparison["rounds"])
-    chain = chain_of(comparison)
-    known = {name: found[metric] for name, found in comparison["rounds"].items() if metric in found}
-    top = max([interval["high"] for interval in known.values()] + [0.0])
-    step = _step(100 * top)
-    limit = step * max(1.0, math.ceil(round(100 * top / step, 6)))  # the first tick at or past the highest end
-
-    def at(percent: float) -> float:
-        return round(LEFT + (WIDTH - LEFT - RIGHT) * percent / limit, 2)
-
-    points = [
-        Point(
-            name,
-            TOP + ROW * (names.index(name) + 0.5),
-            *(at(100 * interval[key]) for key in ("value", "low", "high")),
-            f"{100 * interval['value']:.1f}",
-            name in chain,
-        )
-        for name, interval in known.items()
-    ]
-    path = " ".join(f"{point.x},{point.y}" for point in points if point.trained)
-    ticks = [(at(step * count), f"{step * count:g}") for count in range(round(limit / step) + 1)]
-    height = TOP + ROW * len(names) + BOTTOM
-    return Panel(words(metric), MEANING.get(metric, ""), metric in LOWER_IS_BETTER, points, path, ticks, height)
-
-
-def _step(highest: float) -> float:
-    """Percent between ticks, so that there are two to five of them."""
-    return next((step for step in (1.0, 2.0, 5.0, 10.0, 20.0) if highest <= 5 * step), 25.0)

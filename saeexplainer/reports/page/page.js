@@ -6,13 +6,6 @@ const DASH = "–";
 const OVERSCAN = 12; // rows drawn above and below what is seen
 const BLOCKS_KEPT = 8;
 const LEAD = 16; // characters before a hit that a narrow cell has room for
-const REASONS = {
-  "best is zero": "no candidate made it fire at all",
-  "below floor": "its best candidate earns too little",
-  "best is empty": "its best candidate says nothing",
-  "no spread": "its candidates earn about the same",
-  "no gap": "no candidate is far enough below the best",
-};
 
 const $ = (id) => document.getElementById(id);
 const numbers = new Intl.NumberFormat("en-US");
@@ -442,7 +435,7 @@ function tokens(segments) {
 
 function round(name, found) {
   if (!found) return [];
-  const reason = found.dropped ? `dropped, ${found.outcome}: ${REASONS[found.outcome] || "it gave no pair"}` : found.outcome;
+  const reason = found.dropped ? `dropped, ${found.outcome}: ${data.dropReasons[found.outcome] || "it gave no pair"}` : found.outcome;
   return [
     make("h4", {}, `Candidates of ${name}`),
     make("p", { className: "legend" }, `${found.candidates.length} candidates, best reward first; ${reason}.`),

@@ -55,6 +55,7 @@ class Sources:
     evaluations: Mapping[str, Path]  # by name, in the order the page shows
     rounds: Mapping[str, Path]  # round to its folder, in order
     contexts_shown: int  # strongest contexts a feature
+    picture: Path  # PNG of the rounds, which becomes part of the page
 
 
 @dataclass(frozen=True)
@@ -250,7 +251,7 @@ def write(
     tables = Tables(sources)
     index = Index(list(sources.evaluations), list(sources.rounds))
     facts = [round_facts(name, starts[name], table) for name, table in tables.rounds.items()]
-    context = _context(comparison, facts, len(tables.ids))
+    context = _context(comparison, facts, len(tables.ids), sources.picture)
     with replacing(path) as temporary, temporary.open("wb") as file:
         _template().stream(
             **context,
@@ -290,18 +291,17 @@ def deflated(value: Any) -> str:
     return base64.b64encode(zlib.compress(text.encode("utf-8"), 9)).decode("ascii")
 
 
-def _context(comparison: Mapping, facts: list[RoundFacts], features: int) -> dict[str, Any]:
+def _context(comparison: Mapping, facts: list[RoundFacts], features: int, picture: Path) -> dict[str, Any]:
     """What the template shows beside the features."""
     style, script = (_asset(name) for name in ("page.css", "page.js"))
     return {
         "comparison": comparison,
         "caption": held_out(comparison),
         "headline": glance.headline(comparison),
-        "panels": glance.panels(comparison),
+        "picture": base64.b64encode(picture.read_bytes()).decode("ascii") if picture.is_file() else "",
         "metrics": [(words(name), name in LOWER_IS_BETTER) for name in metrics_of(comparison)],
         "results": glance.results(comparison),
         "differences": glance.differences(comparison),
-        "geometry": glance,
         "rounds": facts,
         "features": features,
         "legend": payload.LEGEND,

@@ -18,6 +18,7 @@ from saeexplainer.evaluation.rows import FIRING
 from saeexplainer.records import (
     ContextRow,
     DroppedFeature,
+    DropReason,
     EvaluationRow,
     FeatureRow,
     PreferencePair,
@@ -67,6 +68,14 @@ LEGEND = {
     "lender": Word("an SAE on the same activations with another seed; its features are for training alone"),
     "twin": Word("a feature too close to one of the valid or test split; no training sees it"),
     "spare": Word("a feature that is neither trained on nor measured"),
+}
+DROPPED = {
+    DropReason.best_is_zero: "no candidate made it fire at all",
+    DropReason.below_floor: "its best candidate earns too little",
+    DropReason.best_is_empty: "its best candidate says nothing",
+    DropReason.no_spread: "its candidates earn about the same",
+    DropReason.no_gap: "no candidate is far enough below the best",
+    DropReason.calls_failed: "a server gave too few of its candidates their texts",
 }
 SUMMARY_TOKENS = 4  # strongest tokens that the table shows
 
@@ -289,4 +298,7 @@ def _roles(scores: Sequence[ScoreRow], pairs: Sequence[PreferencePair]) -> dict[
 def constants() -> dict[str, Any]:
     """What the page's script has to know beside the features."""
     words = {name: [word.symbol, word.meaning] for name, word in (VERDICTS | TRUTHS).items()}
-    return {"firing": FIRING, "clear": CLEAR_F1, "words": words, "verdicts": list(VERDICTS), "truths": list(TRUTHS)}
+    return {
+        "firing": FIRING, "clear": CLEAR_F1, "words": words, "verdicts": list(VERDICTS), "truths": list(TRUTHS),
+        "dropReasons": DROPPED,
+    }  # fmt: skip
