@@ -15,11 +15,10 @@ import pytest
 from pairs_by_hand import BUILD, HOSTILE, LIMITS, hostile_set, lay_out, pair
 from prefect.logging import disable_run_logger
 from preference_sets import scored
+from pydantic import ValidationError
 from tiny import ROOT
 
 from flows import artifacts
-from pydantic import ValidationError
-
 from saeexplainer.config import Params
 from saeexplainer.config_parts import PairingRule
 from saeexplainer.errors import UserError
