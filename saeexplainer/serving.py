@@ -23,18 +23,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from pydantic import TypeAdapter
 from torch import Tensor
 
-from saeexplainer.config import (
-    Adapter,
-    Direction,
-    ExplainerPrompt,
-    GenerateExplanations,
-    Pretrained,
-    PromptKind,
-    TrainSft,
-)
-from saeexplainer.errors import UserError
+from saeexplainer.config import GenerateExplanations, TrainSft
+from saeexplainer.errors import UserError, first_line
 from saeexplainer.explainer.explainer import PARTS, Explainer, Prompts, attach, direction_rows
 from saeexplainer.explainer.feature_tokens import first_feature_id
 from saeexplainer.explainer.folder import keep_base, open_parts
@@ -142,11 +135,13 @@ class ServedExplainer:
             raise UserError(f"{folder}: {missing[0]} is missing; register the explainer again")
         settings = read_json(folder / SETTINGS)
         try:
-            injection = _injection(settings["injection"])
+            injection = TypeAdapter(TrainSft).validate_python(settings["injection"])
             generation = GenerateExplanations(**settings["generation"])
             self.calibration = Calibration(**read_json(folder / CALIBRATION))
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{folder / SETTINGS}: from another version of this library ({error})") from None
+            raise UserError(
+                f"{folder / SETTINGS}: from another version of this library ({first_line(error)})"
+            ) from None
         self.parts = PARTS[injection.direction]
         self.features = read_rows(folder / FEATURES, FeatureRow)
         self._row_of = {row.feature_id: at for at, row in enumerate(self.features)}
@@ -262,15 +257,6 @@ class ServedExplainer:
         if row is None:
             raise UserError(_unknown(text, number, owner, sorted(feature.index for feature in self.features)))
         return row
-
-
-def _injection(settings: Mapping[str, Any]) -> TrainSft:
-    """Back from JSON. Raises KeyError, TypeError or ValueError on what another version wrote."""
-    prompt = settings["prompt"] | {"kind": PromptKind(settings["prompt"]["kind"])}
-    found = {"direction": Direction(settings["direction"]), "prompt": ExplainerPrompt(**prompt)}
-    for name, kind in (("pretrained", Pretrained), ("adapter", Adapter)):
-        found[name] = kind(**settings[name]) if settings[name] else None
-    return TrainSft(**settings | found)
 
 
 def _unknown(text: str, number: str, owner: str, known: Sequence[int]) -> str:

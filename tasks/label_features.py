@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saeexplainer.config import Labeller, LabellerKind, Params
+from saeexplainer.config import Params
+from saeexplainer.config_parts import ChatLabellerSpec, Labeller
 from saeexplainer.domains.opening import open_domain
 from saeexplainer.errors import UserError
 from saeexplainer.features.contexts import listed
@@ -66,7 +67,7 @@ def by_the_labeller(rows: Sequence[FeatureRow], config: Labeller, count: int, se
     nothing to learn from, and as `by_model.ask` does."""
     from saeexplainer.labellers import by_model  # not for those whose domain labels: it may bring torch
 
-    if config.kind is LabellerKind.chat:
+    if isinstance(config, ChatLabellerSpec):
         seed_torch(seed, "label_features")
     lines = listed(read_rows(CONTEXTS, ContextRow), count)
     found = by_model.ask([lines.get(row.feature_id, "") for row in rows], config)

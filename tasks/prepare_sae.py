@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from saeexplainer.config import Params, PretrainedSae
+from saeexplainer.config import Params, TakenSae, TrainedSae
 from saeexplainer.domains.domain import Document, ReadingLimit
 from saeexplainer.domains.opening import open_domain
 from saeexplainer.errors import UserError
@@ -44,13 +44,11 @@ def run(params: Params) -> Report:
         folder.mkdir(parents=True)
         sites = {}
         for at, spec in enumerate(config.saes):
-            if spec.pretrained is None:
+            if isinstance(spec, TrainedSae):
                 blocks.check_block(model, config.hook_block, "prepare_sae.hook_block")
                 sites[spec.name] = training.trained_site(config)
             else:
-                taken = take(
-                    params, at, spec.pretrained, model.config.hidden_size, tokenizers.starts_with_bos(tokenizer)
-                )
+                taken = take(params, at, spec, model.config.hidden_size, tokenizers.starts_with_bos(tokenizer))
                 sites[spec.name] = site_of(taken, model)
                 training.save(taken, sites[spec.name], folder / spec.name)
         reader = Reader(model, tokenizer, one_site(sites), context)
@@ -72,9 +70,9 @@ def run(params: Params) -> Report:
     return Report(asdict(main_report), lines)
 
 
-def take(params: Params, at: int, wanted: PretrainedSae, width: int, begins_with_bos: bool) -> "SAE":
+def take(params: Params, at: int, spec: TakenSae, width: int, begins_with_bos: bool) -> "SAE":
     """The SAE of others that stands at this place of the list. Raises UserError if it does not fit the settings."""
-    spec, key = params.prepare_sae.saes[at], f"prepare_sae.saes[{at}]"
+    wanted, key = spec.pretrained, f"prepare_sae.saes[{at}]"
     found = loading.load(wanted.source, width, sae_id=wanted.sae_id, norm_scaling_factor=wanted.norm_scaling_factor)
     if found.cfg.d_sae != spec.d_sae:
         raise UserError(f"{key}.d_sae: is {spec.d_sae}, but {wanted.source} has {found.cfg.d_sae} latents; give that")
@@ -92,12 +90,12 @@ def take(params: Params, at: int, wanted: PretrainedSae, width: int, begins_with
 def train(params: Params, reader: Reader, documents: Iterable[Document], folder: Path) -> None:
     """Train those of the SAEs that nobody else did, all on the same activations."""
     config = params.prepare_sae
-    wanted = [spec for spec in config.saes if spec.pretrained is None]
+    wanted = [spec for spec in config.saes if isinstance(spec, TrainedSae)]
     if not wanted:
         return
     activations = torch.cat(list(reader.activations([document.text for document in documents])))
     for spec in wanted:
-        seed = seed_torch(params.seed + (spec.seed or 0), f"prepare_sae/{spec.name}")
+        seed = seed_torch(params.seed + spec.seed, f"prepare_sae/{spec.name}")
         training.train_and_save(activations, config, spec, seed, folder / spec.name)
 
 
@@ -105,7 +103,7 @@ def check_fit(params: Params, reports: dict[str, quality.SaeReport]) -> None:
     """Raise UserError if an SAE of others says less about the subject's activations than their mean."""
     for at, spec in enumerate(params.prepare_sae.saes):
         unexplained = reports[spec.name].fraction_variance_unexplained
-        if spec.pretrained is not None and unexplained >= 1:
+        if isinstance(spec, TakenSae) and unexplained >= 1:
             raise UserError(
                 f"prepare_sae.saes[{at}].pretrained: {spec.pretrained.source} leaves {unexplained:.2f} of the variance "
                 "unexplained, more than their mean does; choose an SAE that was trained on this model and site"

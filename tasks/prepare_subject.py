@@ -8,7 +8,8 @@ model of others (prepare_subject.pretrained) stays where it is: what is missing,
 
 from dataclasses import asdict
 
-from saeexplainer.config import Params, Pretrained
+from saeexplainer.config import Params
+from saeexplainer.config_parts import Pretrained
 from saeexplainer.domains.domain import Domain, ReadingLimit
 from saeexplainer.domains.opening import open_domain
 from saeexplainer.models import blocks, loading, pointer, stream, tokenizers

@@ -21,7 +21,8 @@ from omegaconf import DictConfig, OmegaConf
 from published import D_SAE, TEMPLATE, save_chat_model, save_sae, teach
 from tiny import settings
 
-from saeexplainer.config import Architecture, Params
+from saeexplainer.config import Params
+from saeexplainer.config_parts import Architecture
 from saeexplainer.records import ContextRow, EvaluationRow, ExplanationRow, FeatureRow, PreferencePair
 from saeexplainer.runs.storage import read_json, read_rows, read_tensors, write_rows
 from saeexplainer.training.subject import build_model
@@ -155,12 +156,11 @@ def settings_of(run: Run, base: DictConfig, shelf: Path) -> Params:
     """The composed settings with this run's models, everything small."""
     model = local(shelf / run.family)
     writer = {
-        "kind": run.writer, "model": model if run.writer == "chat" else None, "endpoint": None,
-        "prompt": "Say {description}.", "texts": 2, "temperatures": [1.0], "max_new_tokens": 8,
-    }  # fmt: skip
+        "kind": run.writer, "prompt": "Say {description}.", "texts": 2, "temperatures": [1.0], "max_new_tokens": 8,
+    } | ({"model": model} if run.writer == "chat" else {})  # fmt: skip
     judges = {
-        "likelihood": {"kind": "likelihood", "prompt": "Say {description}.", "model": None},
-        "chat": {"kind": "chat", "prompt": None, "model": model},
+        "likelihood": {"kind": "likelihood", "prompt": "Say {description}."},
+        "chat": {"kind": "chat", "model": model},
     }
     taken = {"source": str(shelf / f"sae-{run}"), "sae_id": None, "norm_scaling_factor": None}
     brought = {
@@ -171,10 +171,10 @@ def settings_of(run: Run, base: DictConfig, shelf: Path) -> Params:
                 "packed": run.architecture != "topk",
             },
         },
-        "prepare_sae": {"saes": [{"name": "main", "pretrained": taken, "d_sae": D_SAE, "k": None, "seed": None}]},
+        "prepare_sae": {"saes": [{"name": "main", "pretrained": taken, "d_sae": D_SAE}]},
         "train_sft": {"pretrained": local(explainer_base(run, shelf))},
         "score_explanations": {"writer": writer},
-        "evaluate": {"writer": writer, "judges": [judges[run.judge] | {"batch_size": 64, "endpoint": None}]},
+        "evaluate": {"writer": writer, "judges": [judges[run.judge] | {"batch_size": 64}]},
     }  # fmt: skip
     return params.build(OmegaConf.merge(base, SMALL, brought), "test")
 

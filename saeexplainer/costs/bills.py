@@ -14,7 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from saeexplainer.config import Prices, Writer
+from saeexplainer.config import Prices
+from saeexplainer.config_parts import Writer
 from saeexplainer.figures.notation import aligned
 from saeexplainer.records import EvaluationRow, ScoreRow, Usage
 

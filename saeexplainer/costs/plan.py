@@ -9,7 +9,8 @@ more.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from saeexplainer.config import Judge, JudgeKind, Params, Prices, Writer
+from saeexplainer.config import Params, Prices, TakenSae, TrainedSae
+from saeexplainer.config_parts import EndpointWriterSpec, Judge, LikelihoodJudgeSpec, Writer
 from saeexplainer.costs import bills, memory, workload
 from saeexplainer.costs.memory import GIB, Memory, Setup
 from saeexplainer.costs.shapes import FLOAT32, Shape
@@ -134,7 +135,7 @@ def _sae_memory(params: Params, subject: Held) -> Memory:
         memory.reading(shape, setup, MEASURED_AT_ONCE * context, _widths(params), 0, tables, memory.ROOM),
         memory.scoring(shape, setup, min(MEASURED_AT_ONCE, max(1, memory.ROOM // (context * widest))), context),
     ]
-    own = [spec.d_sae for spec in config.saes if spec.pretrained is None]
+    own = [spec.d_sae for spec in config.saes if isinstance(spec, TrainedSae)]
     if own:
         phases.append(memory.sae_training(shape, setup, config.documents * context, config.batch_tokens, own))
     return memory.largest(phases)
@@ -146,7 +147,7 @@ def _widths(params: Params) -> list[int]:
 
 def _tables(params: Params) -> int:
     """Those trained here are TopK SAEs; most of others are JumpReLU SAEs, or are stored as such."""
-    return memory.JUMPRELU if any(spec.pretrained for spec in params.prepare_sae.saes) else memory.TOPK
+    return memory.JUMPRELU if any(isinstance(spec, TakenSae) for spec in params.prepare_sae.saes) else memory.TOPK
 
 
 def _explaining(params: Params, explainer: Held) -> Memory:
@@ -172,8 +173,8 @@ def _evaluating(params: Params, models: Models, count: int) -> Memory:
 
 def _judging(params: Params, judge: Judge, held: Held) -> Memory:
     """One batch of a judge: all log-probabilities of its texts, or the first token of its answers."""
-    if judge.kind is JudgeKind.likelihood:
-        tokens = _prompt(params, judge.prompt or "") + workload.context(params)
+    if isinstance(judge, LikelihoodJudgeSpec):
+        tokens = _prompt(params, judge.prompt) + workload.context(params)
         return memory.scoring(held.shape, held.setup, judge.batch_size, tokens)
     asked = workload.QUESTION + params.generate_explanations.max_new_tokens + workload.context(params)
     return memory.generation(held.shape, held.setup, judge.batch_size, asked, asked + 1)
@@ -200,7 +201,7 @@ def _writing_memory(
     at_once = min(READ_AT_ONCE, texts) * writer.max_new_tokens
     read = memory.reading(subject.shape, subject.setup, at_once, widths, texts * asked, _tables(params), memory.ROOM)
     read = _beside(read, subject, opened)
-    if held is None:
+    if held is None or isinstance(writer, EndpointWriterSpec):
         return read
     setup, loaded = held.setup, [memory.sae_parameters(subject.shape.width, width) * FLOAT32 for width in widths]
     written = memory.generation(held.shape, setup, writer.batch_size, prompt, length, top_p=writer.top_p)
@@ -256,7 +257,7 @@ def fitting(
 
     `shapes`: those of known models by name. A run has one model, which plays all parts; its setup is the explainer's.
     """
-    saes, judges = _widths(params), [judge.kind.value for judge in params.evaluate.judges]
+    saes, judges = _widths(params), [judge.kind for judge in params.evaluate.judges]
     used, setup = {held.shape for held in models.all}, models.explainer.setup
     if models.writer is None or models.measuring is None:
         return None

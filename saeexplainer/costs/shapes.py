@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from saeexplainer.config import Architecture, PrepareSubject
+from saeexplainer.config import PrepareSubject
+from saeexplainer.config_parts import Architecture
 from saeexplainer.errors import UserError
 
 FLOAT32 = 4  # bytes

@@ -8,7 +8,16 @@ and the share of features that training gets come from `Lengths`: measured where
 import re
 from dataclasses import dataclass, fields
 
-from saeexplainer.config import EvaluationKind, Judge, JudgeKind, Params, PromptKind, Writer, WriterKind
+from saeexplainer.config import ChatPrompt, Params, TrainedSae
+from saeexplainer.config_parts import (
+    ChatJudgeSpec,
+    EndpointWriterSpec,
+    EvaluationKind,
+    Judge,
+    LikelihoodJudgeSpec,
+    SubjectWriterSpec,
+    Writer,
+)
 
 Tokens = int | float  # a mean where texts differ
 PROMPT_WORDS = 3  # of the explainer's prompt beside the feature's tokens: BOS, two words
@@ -131,7 +140,7 @@ def _subject(params: Params, lengths: Lengths) -> Load:
 def _saes(params: Params, lengths: Lengths) -> Load:
     """SAEs of others are neither trained nor given documents to be trained on."""
     config = params.prepare_sae
-    own = sum(spec.pretrained is None for spec in config.saes)
+    own = sum(isinstance(spec, TrainedSae) for spec in config.saes)
     read = config.documents * lengths.document if own else 0
     return Load(read_tokens=read, trained_tokens=own * config.steps * config.batch_tokens)
 
@@ -166,8 +175,8 @@ def explain_prompt(params: Params) -> int:
     """Tokens of a question to the explainer, an instruction at most; a direction that names two vectors has two feature
     tokens."""
     prompt, vectors = params.train_sft.prompt, len(params.train_sft.direction.split("_and_"))
-    if prompt.kind is PromptKind.chat:
-        return prompt_limit(prompt.instruction or "") + vectors + prompt.shown_contexts * context(params)
+    if isinstance(prompt, ChatPrompt):
+        return prompt_limit(prompt.instruction) + vectors + prompt.shown_contexts * context(params)
     return PROMPT_WORDS + vectors
 
 
@@ -187,11 +196,11 @@ def _texts(writer: Writer, lengths: Lengths, descriptions: int) -> Load:
     """Texts of so many descriptions, all taken to differ, and what the subject reads of them. Lengths are those of the
     subject's texts; another writer's are taken at their limits, and an endpoint writes several texts in a call."""
     texts = descriptions * writer.texts
-    if writer.kind is WriterKind.subject:
+    if isinstance(writer, SubjectWriterSpec):
         prompt, text = lengths.prompt, min(lengths.text, writer.max_new_tokens)
     else:
         prompt, text = prompt_limit(writer.prompt), writer.max_new_tokens
-    calls = descriptions * len(writer.temperatures) if writer.kind is WriterKind.endpoint else texts
+    calls = descriptions * len(writer.temperatures) if isinstance(writer, EndpointWriterSpec) else texts
     return Load(calls, calls * (prompt + lengths.description - 1), texts * text, texts * text)
 
 
@@ -232,11 +241,11 @@ def _asked(params: Params, lengths: Lengths, judge: Judge, first: bool) -> Token
     explanation, and has all tokens of a text at once; a chat model is asked about each token by itself."""
     probes, steer = params.probe_features, params.probe_features.steer
     texts, length, steered = probes.contexts + probes.silent, context(params), first * _steered(params)
-    if judge.kind is JudgeKind.likelihood:
+    if isinstance(judge, LikelihoodJudgeSpec):
         own, bundle = texts * length, steered * steer.max_new_tokens
         told = (texts + 3 * steered) * (lengths.prompt + lengths.description - 1) + own + 3 * bundle
         return told + own + bundle
-    if judge.kind is JudgeKind.chat:
+    if isinstance(judge, ChatJudgeSpec):
         asked = QUESTION + lengths.description - 1
         return texts * (1 + first * length) * (asked + length) + 3 * steered * (asked + steer.max_new_tokens)
     return 0

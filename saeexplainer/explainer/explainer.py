@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saeexplainer.config import Direction, ExplainerPrompt, GenerateExplanations, PromptKind, TrainSft
+from saeexplainer.config import ChatPrompt, GenerateExplanations, TrainSft
+from saeexplainer.config_parts import Direction
 from saeexplainer.domains.domain import ABOUT, EXPLAIN, FEATURE
 from saeexplainer.errors import UserError
 from saeexplainer.explainer.feature_tokens import FeatureTokens, first_feature_id
@@ -63,7 +64,7 @@ class Prompts:
         self.tokens_per_feature = len(PARTS[config.direction])
         self._tokenizer = tokenizer
         self._contexts = [without_special(shown, tokenizer) for shown in contexts]
-        in_chat = config.prompt.kind is PromptKind.chat
+        in_chat = isinstance(config.prompt, ChatPrompt)
         # A leading space, as the description has after `<about>` in the lessons; a chat's answer begins a line.
         self._lead = "" if in_chat else " "
         self._sides = _chat_sides(tokenizer, config.prompt) if in_chat else _token_sides(tokenizer)
@@ -98,7 +99,7 @@ def _token_sides(tokenizer: "PreTrainedTokenizerFast") -> tuple[str, str]:
     return tokenizer.bos_token + EXPLAIN, ABOUT
 
 
-def _chat_sides(tokenizer: "PreTrainedTokenizerFast", prompt: ExplainerPrompt) -> tuple[str, str]:
+def _chat_sides(tokenizer: "PreTrainedTokenizerFast", prompt: ChatPrompt) -> tuple[str, str]:
     """The instruction in the user's turn, and the answer opened. The template's own special tokens are read as such."""
     if tokenizer.chat_template is None:
         raise UserError(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 
-from saeexplainer.config import Judge
+from saeexplainer.config_parts import EndpointJudgeSpec
 from saeexplainer.endpoints.client import Ask, Client, Failure, list_schema
 from saeexplainer.judges.judge import Question
 from saeexplainer.models.replies import values
@@ -55,9 +55,8 @@ class Call:
 class EndpointJudge:
     """Ratings from 0 to 10 by a served chat model."""
 
-    def __init__(self, config: Judge, where: str) -> None:
+    def __init__(self, config: EndpointJudgeSpec, where: str) -> None:
         """`where` is the setting that messages name. Raises UserError if the key's variable is named but not set."""
-        assert config.endpoint is not None
         self.config, self._client = config, Client(config.endpoint, where)
 
     def relevance(self, questions: Sequence[Question]) -> list[float]:

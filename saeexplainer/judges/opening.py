@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from saeexplainer.config import Evaluate, Judge as JudgeConfig, JudgeKind
+from saeexplainer.config import Evaluate
+from saeexplainer.config_parts import ChatJudgeSpec, Judge as JudgeConfig, LikelihoodJudgeSpec
 from saeexplainer.judges.judge import Judge
 
 if TYPE_CHECKING:
@@ -24,15 +25,13 @@ def _open(
     config: JudgeConfig, where: str, subject: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast",
     context_length: int,
 ) -> Judge:  # fmt: skip
-    if config.kind is JudgeKind.likelihood:
+    if isinstance(config, LikelihoodJudgeSpec):
         from saeexplainer.judges.likelihood import LikelihoodJudge
 
-        assert config.prompt is not None
         return LikelihoodJudge(subject, tokenizer, config.prompt, context_length, config.batch_size)
-    if config.kind is JudgeKind.chat:
+    if isinstance(config, ChatJudgeSpec):
         from saeexplainer.judges.chat import ChatJudge
 
-        assert config.model is not None
         return ChatJudge(config.model, config.batch_size)
     from saeexplainer.judges.endpoint import EndpointJudge
 

@@ -8,7 +8,7 @@ domain is.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from saeexplainer.config import Labeller, LabellerKind
+from saeexplainer.config_parts import ChatLabellerSpec, EndpointLabellerSpec, Labeller
 from saeexplainer.endpoints.client import Ask, Client, Failure, object_schema
 from saeexplainer.features.contexts import without_special
 from saeexplainer.models.replies import last_json
@@ -38,7 +38,7 @@ def ask(contexts: Sequence[str], config: Labeller) -> Labels:
     cannot read, and as `endpoint.Client` does.
     """
     distinct = sorted(set(contexts) - {""})
-    found = _chat(distinct, config) if config.kind is LabellerKind.chat else _served(distinct, config)
+    found = _chat(distinct, config) if isinstance(config, ChatLabellerSpec) else _served(distinct, config)
     said = dict(zip(distinct, found.texts, strict=True))
     return replace(found, texts=[said.get(lines, "") for lines in contexts])
 
@@ -48,8 +48,7 @@ def parsed(answer: str) -> str | None:
     return _one_line(last_json(answer, "explanation", str) or "") or None
 
 
-def _served(contexts: Sequence[str], config: Labeller) -> Labels:
-    assert config.endpoint is not None
+def _served(contexts: Sequence[str], config: EndpointLabellerSpec) -> Labels:
     client = Client(config.endpoint, WHERE)
     prompts = [FORM.format(prompt=config.prompt.format(contexts=lines)) for lines in contexts]
     asked = [Ask(prompt, REPAIR, SCHEMA, {"temperature": config.temperature}, parsed) for prompt in prompts]
@@ -58,12 +57,11 @@ def _served(contexts: Sequence[str], config: Labeller) -> Labels:
     return Labels(texts, sum((answer.usage for answer in answers), Usage(0, 0, 0)), client.notes())
 
 
-def _chat(contexts: Sequence[str], config: Labeller) -> Labels:
+def _chat(contexts: Sequence[str], config: ChatLabellerSpec) -> Labels:
     from saeexplainer.models.blocks import check_context
     from saeexplainer.models.chat import chat_prompt, open_chat, plain, silence, thought_marks
     from saeexplainer.models.generation import generate
 
-    assert config.model is not None
     model, tokenizer = open_chat(config.model)
     said = [config.prompt.format(contexts=without_special(lines, tokenizer)) for lines in contexts]
     prompts = [chat_prompt(tokenizer, text) for text in said]

@@ -9,12 +9,12 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
-from saeexplainer.config import DTYPES, Pretrained
+from saeexplainer.config_parts import Dtype, Pretrained
 from saeexplainer.errors import UserError, first_line
 from saeexplainer.models.blocks import TEXT_WEIGHTS, transformer_blocks
 from saeexplainer.models.hub import advice, arguments_for
@@ -58,7 +58,7 @@ def load_model(
 ) -> "PreTrainedModel":
     """Load a causal LM from a local folder or, given a commit, from the hub; safetensors only, no code of others.
 
-    dtype: one of DTYPES. device_map, attention: as transformers' `device_map` and `attn_implementation`; None is its
+    dtype: one of `config_parts.Dtype`. device_map, attention: as transformers' `device_map` and `attn_implementation`; None is its
     own choice (the CPU; eager where a model caps its attention logits, as Gemma 2 does). blocks: keep only the first
     so many blocks and leave the other weights unread, if the family can be cut; else it is whole. That is enough to
     read activations up to there; what such a model predicts means nothing. quantize: linear layers in 4 bits (NF4),
@@ -68,8 +68,8 @@ def load_model(
     where = arguments_for(source, revision)
     if "revision" not in where and not Path(source, "config.json").is_file():
         raise UserError(f"{source}: not a model folder (no config.json); name a folder that transformers saved")
-    if dtype not in DTYPES:
-        raise UserError(f"{source}: dtype {dtype!r} is not known; choose one of {', '.join(DTYPES)}")
+    if dtype not in get_args(Dtype):
+        raise UserError(f"{source}: dtype {dtype!r} is not known; choose one of {', '.join(get_args(Dtype))}")
     _check_device(device_map, source)
     how = {"dtype": dtype, "device_map": device_map, "attn_implementation": attention, **_four_bits(quantize), **where}
     if blocks is not None:

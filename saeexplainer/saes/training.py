@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saeexplainer.config import PrepareSae, SaeSpec
+from saeexplainer.config import PrepareSae, TrainedSae
 from saeexplainer.errors import UserError
 from saeexplainer.runs.storage import read_json, write_json
 from saeexplainer.saes.sites import Place, Site
@@ -18,13 +18,12 @@ if TYPE_CHECKING:
 
 
 def train_and_save(
-    activations: Float[Tensor, "samples d_model"], config: PrepareSae, spec: SaeSpec, seed: int, folder: Path
+    activations: Float[Tensor, "samples d_model"], config: PrepareSae, spec: TrainedSae, seed: int, folder: Path
 ) -> None:
     """Train one TopK SAE on shuffled activations with sae-lens' trainer; save its inference form in `folder`.
 
     Raises UserError if there are fewer activations than one batch takes.
     """
-    assert spec.k is not None  # `tasks.settings.params` holds that
     from sae_lens.config import LoggingConfig, SAETrainerConfig
     from sae_lens.saes.sae import SAEMetadata
     from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from saeexplainer.config import Writer
+from saeexplainer.config_parts import ChatWriterSpec
 from saeexplainer.models.blocks import check_context
 from saeexplainer.models.chat import chat_prompt, open_chat, plain, silence, thought_marks
 from saeexplainer.writers.sampling import distinct, sampled
@@ -11,9 +11,8 @@ from saeexplainer.writers.sampling import distinct, sampled
 class ChatWriter:
     """Any causal LM whose tokenizer has a chat template."""
 
-    def __init__(self, config: Writer, where: str) -> None:
+    def __init__(self, config: ChatWriterSpec, where: str) -> None:
         """`where` is the setting that messages name. Raises UserError if the source holds no chat model."""
-        assert config.model is not None
         self.config, self.where = config, where
         self.model, self.tokenizer = open_chat(config.model)
         self._said: list[str] = []  # every answer without its thoughts

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from saeexplainer.config import Writer
+from saeexplainer.config_parts import EndpointWriterSpec
 from saeexplainer.endpoints.client import Ask, Client, Failure, list_schema
 from saeexplainer.models.replies import values
 from saeexplainer.records import Usage
@@ -25,10 +25,9 @@ REPAIR = """That was not {{"texts": [{count} strings]}}. Answer with that JSON a
 class EndpointWriter:
     """Texts by a served chat model."""
 
-    def __init__(self, config: Writer, where: str, tokenizer: "PreTrainedTokenizerFast") -> None:
+    def __init__(self, config: EndpointWriterSpec, where: str, tokenizer: "PreTrainedTokenizerFast") -> None:
         """`tokenizer` is the subject's, in whose tokens a text may be as long as that of any other writer; `where` is
         the setting that messages name. Raises UserError if the key's variable is named but not set."""
-        assert config.endpoint is not None
         self.config, self.tokenizer = config, tokenizer
         self._client = Client(config.endpoint, where)
         self._usage: dict[str, Usage] = {}

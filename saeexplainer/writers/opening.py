@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from saeexplainer.config import Writer as WriterConfig, WriterKind
+from saeexplainer.config_parts import ChatWriterSpec, SubjectWriterSpec, Writer as WriterConfig
 from saeexplainer.writers.subject import SubjectWriter
 from saeexplainer.writers.writer import Writer
 
@@ -15,9 +15,9 @@ def open_writer(
 ) -> Writer:
     """The writer of the settings, of which `where` is the key. Raises UserError on a source without a chat model and
     on a key that is not in the environment."""
-    if config.kind is WriterKind.subject:
+    if isinstance(config, SubjectWriterSpec):
         return SubjectWriter(config, subject, tokenizer)
-    if config.kind is WriterKind.chat:
+    if isinstance(config, ChatWriterSpec):
         from saeexplainer.writers.chat import ChatWriter
 
         return ChatWriter(config, where)

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from saeexplainer.config import Writer as WriterConfig
+from saeexplainer.config_parts import ChatWriterSpec, SubjectWriterSpec, WriterSpec
 from saeexplainer.models.generation import generate
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ def distinct(descriptions: Iterable[str]) -> list[str]:
     return sorted({description for description in descriptions if description})
 
 
-def shares(config: WriterConfig) -> list[tuple[float, int]]:
+def shares(config: WriterSpec) -> list[tuple[float, int]]:
     """Each temperature with the number of a description's texts that it gets."""
     count = len(config.temperatures)
     return [(temperature, len(range(at, config.texts, count))) for at, temperature in enumerate(config.temperatures)]
@@ -23,7 +23,7 @@ def shares(config: WriterConfig) -> list[tuple[float, int]]:
 
 def sampled(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", prompts: dict[str, Sequence[int]],
-    config: WriterConfig, kept: Collection[int] = (),
+    config: SubjectWriterSpec | ChatWriterSpec, kept: Collection[int] = (),
 ) -> dict[str, list[str]]:  # fmt: skip
     """`config.texts` continuations of the prompt (token ids) of each description, drawn from torch's generator; with
     the special tokens of `kept`, by their ids."""

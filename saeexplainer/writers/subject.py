@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from saeexplainer.config import Writer as WriterConfig
+from saeexplainer.config_parts import SubjectWriterSpec
 from saeexplainer.writers.sampling import distinct, sampled
 
 if TYPE_CHECKING:
@@ -14,8 +14,8 @@ class SubjectWriter:
     """The subject: it continues the prompt."""
 
     def __init__(
-        self, config: WriterConfig, subject: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast"
-    ) -> None:  # fmt: skip
+        self, config: SubjectWriterSpec, subject: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast"
+    ) -> None:
         self.config, self.subject, self.tokenizer = config, subject, tokenizer
 
     def write(self, descriptions: Sequence[str]) -> dict[str, list[str]]:

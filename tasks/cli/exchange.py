@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from saeexplainer.config import Params
+from saeexplainer.config import Params, TakenSae
 from saeexplainer.errors import UserError
 from saeexplainer.exchange import records as exchange_records
 from saeexplainer.exchange.files import read_records, write_records
@@ -159,7 +159,8 @@ def metadata(feature_id: str, params: Params) -> dict[str, Any]:
     """What a record says of the subject and the SAE of a feature; an SAE that is trained here is of no release."""
     sae = FeatureId.parse(feature_id).sae
     settings = read_json(SAES / sae / "cfg.json")  # as sae-lens stored it
-    released = {spec.name: spec.pretrained for spec in params.prepare_sae.saes}.get(sae)
+    taken = {spec.name: spec.pretrained for spec in params.prepare_sae.saes if isinstance(spec, TakenSae)}
+    released = taken.get(sae)
     of_release = (released.source, released.sae_id) if released is not None and released.sae_id is not None else ()
     return exchange_records.metadata(
         feature_id, settings["metadata"]["hook_name"], settings["d_in"], settings["d_sae"], *of_release

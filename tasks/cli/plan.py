@@ -12,7 +12,8 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from saeexplainer.config import DomainName, Judge, Params, Pretrained, Writer
+from saeexplainer.config import Params
+from saeexplainer.config_parts import DomainName, Judge, Pretrained, Writer
 from saeexplainer.costs import plan as planning, workload
 from saeexplainer.costs.memory import Setup
 from saeexplainer.costs.plan import Held, Measured, Models, Plan, Rate
@@ -72,9 +73,9 @@ def _models(params: Params, choice: Choice) -> Models:
     subject = Held(_subject(params, choice.model), setup, "prepare_subject")
 
     def played(key: str, part: Writer | Judge) -> Held | None:
-        if part.endpoint is not None:
+        if part.kind == "endpoint":
             return None
-        return subject if part.model is None else _held(part.model, f"{key}.model", choice)
+        return _held(part.model, f"{key}.model", choice) if part.kind == "chat" else subject
 
     return Models(
         subject,
@@ -123,7 +124,7 @@ def _notes(params: Params, lengths: Lengths | None, fitting: Measured | None, ru
     told = f"lengths of texts as measured on {domain}" if lengths else f"{domain} not measured: texts at their limits"
     notes = [f"{told}; every description distinct, pairs and features at most: counts err upwards"]
     asked = [params.score_explanations.writer, params.evaluate.writer, *params.evaluate.judges]
-    if any(one.endpoint for one in asked):
+    if any(one.kind == "endpoint" for one in asked):
         notes.append("a server answers: its memory and seconds are not counted, nor what its judges read")
     if params.label_features.labeller is not None:
         notes.append("labels come from a language model: its memory, calls and seconds are not counted")

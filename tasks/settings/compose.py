@@ -26,12 +26,13 @@ from omegaconf.errors import OmegaConfBaseException
 import saeexplainer
 from saeexplainer.errors import UserError
 from saeexplainer.runs.storage import replacing
-from tasks.settings import params, schema
+from tasks.settings import params
 from tasks.workspace import surroundings
 from tasks.workspace.printable import failed
 
 CONF = Path(saeexplainer.__file__).resolve().parent.parent / "conf"
 CONFIG = CONF / "config.yaml"  # whose defaults name the rest
+STAGES = CONF / "stages"  # every default; what else is a folder there is a group
 OPEN = ("request", "rounds", "evaluations")  # sections that hold entries of any name
 
 
@@ -87,8 +88,8 @@ def _advice(key: str) -> str:
         return f"to add an entry write +{key}.NAME=..."
     if section.rpartition(".")[2] in OPEN:
         return f"to add it write +{key}=..."
-    known = [leaf for leaf, _, _ in schema.leaves(params.build(_compose(CONFIG, [], "conf"), "conf"))]
-    groups = [path.name for path in CONF.iterdir() if path.is_dir()]
+    known = [leaf for leaf, _, _ in params.leaves(params.build(_compose(CONFIG, [], "conf"), "conf"))]
+    groups = [path.name for path in CONF.iterdir() if path.is_dir() and path != STAGES]
     close = get_close_matches(key, known + groups, n=1)
     return f"did you mean {close[0]}?" if close else f"to add a new entry write +{key}=..."
 

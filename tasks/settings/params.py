@@ -1,18 +1,23 @@
 """params.yaml to the frozen dataclasses of `saeexplainer.config`, checked: what passes here can run.
 
-Every mistake is one line that names the file, the key, the value and what to change. `tasks.settings.compose` applies the same
-checks to conf/, so that a params.yaml that was composed is one that loads.
+Every mistake is one line that names the file, the key, the value and what to change. `tasks.settings.compose` applies
+the same checks to conf/, so that a params.yaml that was composed is one that loads.
 """
 
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import TypeAdapter, ValidationError
 
 from saeexplainer.config import Params
 from saeexplainer.errors import UserError
 from tasks.settings.checks import check
-from tasks.settings.schema import frozen, one_line, typed
+from tasks.settings.misfits import explained
 
 
 def load(path: Path = Path("params.yaml")) -> Params:
@@ -39,9 +44,37 @@ def text(config: DictConfig, source: str) -> str:
 
 def build(config: DictConfig, source: str) -> Params:
     """A plain config to checked dataclasses; `source` is the file that error messages name."""
-    params = frozen(OmegaConf.to_object(typed(config, source)), Params)
+    if missing := OmegaConf.missing_keys(config):
+        raise UserError(f"{source}: {min(missing)}: missing; add it (`saeexplainer/config.py` says what it means)")
     try:
+        params = TypeAdapter(Params).validate_python(OmegaConf.to_container(config, resolve=True))
         check(params)
+    except OmegaConfBaseException as error:
+        place = f"{error.full_key}: " if error.full_key else ""
+        raise UserError(f"{source}: {place}{one_line(error.msg or error)}; correct the value") from None
+    except ValidationError as error:
+        raise UserError(f"{source}: {explained(error, Params)}") from None
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
     return params
+
+
+def leaves(params: Params) -> Iterator[tuple[str, str, Any]]:
+    """(full key, field name, value) of every value; an empty list or mapping is a value."""
+    return _leaves(asdict(params), "", "")
+
+
+def _leaves(node: Any, key: str, name: str) -> Iterator[tuple[str, str, Any]]:
+    if isinstance(node, dict) and node:
+        for child, value in node.items():
+            yield from _leaves(value, f"{key}.{child}".removeprefix("."), child)
+    elif isinstance(node, list) and node:
+        for index, value in enumerate(node):
+            yield from _leaves(value, f"{key}[{index}]", name)
+    else:
+        yield key, name, node
+
+
+def one_line(error: object) -> str:
+    """What OmegaConf or YAML says, without where: that the key says."""
+    return " ".join(str(error).split("\n    full_key")[0].split())

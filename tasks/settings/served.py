@@ -2,33 +2,28 @@
 
 import json
 import re
-import string
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from saeexplainer.config import Endpoint, Judge, Labeller, Writer
+from saeexplainer.config import Params
+from saeexplainer.config_parts import Endpoint
 from saeexplainer.endpoints.spending import LENGTH_FIELDS
 
 SECRET = re.compile("key|token|secret|password|signature|^sig$|^code$", re.IGNORECASE)  # of a query's names
 
 
-def model_and_endpoint(key: str, asked: Writer | Judge | Labeller) -> Iterator[str]:
-    if (asked.model is None) is (asked.kind == "chat"):
-        advice = "and must: {source: FOLDER, ...}" if asked.model is None else f"give null for {asked.model.source}"
-        yield f"{key}.model: kind is {asked.kind}; only kind chat has one, {advice}"
-    if (asked.endpoint is None) is (asked.kind == "endpoint"):
-        yield f"{key}.endpoint: kind is {asked.kind}; only kind endpoint has one, and must"
-    if asked.endpoint is not None:
-        yield from _endpoint(f"{key}.endpoint", asked.endpoint)
-
-
-def braces(prompt: str) -> set[str]:
-    """The names between braces; empty where they do not match."""
-    try:
-        return {name for _, name, _, _ in string.Formatter().parse(prompt) if name is not None}
-    except ValueError:
-        return set()
+def served(params: Params) -> Iterator[str]:
+    """What is wrong with a server, whoever is asked there."""
+    asked = {
+        "label_features.labeller": params.label_features.labeller,
+        "score_explanations.writer": params.score_explanations.writer,
+        "evaluate.writer": params.evaluate.writer,
+    }
+    asked |= {f"evaluate.judges[{index}]": judge for index, judge in enumerate(params.evaluate.judges)}
+    for key, one in asked.items():
+        if one is not None and one.kind == "endpoint":
+            yield from _endpoint(f"{key}.endpoint", one.endpoint)
 
 
 def _endpoint(key: str, endpoint: Endpoint) -> Iterator[str]:

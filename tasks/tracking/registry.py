@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import saeexplainer
-from saeexplainer.config import EvaluationKind, Params
+from saeexplainer.config import Params
+from saeexplainer.config_parts import EvaluationKind
 from saeexplainer.errors import UserError
 from saeexplainer.explainer.folder import packages_of
 from saeexplainer.explainer.table import FeatureTable
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
 # What a process needs to load any version, beside the code that is stored with it.
 REQUIREMENTS = (
     "mlflow", "torch", "transformers", "tokenizers", "safetensors", "jaxtyping", "numpy", "scipy", "pandas", "pyarrow",
-    "tqdm",
+    "pydantic", "tqdm",
 )  # fmt: skip
 
 

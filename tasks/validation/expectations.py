@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
-from saeexplainer.config import BuildPreferences, PairingRule, Params
+from saeexplainer.config import BuildPreferences, Params
+from saeexplainer.config_parts import PairingRule
 from saeexplainer.domains.domain import SPECIAL_TOKENS
 from saeexplainer.preferences.sets import normal, words
 from saeexplainer.records import FEATURE_ID, FeatureId, FeatureRow, PreferencePair, ScoreRow

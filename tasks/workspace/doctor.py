@@ -211,7 +211,7 @@ def _settings() -> Finding:
     """params.yaml loads, and is what conf/ composes to for the experiment that it names."""
     from omegaconf import OmegaConf
 
-    from tasks.settings import compose, params, schema
+    from tasks.settings import compose, params
 
     try:
         loaded = params.load()
@@ -220,7 +220,7 @@ def _settings() -> Finding:
         composed = params.build(OmegaConf.create(compose.composed(overrides)), "conf")
     except UserError as error:
         return Finding("fail", one_line(error))
-    here, there = ({key: value for key, _, value in schema.leaves(one)} for one in (loaded, composed))
+    here, there = ({key: value for key, _, value in params.leaves(one)} for one in (loaded, composed))
     differing = [f"{key} {here.get(key, 'left out')}" for key in here | there if here.get(key) != there.get(key)]
     if not differing:
         return Finding("ok", f"params.yaml: {experiment} as conf/ composes it")
@@ -230,10 +230,10 @@ def _settings() -> Finding:
 
 def _models() -> Iterator[Finding]:
     """What the models of params.yaml may cost unseen: money without a limit, and hours beside an idle GPU."""
-    from tasks.settings import params, schema
+    from tasks.settings import params
 
     try:
-        unset = [key for key, _, value in schema.leaves(params.load()) if value is None]
+        unset = [key for key, _, value in params.leaves(params.load()) if value is None]
     except UserError:  # `_settings` has said so
         return
     unlimited = [key.removesuffix(".max_cost") for key in unset if key.endswith(".endpoint.max_cost")]

@@ -33,9 +33,9 @@ def furnish(params: Params) -> None:
     workspace = root()
     if workspace == Path():
         return
-    from tasks.settings import schema
+    from tasks.settings.params import leaves
 
-    named = {(name, Path(value)) for _, name, value in schema.leaves(params) if isinstance(value, str)}
+    named = {(name, Path(value)) for _, name, value in leaves(params) if isinstance(value, str)}
     caches = {path for name, path in named if name == CACHE and not path.is_absolute()}
     sources = {path for name, path in named if name == SOURCE and not path.is_absolute() and DATA not in path.parents}
     for path in caches:

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from tiny import ROOT, settings as read_settings, tiny_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from saeexplainer.config import Architecture, Direction, EvaluationKind
+from saeexplainer.config_parts import Architecture, Direction, EvaluationKind
 from saeexplainer.costs import bills, memory, workload
 from saeexplainer.costs.memory import Memory, Setup
 from saeexplainer.costs.plan import Held, Measured, Models, Rate, fitting, memories, plan, table
@@ -352,7 +352,7 @@ OTHERS = [
     "prepare_subject.pretrained={source: meta-llama/Llama-3.1-8B, revision: null, dtype: bfloat16, device_map: cuda, "
     "attention: null}",
     "prepare_sae.saes=[{name: main, pretrained: {source: release, sae_id: l15, norm_scaling_factor: null}, "
-    "d_sae: 32768, k: null, seed: null}]",
+    "d_sae: 32768}]",
 ]
 
 

@@ -10,7 +10,7 @@ import torch
 from served import Server, endpoint, pretrained, serving
 from tiny import settings, tiny_model, tiny_tokenizer
 
-from saeexplainer.config import Architecture, Judge as JudgeConfig, JudgeKind
+from saeexplainer.config_parts import Architecture, ChatJudgeSpec, EndpointJudgeSpec
 from saeexplainer.errors import UserError
 from saeexplainer.judges.chat import ChatJudge
 from saeexplainer.judges.endpoint import UNKNOWN, EndpointJudge, parsed
@@ -181,7 +181,9 @@ def serve():
 
 
 def endpoint_judge(server: Server, folder: Path, batch_size: int = 2, **changes) -> EndpointJudge:
-    config = JudgeConfig(JudgeKind.endpoint, None, None, batch_size, endpoint(server, folder, **changes))
+    config = EndpointJudgeSpec(
+        kind="endpoint", endpoint=endpoint(server, folder, **changes), batch_size=batch_size
+    )  # fmt: skip
     return EndpointJudge(config, "evaluate.judges[0]")
 
 
@@ -270,7 +272,7 @@ def test_the_first_judge_answers_and_the_others_only_agree(serve, tmp_path):
     params, tokenizer = settings(), tiny_tokenizer()
     model = tiny_model(Architecture.llama)
     served = endpoint_judge(serve(), tmp_path).config
-    chat = JudgeConfig(JudgeKind.chat, None, pretrained(chat_folder(tmp_path / "chat")), 8, None)
+    chat = ChatJudgeSpec(kind="chat", model=pretrained(chat_folder(tmp_path / "chat")), batch_size=8)
     judges = {"one": params.evaluate.judges, "three": [served, *params.evaluate.judges, chat]}
     texts = ["the dog sleeps", "the cat sleeps", "a dog", "the dogs"]
     cut = evaluate.text_activations.cut_texts(texts, tokenizer, 64)

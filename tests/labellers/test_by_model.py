@@ -10,7 +10,8 @@ from served import Mood, Server, endpoint, pretrained, saying, serving
 from tiny import settings, tiny_tokenizer
 from transformers import AutoTokenizer
 
-from saeexplainer.config import Labeller, LabellerKind, Params
+from saeexplainer.config import Params
+from saeexplainer.config_parts import ChatLabellerSpec, EndpointLabellerSpec, Labeller
 from saeexplainer.errors import UserError
 from saeexplainer.features.contexts import listed, without_special
 from saeexplainer.labellers import by_model
@@ -31,17 +32,16 @@ def serve():
         yield start
 
 
-def served(server: Server, folder: Path, **changes) -> Labeller:
-    return Labeller(
-        LabellerKind.endpoint, None, endpoint(server, folder, **changes), PROMPT, max_new_tokens=9, temperature=0.0,
-        batch_size=1,
+def served(server: Server, folder: Path, **changes) -> EndpointLabellerSpec:
+    return EndpointLabellerSpec(
+        kind="endpoint", endpoint=endpoint(server, folder, **changes), prompt=PROMPT, temperature=0.0
     )  # fmt: skip
 
 
-def local(folder: Path, follows: dict[str, list[str]], **more) -> Labeller:
+def local(folder: Path, follows: dict[str, list[str]], **more) -> ChatLabellerSpec:
     """A chat model that says what follows."""
-    return Labeller(
-        LabellerKind.chat, pretrained(saying(folder, follows, **more)), None, PROMPT, max_new_tokens=9, temperature=0.0,
+    return ChatLabellerSpec(
+        kind="chat", model=pretrained(saying(folder, follows, **more)), prompt=PROMPT, max_new_tokens=9, temperature=0.0,
         batch_size=2,
     )  # fmt: skip
 

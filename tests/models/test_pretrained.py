@@ -21,7 +21,8 @@ from safetensors.torch import load_file, save_file
 from tiny import settings
 from torch import Tensor
 
-from saeexplainer.config import Evaluation, EvaluationKind, Params, Pretrained, PretrainedSae, SaeSpec
+from saeexplainer.config import Evaluation, Params, PretrainedSae, TakenSae, TrainedSae
+from saeexplainer.config_parts import EvaluationKind, Pretrained
 from saeexplainer.domains.opening import open_domain
 from saeexplainer.errors import UserError
 from saeexplainer.models import tokenizers
@@ -74,7 +75,7 @@ def brought(model: Path | str, folders: dict[str, Path], prepend_bos: bool | Non
     given, small = SETTINGS, {"context_length": 40, "held_out_documents": 6}
     pretrained = Pretrained(**{"source": str(model), "revision": None, "dtype": "float32", "device_map": None,
                                "attention": None, **more})  # fmt: skip
-    saes = [SaeSpec(name, PretrainedSae(str(path), None, None), D_SAE, None, None) for name, path in folders.items()]
+    saes = [TakenSae(name, D_SAE, PretrainedSae(str(path), None, None)) for name, path in folders.items()]
     return replace(
         given,
         prepare_subject=replace(given.prepare_subject, pretrained=pretrained, prepend_bos=prepend_bos, **small),
@@ -388,7 +389,7 @@ def test_an_sae_of_another_model_is_found_out(gpt2: Path, here: Path) -> None:
 
 def test_one_trained_here_stands_beside_one_of_others_at_the_same_site(gpt2: Path, here: Path) -> None:
     params = brought(gpt2, {"main": save_sae(gpt2, False, "standard", here / "main")}, False)
-    own = SaeSpec("own", None, d_sae=16, k=4, seed=1)
+    own = TrainedSae("own", d_sae=16, k=4, seed=1)
     config = replace(params.prepare_sae, saes=[*params.prepare_sae.saes, own], documents=20, steps=3, batch_tokens=64)
     prepare_subject.run(params)
     prepare_sae.run(replace(params, prepare_sae=replace(config, hook_block=1)))

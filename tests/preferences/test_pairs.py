@@ -5,7 +5,8 @@ from dataclasses import asdict, replace
 import pytest
 from hypothesis import given, strategies as st
 
-from saeexplainer.config import BuildPreferences, PairingRule
+from saeexplainer.config import BuildPreferences
+from saeexplainer.config_parts import PairingRule
 from saeexplainer.preferences.pairs import pairs_of_feature
 from saeexplainer.records import DroppedFeature, ScoreRow
 from tasks.build_preferences import single_text_pairs

@@ -15,7 +15,8 @@ from sae_lens.saes.sae import SAEMetadata
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
 from tiny import WIDTH, tiny_model, tiny_tokenizer
 
-from saeexplainer.config import Architecture, Corpus
+from saeexplainer.config import Corpus
+from saeexplainer.config_parts import Architecture
 from saeexplainer.domains.sandbox.world import World
 from saeexplainer.errors import UserError
 from saeexplainer.features.token_stream import token_batches

@@ -9,14 +9,15 @@ from safetensors.torch import load_file
 from tiny import WIDTH, read_residual, settings, tiny_model, tiny_tokenizer
 from transformers import PreTrainedModel
 
-from saeexplainer.config import Architecture, PrepareSae, SaeSpec
+from saeexplainer.config import PrepareSae, TrainedSae
+from saeexplainer.config_parts import Architecture
 from saeexplainer.errors import UserError
 from saeexplainer.models.batches import encode_batch
 from saeexplainer.saes import loading, quality, training
 from saeexplainer.saes.reading import Reader
 from saeexplainer.saes.sites import Place, Site
 
-SPEC = SaeSpec("main", None, d_sae=24, k=3, seed=0)
+SPEC = TrainedSae("main", d_sae=24, k=3, seed=0)
 CONFIG = PrepareSae(hook_block=1, saes=[SPEC], documents=1, steps=150, batch_tokens=128, learning_rate=2e-2)
 TOKENIZER = tiny_tokenizer()
 TEXTS = ["the dog chases the cat .", "the dog", "does the dog chase the cat in the garden ?", "not the cat"]

@@ -114,7 +114,7 @@ def test_a_wrong_override_is_one_line_and_leaves_the_file(
 def test_a_real_experiment_takes_another_writer_and_judge(name: str) -> None:
     served = yaml.safe_load(compose.composed([f"experiment={name}", "writer=endpoint", "judge=endpoint"]))
     for stage in ("score_explanations", "evaluate"):
-        assert served[stage]["writer"]["kind"] == "endpoint" and served[stage]["writer"]["model"] is None
+        assert served[stage]["writer"]["kind"] == "endpoint" and "model" not in served[stage]["writer"]
     assert [judge["kind"] for judge in served["evaluate"]["judges"]] == ["endpoint", "likelihood"]
     own = yaml.safe_load(compose.composed([f"experiment={name}"]))
     asked = [own["score_explanations"]["writer"], own["evaluate"]["writer"], own["evaluate"]["judges"][0]]

@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from saeexplainer.config import Architecture, Corpus, Direction, Endpoint, EvaluationKind, Structured
+from saeexplainer.config import Corpus, TakenSae
+from saeexplainer.config_parts import (
+    Architecture,
+    Direction,
+    Endpoint,
+    EndpointJudgeSpec,
+    EvaluationKind,
+    LikelihoodJudgeSpec,
+)
 from saeexplainer.errors import UserError
 from tasks.settings import params
 
@@ -59,7 +67,7 @@ WRONG = {
     "unknown section": ({"train_sfd": 3}, "train_sfd", "did you mean train_sft?"),
     "wrong type": ({"train_sft__epochs": "two"}, "train_sft.epochs", "'two'"),
     "fraction for a count": ({"prepare_subject__steps": 2.5}, "prepare_subject.steps", "2.5"),
-    "chat without an instruction": ({"train_sft__prompt__kind": "chat"}, "train_sft.prompt.instruction", "{feature}"),
+    "chat without an instruction": ({"train_sft__prompt__kind": "chat"}, "train_sft.prompt.instruction", "missing"),
     "a batch that cannot be shared": (
         {"processes": 3, "train_sft__warmup_batch_size": 96},
         "train_sft.batch_size",
@@ -71,14 +79,14 @@ WRONG = {
         "{contexts}",
     ),
     "contexts of the evaluation": (
-        {"train_sft__prompt__shown_contexts": 99},
+        {"train_sft__prompt": {"kind": "chat", "instruction": "{feature} {contexts}", "shown_contexts": 99}},
         "train_sft.prompt.shown_contexts",
         "first_rank",
     ),
     "an instruction that nobody reads": (
         {"train_sft__prompt__instruction": "What is {feature}?"},
-        "train_sft.prompt.kind",
-        "chat",
+        "train_sft.prompt.instruction",
+        "unknown key",
     ),
     "whole training in bfloat16": ({"train_sft__pretrained": BFLOAT16}, "train_sft.pretrained.dtype", "float32"),
     "a branch for a commit": (
@@ -87,24 +95,14 @@ WRONG = {
         "40 hex digits",
     ),
     "a judge of an unknown number type": (
-        {
-            "evaluate__judges": [
-                {
-                    "kind": "chat",
-                    "prompt": None,
-                    "model": PRETRAINED | {"dtype": "float8"},
-                    "batch_size": 1,
-                    "endpoint": None,
-                }
-            ]
-        },
+        {"evaluate__judges": [{"kind": "chat", "model": PRETRAINED | {"dtype": "float8"}, "batch_size": 1}]},
         "evaluate.judges[0].model.dtype",
-        "'float8'; choose one of float32",
+        "'float8'; must be 'float32'",
     ),
     "an adapter that nothing reaches": (
         {"train_sft__adapter": {"rank": 4, "alpha": 8, "dropout": 1.0, "quantize": False}},
         "train_sft.adapter.dropout",
-        "below 1",
+        "is 1.0",
     ),
     "no value": ({"prepare_subject__steps": None}, "prepare_subject.steps", ""),
     "unknown choice": ({"train_sft__direction": "up"}, "train_sft.direction", "mean_activation"),
@@ -115,22 +113,22 @@ WRONG = {
     "negative seed": ({"seed": -1}, "seed", "-1"),
     "negative weight": ({"train_dpo__sft_weight": -0.1}, "train_dpo.sft_weight", "-0.1"),
     "not finite": ({"train_sft__learning_rate": float("nan")}, "train_sft.learning_rate", "nan"),
-    "zero rate": ({"rounds__r1__beta": 0.0}, "rounds.r1.beta", "above 0"),
+    "zero rate": ({"rounds__r1__beta": 0.0}, "rounds.r1.beta", "is 0.0"),
     "share over one": ({"label_features__modifier_share": 1.2}, "label_features.modifier_share", "1.2"),
     "probability over one": ({"evaluate__writer__top_p": 1.5}, "evaluate.writer.top_p", "1.5"),
-    "zero temperature": ({"generate_explanations__temperature": 0.0}, "generate_explanations.temperature", "above 0"),
+    "zero temperature": ({"generate_explanations__temperature": 0.0}, "generate_explanations.temperature", "is 0.0"),
     "zero among temperatures": (
         {"evaluate__writer__temperatures": [0.4, 0]},
         "evaluate.writer.temperatures[1]",
-        "above 0",
+        "is 0;",
     ),
-    "no temperature": ({"evaluate__writer__temperatures": []}, "evaluate.writer.temperatures", "empty"),
+    "no temperature": ({"evaluate__writer__temperatures": []}, "evaluate.writer.temperatures", "at least 1"),
     "more temperatures than texts": (
         {"evaluate__writer__texts": 1, "evaluate__writer__temperatures": [0.4, 0.8]},
         "evaluate.writer.temperatures",
         "2",
     ),
-    "one fold": ({"compare_rounds__confidence_folds": 1}, "compare_rounds.confidence_folds", "at least 2"),
+    "one fold": ({"compare_rounds__confidence_folds": 1}, "compare_rounds.confidence_folds", "is 1"),
     "negative price": ({"compare_rounds__prices__machine_hour": -1.0}, "compare_rounds.prices.machine_hour", "-1"),
     "heads": ({"prepare_subject__heads": 3}, "prepare_subject.d_model", "128"),
     "odd head width": ({"prepare_subject__d_model": 132}, "prepare_subject.heads", "33"),
@@ -149,11 +147,24 @@ WRONG = {
         "evaluate.writer.prompt",
         "{description} and no other",
     ),
-    "writer without its model": ({"evaluate__writer__kind": "chat"}, "evaluate.writer.model", "only kind chat"),
+    "writer without its model": ({"evaluate__writer__kind": "chat"}, "evaluate.writer.model", "missing"),
     "writer without its endpoint": (
-        {"evaluate__writer__kind": "endpoint", "evaluate__writer__prompt": "{count} of {description}"},
+        {
+            "evaluate__writer__kind": "endpoint",
+            "evaluate__writer__batch_size": REMOVED,
+            "evaluate__writer__prompt": "{count} of {description}",
+        },
         "evaluate.writer.endpoint",
-        "only kind endpoint",
+        "missing",
+    ),
+    "writer without a kind": ({"evaluate__writer__kind": REMOVED}, "evaluate.writer.kind", "missing"),
+    "a text for a number": ({"prepare_subject__steps": "12"}, "prepare_subject.steps", "is '12'"),
+    "a text for a switch": ({"train_sft__bf16": "yes"}, "train_sft.bf16", "is 'yes'"),
+    "a number for a section": ({"train_sft": 3}, "train_sft", "must be a mapping"),
+    "a round that names no file": (
+        {"rounds__R-1": {"start": "sft", "beta": 0.1, "learning_rate": 0.1}},
+        "rounds.R-1",
+        "small letters",
     ),
     "unknown writer": ({"evaluate__writer__kind": "poet"}, "evaluate.writer.kind", "poet"),
     "prompt": (
@@ -241,15 +252,14 @@ def test_what_a_corpus_cannot_give_is_one_line(tmp_path: Path, edits: dict[str, 
 
 
 PUBLISHED = {"source": "owner/gpt2", "revision": None, "dtype": "bfloat16", "device_map": None, "attention": None}
-TAKEN = {"name": "main", "pretrained": {"source": "release", "sae_id": "id", "norm_scaling_factor": None},
-         "d_sae": 768, "k": None, "seed": None}  # fmt: skip
+TAKEN = {"name": "main", "d_sae": 768, "pretrained": {"source": "release", "sae_id": "id", "norm_scaling_factor": None}}
 OF_OTHERS: dict[str, Any] = {"prepare_subject__pretrained": PUBLISHED, "prepare_sae__saes": [TAKEN]}
 
 
 def test_the_shape_of_what_is_not_trained_here_is_not_asked_about(tmp_path: Path) -> None:
     shape = {"prepare_subject__heads": 3, "prepare_sae__hook_block": 20, "train_sft__injection_block": 9}
     loaded = params.load(edited(tmp_path, **OF_OTHERS, **shape, prepare_subject__prepend_bos=False))
-    assert loaded.prepare_subject.pretrained is not None and loaded.prepare_sae.saes[0].k is None
+    assert loaded.prepare_subject.pretrained is not None and isinstance(loaded.prepare_sae.saes[0], TakenSae)
 
 
 WRONG_OF_OTHERS = {
@@ -258,13 +268,13 @@ WRONG_OF_OTHERS = {
         "prepare_subject.pretrained.source", "without spaces",
     ),
     "BOS of a tokenizer made here": ({"prepare_subject__prepend_bos": True}, "prepare_subject.prepend_bos", "is true"),
-    "training of what is there": ({"prepare_sae__saes": [TAKEN | {"k": 8}]}, "prepare_sae.saes[0].k", "give null"),
+    "training of what is there": ({"prepare_sae__saes": [TAKEN | {"k": 8}]}, "prepare_sae.saes[0].k", "unknown key"),
     "nothing to train by": (
-        {"prepare_sae__saes": [TAKEN | {"pretrained": None, "k": 8}]}, "prepare_sae.saes[0].seed", "is null",
+        {"prepare_sae__saes": [{"name": "main", "d_sae": 768, "k": 8}]}, "prepare_sae.saes[0].seed", "missing",
     ),
     "no scale": (
         {"prepare_sae__saes": [TAKEN | {"pretrained": TAKEN["pretrained"] | {"norm_scaling_factor": 0.0}}]},
-        "prepare_sae.saes[0].pretrained.norm_scaling_factor", "above 0",
+        "prepare_sae.saes[0].pretrained.norm_scaling_factor", "is 0.0",
     ),
 }  # fmt: skip
 
@@ -294,26 +304,39 @@ ENDPOINT = {
     "max_failed_share": 0.1, "max_cost": None, "million_prompt_tokens": 0.0, "million_completion_tokens": 0.0,
 }  # fmt: skip
 LOCAL = {"source": "folder", "revision": None, "dtype": "float32", "device_map": None, "attention": None}
-SERVED = {"kind": "endpoint", "prompt": None, "model": None, "batch_size": 1, "endpoint": ENDPOINT}
-PLAIN = {"kind": "likelihood", "prompt": "{description}", "model": None, "batch_size": 1, "endpoint": None}
+SERVED = {"kind": "endpoint", "batch_size": 1, "endpoint": ENDPOINT}
+PLAIN = {"kind": "likelihood", "prompt": "{description}", "batch_size": 1}
 WRONG_JUDGES = {
-    "nobody": ([], "", "empty"),
-    "twice the same": ([SERVED, PLAIN, PLAIN], "[2]", "earlier"),
-    "unknown kind": ([PLAIN | {"kind": "oracle"}], "[0].kind", "oracle"),
-    "likelihood of another": ([PLAIN | {"model": LOCAL}], "[0].model", "only kind chat"),
-    "likelihood of nothing": ([PLAIN | {"prompt": None}], "[0].prompt", "only kind likelihood"),
-    "likelihood of no description": ([PLAIN | {"prompt": "{text}"}], "[0].prompt", "{description}"),
-    "served with a prompt": ([SERVED | {"prompt": "{description}"}], "[0].prompt", "only kind likelihood"),
-    "chat without a model": ([SERVED | {"kind": "chat", "endpoint": None}], "[0].model", "only kind chat"),
-    "chat with an endpoint": ([SERVED | {"kind": "chat", "model": LOCAL}], "[0].endpoint", "only kind endpoint"),
-    "endpoint without one": ([SERVED | {"endpoint": None}], "[0].endpoint", "must"),
-    "unknown key": ([SERVED | {"endpoint": ENDPOINT | {"attempt": 2}}], "[0].endpoint.attempt", "attempts"),
-    "missing key": ([SERVED | {"endpoint": {"cache": "c"}}], "[0].endpoint", "missing"),
-    "unknown structure": ([SERVED | {"endpoint": ENDPOINT | {"structured": "xml"}}], "[0].endpoint", "xml"),
-    "a limit of nothing": ([SERVED | {"endpoint": ENDPOINT | {"max_cost": 0.0}}], "[0].endpoint.max_cost", "above 0"),
-    "a limit without prices": ([SERVED | {"endpoint": ENDPOINT | {"max_cost": 1.0}}], "[0].endpoint.max_cost", "price"),
-    "no address": ([SERVED | {"endpoint": ENDPOINT | {"base_url": "host/v1"}}], "[0].endpoint.base_url", "https://"),
-    "no patience": ([SERVED | {"endpoint": ENDPOINT | {"timeout_seconds": 0.0}}], "[0].endpoint.timeout", "above 0"),
+    "nobody": ([], ": ", "at least 1"),
+    "twice the same": ([SERVED, PLAIN, PLAIN], "[2]: ", "earlier"),
+    "unknown kind": ([PLAIN | {"kind": "oracle"}], "[0].kind: ", "oracle"),
+    "no record": (["likelihood"], "[0]: ", "must be a mapping"),
+    "likelihood of another": ([PLAIN | {"model": LOCAL}], "[0].model: ", "unknown key"),
+    "likelihood of nothing": ([{"kind": "likelihood", "batch_size": 1}], "[0].prompt: ", "missing"),
+    "likelihood of no description": ([PLAIN | {"prompt": "{text}"}], "[0].prompt: ", "{description}"),
+    "served with a prompt": ([SERVED | {"prompt": "{description}"}], "[0].prompt: ", "unknown key"),
+    "chat without a model": ([{"kind": "chat", "batch_size": 1}], "[0].model: ", "missing"),
+    "chat with an endpoint": ([SERVED | {"kind": "chat", "model": LOCAL}], "[0].endpoint: ", "unknown key"),
+    "endpoint without one": ([SERVED | {"endpoint": None}], "[0].endpoint: ", "must be a mapping"),
+    "unknown key": ([SERVED | {"endpoint": ENDPOINT | {"attempt": 2}}], "[0].endpoint.attempt: ", "attempts"),
+    "missing key": ([SERVED | {"endpoint": {"cache": "c"}}], "[0].endpoint.base_url: ", "missing"),
+    "unknown structure": (
+        [SERVED | {"endpoint": ENDPOINT | {"structured": "xml"}}],
+        "[0].endpoint.structured: ",
+        "json",
+    ),
+    "a limit of nothing": ([SERVED | {"endpoint": ENDPOINT | {"max_cost": 0.0}}], "[0].endpoint.max_cost: ", "is 0.0"),
+    "a limit without prices": (
+        [SERVED | {"endpoint": ENDPOINT | {"max_cost": 1.0}}],
+        "[0].endpoint.max_cost: ",
+        "price",
+    ),
+    "no address": ([SERVED | {"endpoint": ENDPOINT | {"base_url": "host/v1"}}], "[0].endpoint.base_url: ", "https://"),
+    "no patience": (
+        [SERVED | {"endpoint": ENDPOINT | {"timeout_seconds": 0.0}}],
+        "[0].endpoint.timeout_seconds: ",
+        "is 0.0",
+    ),
 }
 
 
@@ -341,7 +364,7 @@ def test_addresses_and_requests_of_any_json_load_and_compose(tmp_path: Path, hos
     }  # fmt: skip
     path = edited(tmp_path, **served(base_url=host, request=request))
     found = params.load(path).evaluate.judges[0].endpoint
-    assert found is not None and (found.base_url, found.request) == (host, request)
+    assert (found.base_url, found.request) == (host, request)
     text = params.text(OmegaConf.load(path), "again")
     assert OmegaConf.create(text).evaluate.judges[0].endpoint.request == request
 
@@ -376,11 +399,16 @@ def test_a_wrong_endpoint_is_one_line(tmp_path: Path, changes: dict[str, Any], k
 
 def test_judges_load_with_and_without_an_endpoint(tmp_path: Path) -> None:
     served, plain = params.load(edited(tmp_path, evaluate__judges=[SERVED, PLAIN])).evaluate.judges
-    assert served.endpoint == Endpoint(**ENDPOINT | {"structured": Structured.json_schema})
-    assert (plain.model, plain.endpoint) == (None, None)
+    assert served == EndpointJudgeSpec(kind="endpoint", endpoint=Endpoint(**ENDPOINT), batch_size=1)
+    assert plain == LikelihoodJudgeSpec(kind="likelihood", prompt="{description}", batch_size=1)
 
 
-WRITES = {"kind": "endpoint", "endpoint": ENDPOINT, "prompt": "{count} texts about {description}"}
+WRITES = {
+    "kind": "endpoint",
+    "batch_size": REMOVED,
+    "endpoint": ENDPOINT,
+    "prompt": "{count} texts about {description}",
+}
 WRONG_WRITERS = {
     "asked for no number": (WRITES | {"prompt": "{description}"}, "prompt", "{description} and {count}"),
     "the same call twice": (WRITES | {"temperatures": [0.5, 0.5]}, "temperatures", "twice"),
@@ -392,7 +420,7 @@ WRONG_WRITERS = {
     "an address that holds a key": (
         WRITES | {"endpoint": ENDPOINT | {"base_url": "https://h/v1?key=sk"}}, "endpoint.base_url", "key_variable",
     ),
-    "a model beside the server": (WRITES | {"model": LOCAL}, "model", "only kind chat"),
+    "a model beside the server": (WRITES | {"model": LOCAL}, "model", "unknown key"),
 }  # fmt: skip
 
 
@@ -405,17 +433,14 @@ def test_a_wrong_served_writer_is_one_line(tmp_path: Path, changes: dict[str, An
     assert message.startswith(f"{path}: score_explanations.writer.{key}: ") and said in message and "\n" not in message
 
 
-LABELS: dict[str, Any] = {
-    "kind": "endpoint", "model": None, "endpoint": ENDPOINT, "prompt": "What do these share? {contexts}",
-    "max_new_tokens": 60, "temperature": 0.0, "batch_size": 8,
-}  # fmt: skip
+LABELS = {"kind": "endpoint", "endpoint": ENDPOINT, "prompt": "What do these share? {contexts}", "temperature": 0.0}
 WRONG_LABELLERS = {
     "asked about nothing": ({"prompt": "What is it?"}, ".prompt", "{contexts}"),
     "temperature said twice": (
         {"endpoint": ENDPOINT | {"request": {"temperature": 1.0}}}, ".endpoint.request.temperature", "take it out",
     ),
-    "a model beside the server": ({"model": LOCAL}, ".model", "only kind chat"),
-    "no server": ({"endpoint": None}, ".endpoint", "only kind endpoint"),
+    "a model beside the server": ({"model": LOCAL}, ".model", "unknown key"),
+    "no server": ({"endpoint": None}, ".endpoint", "must be a mapping"),
     "an address that holds a key": (
         {"endpoint": ENDPOINT | {"base_url": "https://h/v1?key=sk"}}, ".endpoint.base_url", "key_variable",
     ),
@@ -434,7 +459,14 @@ def test_a_wrong_labeller_is_one_line(tmp_path: Path, changes: dict[str, Any], k
 
 def test_a_labeller_reads_contexts_and_then_alone_labels(tmp_path: Path) -> None:
     assert params.load(edited(tmp_path, label_features__labeller=LABELS)).label_features.labeller.temperature == 0
-    chat = LABELS | {"kind": "chat", "model": LOCAL, "endpoint": None}
+    chat = {
+        "kind": "chat",
+        "model": LOCAL,
+        "prompt": "{contexts}",
+        "max_new_tokens": 60,
+        "temperature": 0.0,
+        "batch_size": 8,
+    }
     contexts = {"label_features__source": "data/activations/contexts.parquet"}
     assert params.load(edited(tmp_path, **ON_A_CORPUS | contexts, label_features__labeller=chat))
     with pytest.raises(
@@ -443,11 +475,28 @@ def test_a_labeller_reads_contexts_and_then_alone_labels(tmp_path: Path) -> None
         params.load(edited(tmp_path, **ON_A_CORPUS, label_features__labeller=chat))
 
 
-@pytest.mark.parametrize("secret", [{"key_variable": "sk-a1b2"}, {"base_url": "https://me:sk-a1b2@host/v1"}])
-def test_a_key_in_the_settings_is_refused_and_not_repeated(tmp_path: Path, secret: dict[str, str]) -> None:
+SECRETS = {
+    "for the variable's name": {"key_variable": "sk-a1b2"},
+    "in the address": {"base_url": "https://me:sk-a1b2@host/v1"},
+    "in a list": {"key_variable": ["sk-a1b2"]},
+    "for a number": {"attempts": "sk-a1b2"},
+    "for a mapping": {"request": "sk-a1b2"},
+    "under a name of its own": {"api_key": "sk-a1b2"},
+    "for a choice": {"structured": "sk-a1b2"},
+}
+
+
+@pytest.mark.parametrize("secret", SECRETS.values(), ids=SECRETS)
+def test_a_key_in_the_settings_is_refused_and_not_repeated(tmp_path: Path, secret: dict[str, Any]) -> None:
     with pytest.raises(UserError) as caught:
         params.load(edited(tmp_path, evaluate__judges=[SERVED | {"endpoint": ENDPOINT | secret}]))
     assert f"endpoint.{next(iter(secret))}: " in str(caught.value) and "sk-a1b2" not in str(caught.value)
+
+
+def test_a_key_that_stands_for_the_whole_endpoint_is_not_repeated(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        params.load(edited(tmp_path, evaluate__judges=[SERVED | {"endpoint": "sk-a1b2"}]))
+    assert "evaluate.judges[0].endpoint: must be a mapping" in str(caught.value) and "sk-a1b2" not in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["seed: [", "seed: 1\nseed: 2", "- 1", "", "just words"])

@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from saeexplainer.config import Endpoint, Pretrained
+from saeexplainer.config_parts import Endpoint, Pretrained
 
 WORDS = "dog cat horse garden kitchen chases sleeps old small".split()
 

@@ -21,7 +21,14 @@ from tiny import WIDTH, settings, tiny_model, tiny_tokenizer
 from toy import wait_for
 from typed import begun, typed
 
-from saeexplainer.config import Architecture, Structured, Writer as WriterConfig, WriterKind
+from saeexplainer.config_parts import (
+    Architecture,
+    ChatWriterSpec,
+    EndpointWriterSpec,
+    Structured,
+    SubjectWriterSpec,
+    Writer as WriterConfig,
+)
 from saeexplainer.costs import bills
 from saeexplainer.errors import UserError
 from saeexplainer.features.neighbours import Neighbourhoods, Responses
@@ -35,7 +42,8 @@ from tasks import bench as tasks_bench, compare_rounds, evaluate, sources
 from tasks.settings import compose, params
 
 ASKED = ["the word dog", "", "any animal", "the word dog"]
-PLAIN = replace(settings().score_explanations.writer, texts=3, temperatures=[0.4, 1.0], max_new_tokens=6, batch_size=4)
+SHARED = {"texts": 3, "temperatures": [0.4, 1.0], "top_p": 1.0, "max_new_tokens": 6}
+PLAIN = SubjectWriterSpec(kind="subject", prompt="<about> {description} <text>", batch_size=4, **SHARED)
 
 
 @pytest.fixture
@@ -55,9 +63,17 @@ def served(server: Server | int, folder: Path, **changes) -> WriterConfig:
     """Settings for a server; fields of the writer and of its endpoint, by name."""
     own = {"texts", "temperatures"} & changes.keys()
     more = {name: changes.pop(name) for name in own}
-    return replace(
-        PLAIN, kind=WriterKind.endpoint, endpoint=endpoint(server, folder, **changes),
-        prompt="Write {count} texts about {description}.", max_new_tokens=40, **more,
+    return EndpointWriterSpec(
+        kind="endpoint", endpoint=endpoint(server, folder, **changes), prompt="Write {count} texts about {description}.",
+        **SHARED | {"max_new_tokens": 40} | more,
+    )  # fmt: skip
+
+
+def chatting(folder: Path, follows: dict[str, list[str]]) -> ChatWriterSpec:
+    """Settings for a chat model that says what follows."""
+    return ChatWriterSpec(
+        kind="chat", model=pretrained(saying(folder, follows)), prompt="About {description}:", batch_size=4,
+        **SHARED | {"texts": 20, "temperatures": [1.0]},
     )  # fmt: skip
 
 
@@ -81,10 +97,7 @@ def test_the_subject_continues_its_prompt_at_each_temperature():
 def test_a_chat_model_is_asked_through_its_template_for_one_text_at_a_time(tmp_path):
     """Its answers begin with one of two words, equally often, and end where its turn does."""
     follows = {"<assistant>": ['"A dog', '"The cat'], '"A dog': [' barks."'], '"The cat': [' sleeps."']}
-    config = replace(
-        PLAIN, kind=WriterKind.chat, model=pretrained(saying(tmp_path, follows)), prompt="About {description}:",
-        texts=20, temperatures=[1.0],
-    )  # fmt: skip
+    config = chatting(tmp_path, follows)
     writer, texts = written(config)
     assert list(texts) == ["any animal", "the word dog"] and {len(some) for some in texts.values()} == {20}
     assert set(texts["any animal"]) == set(texts["the word dog"]) == {"A dog barks.", "The cat sleeps."}
@@ -96,10 +109,7 @@ def test_a_chat_model_is_asked_through_its_template_for_one_text_at_a_time(tmp_p
 def test_thoughts_of_a_chat_model_are_no_texts(tmp_path):
     """Half of its answers are cut while it thinks: they are counted, and none is a text, not even an empty one."""
     follows = {"<assistant>": ["<think>", "A dog"], "<think>": [" Hm"], " Hm": [" Hm"], "A dog": [" barks."]}
-    config = replace(
-        PLAIN, kind=WriterKind.chat, model=pretrained(saying(tmp_path, follows)), prompt="About {description}:",
-        texts=20, temperatures=[1.0],
-    )  # fmt: skip
+    config = chatting(tmp_path, follows)
     writer, texts = written(config)
     found = [text for some in texts.values() for text in some]
     assert set(found) == {"A dog barks."} and 0 < len(found) < 40
