@@ -8,7 +8,7 @@ export DVC_NO_ANALYTICS := 1
 STAMP := .venv/.ready-$(shell { cat requirements.lock; pwd -P; } | cksum | cut -d ' ' -f 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test surroundings setup compose flow ui docs study clean
+.PHONY: help run test lint surroundings setup compose flow ui docs study clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,6 +21,11 @@ run: setup  ## set up, bring every result up to date, and show it
 
 test: setup  ## run the tests
 	@python -m pytest
+
+lint: setup  ## hold the code against its rules: ruff's, ruff's format, types of the library
+	@ruff check
+	@ruff format --check --quiet || { echo "error: the files above are not formatted; run ruff format"; exit 1; }
+	@ty check --quiet
 
 surroundings: setup  ## run the whole pipeline in odd places: moved, without git, read-only, an ASCII terminal, and so on
 	@SURROUNDINGS=all python -m pytest tests/test_surroundings.py

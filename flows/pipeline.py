@@ -64,7 +64,7 @@ _ledger: ContextVar[Ledger | None] = ContextVar("ledger", default=None)
 @flow(name="pipeline")
 def pipeline(
     experiment: Experiment | None = None,
-    overrides: list[str] = [],  # noqa: B006, Prefect's form shows the default; nobody writes to it
+    overrides: list[str] = [],
     rounds: Rounds = None,
     until: str | None = None,
     force: bool = False,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saeexplainer.config import Params
-from saeexplainer.config_parts import ChatLabellerSpec, Labeller
+from saeexplainer.config.parts import ChatLabellerSpec, Labeller
 from saeexplainer.domains.opening import open_domain
 from saeexplainer.errors import UserError
 from saeexplainer.features.contexts import listed

@@ -9,7 +9,7 @@ model of others (prepare_subject.pretrained) stays where it is: what is missing,
 from dataclasses import asdict
 
 from saeexplainer.config import Params
-from saeexplainer.config_parts import Pretrained
+from saeexplainer.config.parts import Pretrained
 from saeexplainer.domains.domain import Domain, ReadingLimit
 from saeexplainer.domains.opening import open_domain
 from saeexplainer.models import blocks, loading, pointer, stream, tokenizers

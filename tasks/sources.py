@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from saeexplainer.config import Evaluation
-from saeexplainer.config_parts import EvaluationKind
+from saeexplainer.config.parts import EvaluationKind
 from saeexplainer.errors import UserError
 from saeexplainer.evaluation import agent, scoring
 from saeexplainer.evaluation.rows import Explanation

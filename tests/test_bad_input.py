@@ -13,7 +13,7 @@ from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
 from tiny import WIDTH, tiny_model, tiny_tokenizer
 from typed import typed
 
-from saeexplainer.config_parts import Architecture
+from saeexplainer.config.parts import Architecture
 from saeexplainer.runs.storage import write_tensors
 from tasks.settings import compose
 

@@ -21,7 +21,7 @@ import pytest
 from preference_sets import NOUNS, UNKEPT, PreferenceSet, lay_out, preference_set, reworded, scored, settings
 from tiny import ROOT
 
-from saeexplainer.config_parts import PairingRule
+from saeexplainer.config.parts import PairingRule
 from saeexplainer.errors import UserError
 from saeexplainer.records import DroppedFeature, PreferencePair, QuarantinedPair
 from saeexplainer.runs.storage import read_rows

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from saeexplainer import config, config_parts
+from saeexplainer import config
+from saeexplainer.config import parts
 from tasks.stage import REPEATED_OVER
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,7 +26,7 @@ SHARED_SECTIONS = {"seed", "processes", "rounds", "evaluations"}  # of params.ya
 NOT_DEPS = {
     *(
         f"saeexplainer.{name}"
-        for name in ("config", "config_parts", "records", "errors", "runs.storage", "runs.processes")
+        for name in ("config", "config.parts", "records", "errors", "runs.storage", "runs.processes")
     ),
     *("saeexplainer", "tasks", "tasks.places", "tasks.stage"),
 }
@@ -33,7 +34,7 @@ NOT_DEP_PACKAGES = ("tasks.settings.", "tasks.workspace.")
 WHOLE = 3  # modules of a package that a stage imports: from there on, or where it has no others, the dep is the package
 # The library from the ground up: a package imports from its own floor and those below.
 FLOORS = (
-    ("errors", "config", "config_parts", "records"),
+    ("errors", "config", "records"),
     ("domains", "runs"),
     ("models", "endpoints", "preferences", "exchange"),
     ("writers", "judges", "saes"),
@@ -226,14 +227,14 @@ def test_no_function_is_over_60_lines() -> None:
     assert not long
 
 
-@pytest.mark.parametrize("name", ["config", "config_parts"])
+@pytest.mark.parametrize("name", ["__init__", "parts"])
 def test_every_config_field_says_its_unit_or_effect(name: str) -> None:
     """But for those whose type is a class that says it itself, and the kind, which says which class it is."""
-    path = ROOT / "saeexplainer" / f"{name}.py"
+    path = ROOT / "saeexplainer/config" / f"{name}.py"
     lines = path.read_text(encoding="utf-8").splitlines()
     documented = {
         node.name
-        for module in (config, config_parts)
+        for module in (config, parts)
         for node in parsed(Path(module.__file__)).body
         if isinstance(node, ast.ClassDef) and ast.get_docstring(node)
     }

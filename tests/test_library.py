@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from tiny import ROOT, settings
 
 import saeexplainer
-from saeexplainer.config import Direction, ExplainerPrompt, PromptKind
+from saeexplainer.config import ChatPrompt, Direction
 from saeexplainer.library import command
 from saeexplainer.records import FeatureRow
 from saeexplainer.serving import Explained, ServedExplainer, write_served
@@ -80,7 +80,7 @@ def make_explainer(folder: Path, name: str, direction: Direction, instruction: s
     if not (folder / "chat").is_dir():
         save_chat_model("llama", folder / "chat", 3 * ["a dog", "the cat", "the garden"], steps=20)
     asked = settings()
-    prompt = ExplainerPrompt(PromptKind.chat, instruction, contexts)
+    prompt = ChatPrompt("chat", instruction, contexts)
     injection = replace(asked.train_sft, direction=direction, injection_block=1, prompt=prompt)
     generation = replace(asked.generate_explanations, max_new_tokens=6)
     rows = [FeatureRow(f"model/sae/{index}", "sae", index, "test", 1.0, 0.1) for index in range(4)]
@@ -205,7 +205,7 @@ def test_every_name_is_there_and_on_the_page() -> None:
         found = getattr(saeexplainer, name)
         assert found.__doc__ and (f"`{name}" in page or f"`{name}(" in page), name
     with pytest.raises(AttributeError, match="no attribute 'explane'"):
-        saeexplainer.explane  # noqa: B018
+        saeexplainer.explane
     snippets = "\n".join(SNIPPETS)
     assert not [name for name in saeexplainer.__all__ if f"saeexplainer.{name}" not in snippets]
 

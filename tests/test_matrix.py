@@ -22,7 +22,7 @@ from published import D_SAE, TEMPLATE, save_chat_model, save_sae, teach
 from tiny import settings
 
 from saeexplainer.config import Params
-from saeexplainer.config_parts import Architecture
+from saeexplainer.config.parts import Architecture
 from saeexplainer.records import ContextRow, EvaluationRow, ExplanationRow, FeatureRow, PreferencePair
 from saeexplainer.runs.storage import read_json, read_rows, read_tensors, write_rows
 from saeexplainer.training.subject import build_model

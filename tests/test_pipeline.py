@@ -25,7 +25,7 @@ from tiny import ROOT
 from toy import wait_for
 
 from saeexplainer.config import Evaluation
-from saeexplainer.config_parts import EvaluationKind
+from saeexplainer.config.parts import EvaluationKind
 from saeexplainer.models.loading import load_model
 from saeexplainer.records import EvaluationRow, ExplanationRow, FeatureRow, PreferencePair
 from saeexplainer.runs.storage import read_rows

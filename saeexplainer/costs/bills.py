@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from saeexplainer.config import Prices
-from saeexplainer.config_parts import Writer
+from saeexplainer.config.parts import Writer
 from saeexplainer.figures.notation import aligned
 from saeexplainer.records import EvaluationRow, ScoreRow, Usage
 

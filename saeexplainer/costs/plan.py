@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from saeexplainer.config import Params, Prices, TakenSae, TrainedSae
-from saeexplainer.config_parts import EndpointWriterSpec, Judge, LikelihoodJudgeSpec, Writer
+from saeexplainer.config.parts import EndpointWriterSpec, Judge, LikelihoodJudgeSpec, Writer
 from saeexplainer.costs import bills, memory, workload
 from saeexplainer.costs.memory import GIB, Memory, Setup
 from saeexplainer.costs.shapes import FLOAT32, Shape

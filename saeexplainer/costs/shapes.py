@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from saeexplainer.config import PrepareSubject
-from saeexplainer.config_parts import Architecture
+from saeexplainer.config.parts import Architecture
 from saeexplainer.errors import UserError
 
 FLOAT32 = 4  # bytes

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, fields
 
 from saeexplainer.config import ChatPrompt, Params, TrainedSae
-from saeexplainer.config_parts import (
+from saeexplainer.config.parts import (
     ChatJudgeSpec,
     EndpointWriterSpec,
     EvaluationKind,

@@ -1,7 +1,7 @@
 """The domains by name."""
 
 from saeexplainer.config import Corpus
-from saeexplainer.config_parts import DomainName
+from saeexplainer.config.parts import DomainName
 from saeexplainer.domains.domain import Domain, ReadingLimit
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
-from saeexplainer.config_parts import Endpoint, Structured
+from saeexplainer.config.parts import Endpoint, Structured
 from saeexplainer.endpoints import web
 from saeexplainer.endpoints.completion import Reply, completions, first_text, is_error, no_completion, whole, why_cut
 from saeexplainer.endpoints.spending import Bill, Purse, reported, used

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from saeexplainer.config_parts import Endpoint
+from saeexplainer.config.parts import Endpoint
 from saeexplainer.errors import UserError
 from saeexplainer.records import Usage
 

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from saeexplainer.config import ChatPrompt, GenerateExplanations, TrainSft
-from saeexplainer.config_parts import Direction
+from saeexplainer.config.parts import Direction
 from saeexplainer.domains.domain import ABOUT, EXPLAIN, FEATURE
 from saeexplainer.errors import UserError
 from saeexplainer.explainer.feature_tokens import FeatureTokens, first_feature_id

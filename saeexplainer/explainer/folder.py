@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from saeexplainer.config import Adapter, TrainSft
-from saeexplainer.config_parts import Pretrained
+from saeexplainer.config.parts import Pretrained
 from saeexplainer.explainer.feature_tokens import new_projection
 from saeexplainer.models.loading import load_pretrained
 from saeexplainer.models.pointer import ADAPTER, Pointer, open_model, open_tokenizer, read_pointer, write_pointer

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saeexplainer.config_parts import Pretrained
+from saeexplainer.config.parts import Pretrained
 from saeexplainer.errors import UserError
 from saeexplainer.judges.judge import Question
 from saeexplainer.models.batches import by_length

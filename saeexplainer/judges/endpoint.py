@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 
-from saeexplainer.config_parts import EndpointJudgeSpec
+from saeexplainer.config.parts import EndpointJudgeSpec
 from saeexplainer.endpoints.client import Ask, Client, Failure, list_schema
 from saeexplainer.judges.judge import Question
 from saeexplainer.models.replies import values

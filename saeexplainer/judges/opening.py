@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from saeexplainer.config import Evaluate
-from saeexplainer.config_parts import ChatJudgeSpec, Judge as JudgeConfig, LikelihoodJudgeSpec
+from saeexplainer.config.parts import ChatJudgeSpec, Judge as JudgeConfig, LikelihoodJudgeSpec
 from saeexplainer.judges.judge import Judge
 
 if TYPE_CHECKING:

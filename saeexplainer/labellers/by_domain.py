@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from saeexplainer.config import LabelFeatures
-from saeexplainer.config_parts import LabelChoice
+from saeexplainer.config.parts import LabelChoice
 from saeexplainer.domains.domain import Domain
 from saeexplainer.records import ContextRow
 

@@ -8,7 +8,7 @@ domain is.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from saeexplainer.config_parts import ChatLabellerSpec, EndpointLabellerSpec, Labeller
+from saeexplainer.config.parts import ChatLabellerSpec, EndpointLabellerSpec, Labeller
 from saeexplainer.endpoints.client import Ask, Client, Failure, object_schema
 from saeexplainer.features.contexts import without_special
 from saeexplainer.models.replies import last_json

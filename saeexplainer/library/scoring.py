@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from saeexplainer.config import Writer as WriterSettings, WriterKind
+from saeexplainer.config.parts import SubjectWriterSpec
 from saeexplainer.errors import UserError
 from saeexplainer.evaluation import metrics
 from saeexplainer.evaluation.scoring import try_out
@@ -56,9 +56,9 @@ def subject_writer(
     """
     if "{description}" not in prompt:
         raise UserError(f"prompt: {prompt!r} has no {{description}}, in whose place the explanation is to stand")
-    settings = WriterSettings(
-        kind=WriterKind.subject, model=None, endpoint=None, prompt=prompt, texts=texts, temperatures=[temperature],
-        top_p=top_p, max_new_tokens=max_new_tokens, batch_size=batch_size,
+    settings = SubjectWriterSpec(
+        kind="subject", prompt=prompt, texts=texts, temperatures=[temperature], top_p=top_p,
+        max_new_tokens=max_new_tokens, batch_size=batch_size,
     )  # fmt: skip
     return SubjectWriter(settings, subject.reader.model, subject.reader.tokenizer)
 

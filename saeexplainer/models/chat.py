@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from saeexplainer.config_parts import Pretrained
+from saeexplainer.config.parts import Pretrained
 from saeexplainer.errors import UserError
 from saeexplainer.models import replies
 from saeexplainer.models.loading import load_pretrained

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
-from saeexplainer.config_parts import Dtype, Pretrained
+from saeexplainer.config.parts import Dtype, Pretrained
 from saeexplainer.errors import UserError, first_line
 from saeexplainer.models.blocks import TEXT_WEIGHTS, transformer_blocks
 from saeexplainer.models.hub import advice, arguments_for
@@ -58,7 +58,7 @@ def load_model(
 ) -> "PreTrainedModel":
     """Load a causal LM from a local folder or, given a commit, from the hub; safetensors only, no code of others.
 
-    dtype: one of `config_parts.Dtype`. device_map, attention: as transformers' `device_map` and `attn_implementation`; None is its
+    dtype: one of `config.parts.Dtype`. device_map, attention: as transformers' `device_map` and `attn_implementation`; None is its
     own choice (the CPU; eager where a model caps its attention logits, as Gemma 2 does). blocks: keep only the first
     so many blocks and leave the other weights unread, if the family can be cut; else it is whole. That is enough to
     read activations up to there; what such a model predicts means nothing. quantize: linear layers in 4 bits (NF4),

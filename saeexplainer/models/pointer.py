@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saeexplainer.config_parts import Pretrained
+from saeexplainer.config.parts import Pretrained
 from saeexplainer.errors import UserError, first_line
 from saeexplainer.models.loading import load_model, load_pretrained
 from saeexplainer.models.tokenizers import load_tokenizer

@@ -6,7 +6,7 @@ A candidate without a reward, because the calls for its texts failed, is on neit
 from collections.abc import Sequence
 
 from saeexplainer.config import BuildPreferences
-from saeexplainer.config_parts import PairingRule
+from saeexplainer.config.parts import PairingRule
 from saeexplainer.records import DroppedFeature, DropReason, PreferencePair, ScoreRow
 
 

@@ -14,7 +14,7 @@ import torch
 from tqdm.auto import tqdm
 
 from saeexplainer.config import PrepareSubject
-from saeexplainer.config_parts import Architecture
+from saeexplainer.config.parts import Architecture
 from saeexplainer.domains.domain import ABOUT, EXAMPLE, TEXT, Domain
 from saeexplainer.errors import UserError
 from saeexplainer.models.batches import by_length, encode_batch, fitting

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from saeexplainer.config_parts import ChatWriterSpec
+from saeexplainer.config.parts import ChatWriterSpec
 from saeexplainer.models.blocks import check_context
 from saeexplainer.models.chat import chat_prompt, open_chat, plain, silence, thought_marks
 from saeexplainer.writers.sampling import distinct, sampled

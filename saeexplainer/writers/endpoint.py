@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from saeexplainer.config_parts import EndpointWriterSpec
+from saeexplainer.config.parts import EndpointWriterSpec
 from saeexplainer.endpoints.client import Ask, Client, Failure, list_schema
 from saeexplainer.models.replies import values
 from saeexplainer.records import Usage

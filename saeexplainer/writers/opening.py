@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from saeexplainer.config_parts import ChatWriterSpec, SubjectWriterSpec, Writer as WriterConfig
+from saeexplainer.config.parts import ChatWriterSpec, SubjectWriterSpec, Writer as WriterConfig
 from saeexplainer.writers.subject import SubjectWriter
 from saeexplainer.writers.writer import Writer
 

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from saeexplainer.config_parts import ChatWriterSpec, SubjectWriterSpec, WriterSpec
+from saeexplainer.config.parts import ChatWriterSpec, SubjectWriterSpec, WriterSpec
 from saeexplainer.models.generation import generate
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from saeexplainer.config_parts import SubjectWriterSpec
+from saeexplainer.config.parts import SubjectWriterSpec
 from saeexplainer.writers.sampling import distinct, sampled
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from saeexplainer.config import Params
-from saeexplainer.config_parts import DomainName, Judge, Pretrained, Writer
+from saeexplainer.config.parts import DomainName, Judge, Pretrained, Writer
 from saeexplainer.costs import plan as planning, workload
 from saeexplainer.costs.memory import Setup
 from saeexplainer.costs.plan import Held, Measured, Models, Plan, Rate

@@ -18,7 +18,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from saeexplainer.config import Params
-from saeexplainer.config_parts import EvaluationKind
+from saeexplainer.config.parts import EvaluationKind
 from saeexplainer.errors import UserError
 from saeexplainer.figures import stop_rule
 from saeexplainer.figures.notation import change

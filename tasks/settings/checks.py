@@ -8,7 +8,7 @@ from operator import attrgetter
 from pathlib import Path
 
 from saeexplainer.config import ChatPrompt, Corpus, Params, TrainedSae
-from saeexplainer.config_parts import Architecture, DomainName, EndpointWriterSpec, EvaluationKind
+from saeexplainer.config.parts import Architecture, DomainName, EndpointWriterSpec, EvaluationKind
 from saeexplainer.errors import UserError
 from saeexplainer.figures.comparison import METRICS
 from tasks.places import EXPLAINERS, LABELS

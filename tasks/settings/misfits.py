@@ -20,11 +20,11 @@ def explained(error: ValidationError, kind: type) -> str:
         case "unexpected_keyword_argument":
             return f"{key}: unknown key; {_advice(str(first['loc'][-1]), [field.name for field in fields(record)])}"
         case "missing":
-            return f"{key}: missing; add it (`saeexplainer/config.py` says what it means)"
+            return f"{key}: missing; add it (`saeexplainer/config/__init__.py` says what it means)"
         case "union_tag_invalid":
             return f"{key}.kind: is {first['ctx']['tag']!r}; must be one of {first['ctx']['expected_tags']}"
         case "union_tag_not_found" if isinstance(first["input"], dict):
-            return f"{key}.kind: missing; it says which other keys there are (`saeexplainer/config_parts.py`)"
+            return f"{key}.kind: missing; it says which other keys there are (`saeexplainer/config/parts.py`)"
         case "union_tag_not_found" | "model_attributes_type" | "dataclass_type":
             return f"{key}: {_shown(key, first['input'])}must be a mapping"
     said = re.sub(r"^(Value error, must|(Input|String|List|Dictionary) should)", "must", first["msg"])

@@ -45,7 +45,9 @@ def text(config: DictConfig, source: str) -> str:
 def build(config: DictConfig, source: str) -> Params:
     """A plain config to checked dataclasses; `source` is the file that error messages name."""
     if missing := OmegaConf.missing_keys(config):
-        raise UserError(f"{source}: {min(missing)}: missing; add it (`saeexplainer/config.py` says what it means)")
+        raise UserError(
+            f"{source}: {min(missing)}: missing; add it (`saeexplainer/config/__init__.py` says what it means)"
+        )
     try:
         params = TypeAdapter(Params).validate_python(OmegaConf.to_container(config, resolve=True))
         check(params)

@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from saeexplainer.config import Params
-from saeexplainer.config_parts import Endpoint
+from saeexplainer.config.parts import Endpoint
 from saeexplainer.endpoints.spending import LENGTH_FIELDS
 
 SECRET = re.compile("key|token|secret|password|signature|^sig$|^code$", re.IGNORECASE)  # of a query's names

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 import saeexplainer
 from saeexplainer.config import Params
-from saeexplainer.config_parts import EvaluationKind
+from saeexplainer.config.parts import EvaluationKind
 from saeexplainer.errors import UserError
 from saeexplainer.explainer.folder import packages_of
 from saeexplainer.explainer.table import FeatureTable

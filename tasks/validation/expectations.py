@@ -17,7 +17,7 @@ from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
 from saeexplainer.config import BuildPreferences, Params
-from saeexplainer.config_parts import PairingRule
+from saeexplainer.config.parts import PairingRule
 from saeexplainer.domains.domain import SPECIAL_TOKENS
 from saeexplainer.preferences.sets import normal, words
 from saeexplainer.records import FEATURE_ID, FeatureId, FeatureRow, PreferencePair, ScoreRow

@@ -24,7 +24,7 @@ from served import serving
 from tiny import ROOT, WIDTH, tiny_model, tiny_tokenizer
 from typed import Typed, typed as in_a_process
 
-from saeexplainer.config_parts import Architecture
+from saeexplainer.config.parts import Architecture
 from saeexplainer.costs.bills import Costs, EvaluationCosts, Work
 from saeexplainer.records import ContextRow, EvaluationRow, ExplanationRow, FeatureRow, NeighbourRow
 from saeexplainer.runs.storage import write_json, write_rows, write_tensors

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from toy import environment, is_gone, pids, wait_for
 
-from saeexplainer.config_parts import EvaluationKind
+from saeexplainer.config.parts import EvaluationKind
 from saeexplainer.records import ScoreRow
 from saeexplainer.runs.storage import write_rows
 from tasks.cli import rounds

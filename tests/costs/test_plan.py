@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from tiny import ROOT, settings as read_settings, tiny_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from saeexplainer.config_parts import Architecture, Direction, EvaluationKind
+from saeexplainer.config.parts import Architecture, Direction, EvaluationKind
 from saeexplainer.costs import bills, memory, workload
 from saeexplainer.costs.memory import Memory, Setup
 from saeexplainer.costs.plan import Held, Measured, Models, Rate, fitting, memories, plan, table

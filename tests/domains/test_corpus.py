@@ -15,7 +15,7 @@ from families import TOKENIZERS
 from tiny import settings, tiny_tokenizer
 
 from saeexplainer.config import Corpus
-from saeexplainer.config_parts import DomainName
+from saeexplainer.config.parts import DomainName
 from saeexplainer.domains.corpus.domain import SEPARATOR, SHARES, CorpusDomain, packed
 from saeexplainer.domains.corpus.text import ROWS, hub_texts, read_texts
 from saeexplainer.domains.domain import Document, Domain, ReadingLimit

@@ -12,7 +12,7 @@ from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
 from tiny import WIDTH, tiny_model, tiny_tokenizer
 
 from saeexplainer.config import Corpus, Params
-from saeexplainer.config_parts import Architecture, DomainName
+from saeexplainer.config.parts import Architecture, DomainName
 from saeexplainer.domains.sandbox.world import World
 from saeexplainer.models.loading import load_model
 from saeexplainer.records import ContextRow, ExplanationRow, FeatureRow

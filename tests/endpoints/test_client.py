@@ -12,7 +12,7 @@ import httpx
 import pytest
 from served import Mood, Server, endpoint, serving
 
-from saeexplainer.config_parts import Structured
+from saeexplainer.config.parts import Structured
 from saeexplainer.endpoints import web
 from saeexplainer.endpoints.client import Answer, Ask, Client, Failure, _seconds, list_schema
 from saeexplainer.errors import UserError

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
 from saeexplainer.config import Adapter, ChatPrompt, Round, TokensPrompt, TrainSft
-from saeexplainer.config_parts import Architecture, Direction, Pretrained
+from saeexplainer.config.parts import Architecture, Direction, Pretrained
 from saeexplainer.errors import UserError
 from saeexplainer.explainer import folder as explainer_folder
 from saeexplainer.explainer.explainer import Explainer, Prompts, attach, placeholder_id

@@ -11,7 +11,7 @@ from hypothesis import given, settings as hypothesis_settings, strategies as st
 from tiny import BLOCKS, WIDTH, settings, tiny_model, tiny_tokenizer
 from transformers import PreTrainedModel
 
-from saeexplainer.config_parts import Architecture, Direction
+from saeexplainer.config.parts import Architecture, Direction
 from saeexplainer.errors import UserError
 from saeexplainer.explainer.explainer import Explainer, Prompts, attach, direction_rows
 from saeexplainer.explainer.feature_tokens import FeatureTokens, new_projection

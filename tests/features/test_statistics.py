@@ -14,7 +14,7 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 
-from saeexplainer.config_parts import Architecture
+from saeexplainer.config.parts import Architecture
 from saeexplainer.domains.domain import SPECIAL_TOKENS, Annotation, Document
 from saeexplainer.domains.sandbox.world import World
 from saeexplainer.errors import UserError

@@ -65,7 +65,7 @@ def test_paired_interval_covers_the_true_difference_and_is_narrower_than_an_unpa
 
 def test_pooling_weighs_features_alike_and_keeps_the_seeds_apart():
     few = ({"a": 1.0, "b": 1.0}, {"a": 0.0, "b": 0.0})
-    many = ({key: 0.0 for key in "abcdef"}, {key: 0.0 for key in "abcdef"})
+    many = (dict.fromkeys("abcdef", 0.0), dict.fromkeys("abcdef", 0.0))
     pooled = pooled_difference([few, many], 200, 0)
     # Within each seed the differences are constant, so no resample within a seed can move the mean of (2*1 + 6*0) / 8.
     assert (pooled.value, pooled.low, pooled.high, pooled.n) == (0.25, 0.25, 0.25, 8)

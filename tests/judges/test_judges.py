@@ -10,7 +10,7 @@ import torch
 from served import Server, endpoint, pretrained, serving
 from tiny import settings, tiny_model, tiny_tokenizer
 
-from saeexplainer.config_parts import Architecture, ChatJudgeSpec, EndpointJudgeSpec
+from saeexplainer.config.parts import Architecture, ChatJudgeSpec, EndpointJudgeSpec
 from saeexplainer.errors import UserError
 from saeexplainer.judges.chat import ChatJudge
 from saeexplainer.judges.endpoint import UNKNOWN, EndpointJudge, parsed

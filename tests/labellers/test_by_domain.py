@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from tiny import settings
 
-from saeexplainer.config_parts import LabelChoice
+from saeexplainer.config.parts import LabelChoice
 from saeexplainer.domains.sandbox.world import World
 from saeexplainer.labellers.by_domain import concept_frequency, exchanged, label, shared_concepts
 from saeexplainer.records import ContextRow

@@ -11,7 +11,7 @@ from tiny import settings, tiny_tokenizer
 from transformers import AutoTokenizer
 
 from saeexplainer.config import Params
-from saeexplainer.config_parts import ChatLabellerSpec, EndpointLabellerSpec, Labeller
+from saeexplainer.config.parts import ChatLabellerSpec, EndpointLabellerSpec, Labeller
 from saeexplainer.errors import UserError
 from saeexplainer.features.contexts import listed, without_special
 from saeexplainer.labellers import by_model

@@ -8,7 +8,7 @@ import torch
 from tiny import BLOCKS, read_residual, tiny_model, tiny_tokenizer
 from transformers import PreTrainedModel
 
-from saeexplainer.config_parts import Architecture
+from saeexplainer.config.parts import Architecture
 from saeexplainer.domains.domain import SPECIAL_TOKENS
 from saeexplainer.errors import UserError
 from saeexplainer.models.batches import by_length, encode_batch

@@ -22,7 +22,7 @@ from tiny import settings
 from torch import Tensor
 
 from saeexplainer.config import Evaluation, Params, PretrainedSae, TakenSae, TrainedSae
-from saeexplainer.config_parts import EvaluationKind, Pretrained
+from saeexplainer.config.parts import EvaluationKind, Pretrained
 from saeexplainer.domains.opening import open_domain
 from saeexplainer.errors import UserError
 from saeexplainer.models import tokenizers

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from saeexplainer.config import BuildPreferences
-from saeexplainer.config_parts import PairingRule
+from saeexplainer.config.parts import PairingRule
 from saeexplainer.preferences.pairs import pairs_of_feature
 from saeexplainer.records import DroppedFeature, ScoreRow
 from tasks.build_preferences import single_text_pairs

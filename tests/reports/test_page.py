@@ -272,7 +272,7 @@ def test_what_is_not_there_leaves_its_part_empty(tables):
 
 
 def test_a_third_round_shows_up_by_itself(tables):
-    rounds = {name: tables / "rounds/r1" for name in ("r1", "r2", "r3")}
+    rounds = dict.fromkeys(("r1", "r2", "r3"), tables / "rounds/r1")
     page = written(tables, {"r1": "sft", "r2": "r1", "r3": "r2"}, rounds=rounds)
     assert list(packed(page, "block-0")[2]["rounds"]) == ["r1", "r2", "r3"]
     assert '<th scope="row">r3</th><td>r2</td><td>2</td><td>0.60</td><td>0.90</td>' in page

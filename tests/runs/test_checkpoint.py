@@ -16,7 +16,7 @@ from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
 from tiny import WIDTH, tiny_model, tiny_tokenizer
 
 from saeexplainer.config import Corpus
-from saeexplainer.config_parts import Architecture
+from saeexplainer.config.parts import Architecture
 from saeexplainer.domains.sandbox.world import World
 from saeexplainer.errors import UserError
 from saeexplainer.features.token_stream import token_batches

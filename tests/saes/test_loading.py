@@ -10,7 +10,7 @@ from tiny import WIDTH, read_residual, settings, tiny_model, tiny_tokenizer
 from transformers import PreTrainedModel
 
 from saeexplainer.config import PrepareSae, TrainedSae
-from saeexplainer.config_parts import Architecture
+from saeexplainer.config.parts import Architecture
 from saeexplainer.errors import UserError
 from saeexplainer.models.batches import encode_batch
 from saeexplainer.saes import loading, quality, training

@@ -11,7 +11,7 @@ from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
 from tiny import WIDTH, read_residual, tiny_model, tiny_tokenizer
 
 from saeexplainer.config import Steer
-from saeexplainer.config_parts import Architecture
+from saeexplainer.config.parts import Architecture
 from saeexplainer.models.loading import load_model
 from saeexplainer.models.tokenizers import load_tokenizer
 from saeexplainer.saes.reading import Reader

@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from saeexplainer.config import Corpus, TakenSae
-from saeexplainer.config_parts import (
+from saeexplainer.config.parts import (
     Architecture,
     Direction,
     Endpoint,

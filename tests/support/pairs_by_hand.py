@@ -6,7 +6,7 @@ from pathlib import Path
 from tiny import ROOT
 
 from saeexplainer.config import BuildPreferences, Params, ReasonShares, ValidatePreferences
-from saeexplainer.config_parts import PairingRule
+from saeexplainer.config.parts import PairingRule
 from saeexplainer.records import DroppedFeature, FeatureRow, PreferencePair, ScoreRow
 from saeexplainer.runs.storage import write_rows
 from tasks.settings import params

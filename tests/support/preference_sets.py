@@ -9,7 +9,7 @@ from pathlib import Path
 from tiny import ROOT
 
 from saeexplainer.config import BuildPreferences, Params
-from saeexplainer.config_parts import PairingRule
+from saeexplainer.config.parts import PairingRule
 from saeexplainer.preferences.pairs import pairs_of_feature
 from saeexplainer.preferences.sets import figures
 from saeexplainer.records import DroppedFeature, FeatureRow, PreferencePair, ScoreRow

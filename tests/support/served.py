@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from saeexplainer.config_parts import Endpoint, Pretrained
+from saeexplainer.config.parts import Endpoint, Pretrained
 
 WORDS = "dog cat horse garden kitchen chases sleeps old small".split()
 
@@ -69,7 +69,7 @@ class Server(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     server: Server
 
-    def do_POST(self):  # noqa: N802 (http.server's name)
+    def do_POST(self):
         server, body = self.server, json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with server.turn:
             server.requests.append(body)

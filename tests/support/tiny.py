@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from saeexplainer.config import Params
-from saeexplainer.config_parts import Architecture
+from saeexplainer.config.parts import Architecture
 from saeexplainer.domains.sandbox.world import build_tokenizer
 from saeexplainer.saes.sites import Place, Site, SiteReader
 from saeexplainer.training.subject import build_model

@@ -20,7 +20,7 @@ import torch
 from rows import evaluated
 from tiny import ROOT, WIDTH, settings, tiny_model, tiny_tokenizer
 
-from saeexplainer.config_parts import Architecture
+from saeexplainer.config.parts import Architecture
 from saeexplainer.errors import UserError
 from saeexplainer.figures.comparison import summarise
 from saeexplainer.library.champion import champion_version

@@ -10,7 +10,7 @@ from tiny import WIDTH, settings, tiny_model, tiny_tokenizer
 from transformers import PreTrainedModel, TrainerState
 
 from saeexplainer.config import Round, TrainDpo
-from saeexplainer.config_parts import Architecture, Direction, DpoLoss
+from saeexplainer.config.parts import Architecture, Direction, DpoLoss
 from saeexplainer.errors import UserError
 from saeexplainer.explainer.explainer import Prompts, attach
 from saeexplainer.records import PreferencePair

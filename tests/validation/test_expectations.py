@@ -20,7 +20,7 @@ from tiny import ROOT
 
 from flows import artifacts
 from saeexplainer.config import Params
-from saeexplainer.config_parts import PairingRule
+from saeexplainer.config.parts import PairingRule
 from saeexplainer.errors import UserError
 from saeexplainer.preferences import sets
 from saeexplainer.preferences.pairs import pairs_of_feature

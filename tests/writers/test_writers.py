@@ -21,7 +21,7 @@ from tiny import WIDTH, settings, tiny_model, tiny_tokenizer
 from toy import wait_for
 from typed import begun, typed
 
-from saeexplainer.config_parts import (
+from saeexplainer.config.parts import (
     Architecture,
     ChatWriterSpec,
     EndpointWriterSpec,

@@ -6,7 +6,7 @@ model wrote is read by the same rules, as far as they apply to it.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 from saeexplainer.domains.domain import Annotation
 from saeexplainer.domains.sandbox import lexicon
@@ -95,7 +95,7 @@ def _annotate_sentence(
     return offset
 
 
-@lru_cache(maxsize=None)
+@cache
 def _own_concepts(entry: Entry) -> tuple[str, ...]:
     if entry.kind == lexicon.MARK:
         return (f"mark:{lexicon.MARKS[entry.base]}",)

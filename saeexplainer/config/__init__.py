@@ -1,7 +1,7 @@
 """Every setting of the pipeline: one frozen dataclass a stage, named as the stage, holding no defaults.
 
 The values come from params.yaml, which `sae-explainer compose` writes from conf/; conf/stages/ has the default of each.
-A field's type holds its bounds (`saeexplainer.config_parts`), its comment says its unit and its effect. What must hold
+A field's type holds its bounds (`saeexplainer.config.parts`), its comment says its unit and its effect. What must hold
 between fields is in `tasks.settings.checks`.
 """
 
@@ -10,35 +10,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 from pydantic.dataclasses import dataclass
 
-from saeexplainer.config_parts import (
-    CLOSED,
-    Amount,
-    Architecture,
-    Commit,
-    Count,
-    Direction,
-    DomainName,
-    DpoLoss,
-    EvaluationKind,
-    Flag,
-    InnerShare,
-    Judge,
-    LabelChoice,
-    Labeller,
-    Name,
-    Natural,
-    NonEmpty,
-    PairingRule,
-    Positive,
-    PositiveShare,
-    Pretrained,
-    Several,
-    Share,
-    ShareBelowOne,
-    Text,
-    Writer,
-    matching,
+# isort: off
+from saeexplainer.config.parts import (
+    CLOSED, Amount, Architecture, Commit, Count, Direction, DomainName, DpoLoss, EvaluationKind, Flag, InnerShare,
+    Judge, LabelChoice, Labeller, Name, Natural, NonEmpty, PairingRule, Positive, PositiveShare, Pretrained, Several,
+    Share, ShareBelowOne, Text, Writer, matching,
 )  # fmt: skip
+# isort: on
 
 
 @dataclass(frozen=True, config=CLOSED)
