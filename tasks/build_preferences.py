@@ -16,7 +16,7 @@ from saeexplainer.runs.storage import read_rows, write_rows
 from tasks.places import ROUNDS
 from tasks.stage import Report, main
 
-MANY = 0.25  # share of the pairs above which a higher floor is advised; the default has .01 (docs/LOG.md)
+MANY = 0.25  # share of the pairs above which a higher floor is advised; the default has 0.01 (docs/LOG.md)
 RAISE = ": luck teaches nothing; raise build_preferences.floor above what one text earns"
 
 
