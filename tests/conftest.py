@@ -32,7 +32,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log) -> LoadFileSchedulin
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest ones start first."""
-    items.sort(key=lambda item: (item.nodeid.split("::")[0] not in NANO, item.nodeid))
+    def file(item: pytest.Item) -> str:
+        return item.nodeid.partition("::")[0]
+
+    items.sort(key=lambda item: (file(item) not in NANO, file(item)))  # stable: a file's own order stays
 
 
 @pytest.fixture(scope="session")
