@@ -33,7 +33,7 @@ class Corpus:
 
 @dataclass(frozen=True, config=CLOSED)
 class TokensPrompt:
-    """The explainer is asked by <explain>, the feature's tokens, <about>: of a tokenizer made here."""
+    """The explainer is asked by <explain>, the feature's token, <about>: of a tokenizer made here."""
 
     kind: Literal["tokens"]
 
@@ -43,7 +43,7 @@ class ChatPrompt:
     """The explainer is asked by an instruction in the user's turn of the tokenizer's chat template."""
 
     kind: Literal["chat"]
-    instruction: Text  # holds {feature}, where the feature's tokens stand, and {contexts} where any are shown
+    instruction: Text  # holds {feature}, where the feature's token stands, and {contexts} where any are shown
     shown_contexts: Natural  # of the feature's strongest, never one that evaluations ask about; 0: none
 
 

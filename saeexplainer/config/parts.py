@@ -78,13 +78,10 @@ class Architecture(StrEnum):
 
 
 class Direction(StrEnum):
-    """Which vectors a feature's tokens carry into the explainer, in this order, one token each."""
+    """Which vector a feature's token carries into the explainer."""
 
     decoder = "decoder"  # the reference's: the feature's decoder row
-    encoder = "encoder"
-    decoder_and_encoder = "decoder_and_encoder"  # two tokens
     mean_activation = "mean_activation"  # mean residual at the feature's top tokens minus the corpus mean
-    decoder_and_mean_activation = "decoder_and_mean_activation"  # two tokens
 
 
 class LabelChoice(StrEnum):

@@ -15,14 +15,13 @@ from omegaconf import OmegaConf
 from tiny import ROOT, settings as read_settings, tiny_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from saeexplainer.config.parts import Architecture, Direction, EvaluationKind
+from saeexplainer.config.parts import Architecture, EvaluationKind
 from saeexplainer.costs import bills, memory, workload
 from saeexplainer.costs.memory import Memory, Setup
 from saeexplainer.costs.plan import Held, Measured, Models, Rate, fitting, memories, plan, table
 from saeexplainer.costs.shapes import Shape, adapter_parameters, kept_bytes, parameters, shape_of, trained_config
 from saeexplainer.costs.workload import Features, Load
 from saeexplainer.errors import UserError
-from saeexplainer.explainer.explainer import PARTS
 from saeexplainer.judges.chat import OF_TEXT, OF_TOKEN
 from saeexplainer.models import batches
 from saeexplainer.runs.storage import read_json
@@ -255,12 +254,6 @@ def test_training_tokens_by_hand() -> None:
     # 10 features of two pairs, both sides of 4 + 6 tokens, two epochs; the reference reads the same.
     assert loads["train_dpo@r1"].trained_tokens == loads["train_dpo@r1"].read_tokens == 2 * 10 * 2 * 2 * 10
     assert "prepare_subject" not in workload.loads(settings(), lengths, Features(1, 1, 1, 1), trained_here=False)
-
-
-@pytest.mark.parametrize("direction", Direction)
-def test_the_prompt_has_a_token_for_every_vector(direction: Direction) -> None:
-    params = replace(settings(), train_sft=replace(settings().train_sft, direction=direction))
-    assert workload.explain_prompt(params) == 3 + len(PARTS[direction])
 
 
 def test_limits_are_never_exceeded_by_the_run() -> None:

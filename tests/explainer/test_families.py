@@ -249,12 +249,12 @@ def test_a_chat_prompt_is_the_template_with_the_features_ids_in_it(name):
     tokenizer = TOKENIZERS[name]()
     mark = tokenizer.all_special_tokens[0]
     tokenizer.chat_template = mark + TEMPLATE
-    prompts = Prompts(tokenizer, 1000, replace(settings_of(Path("base")), direction=Direction.decoder_and_encoder))
+    prompts = Prompts(tokenizer, 1000, settings_of(Path("base")))
     ids = prompts.ids(3)
-    at = ids.index(1006)
-    assert ids[at : at + 2] == [1006, 1007] and ids[0] == tokenizer.all_special_ids[0]
-    assert tokenizer.decode(ids[:at]) == mark + "[user] What is " and tokenizer.decode(ids[at + 2 :]) == "?\n[model] "
-    assert all(number < 1000 for number in ids[:at] + ids[at + 2 :])
+    at = ids.index(1003)
+    assert ids[0] == tokenizer.all_special_ids[0]
+    assert tokenizer.decode(ids[:at]) == mark + "[user] What is " and tokenizer.decode(ids[at + 1 :]) == "?\n[model] "
+    assert all(number < 1000 for number in ids[:at] + ids[at + 1 :])
     answer = prompts.answer("a dog")
     assert answer[-1] == tokenizer.eos_token_id and tokenizer.decode(answer[:-1]) == "a dog"
     assert tokenizer.decode([placeholder_id(tokenizer)]) == "?"
