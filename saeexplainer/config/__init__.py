@@ -57,7 +57,6 @@ class Adapter:
     rank: Count  # of each layer's update
     alpha: Positive  # the update counts alpha / rank times
     dropout: ShareBelowOne  # of the updates' inputs, in supervised training; TRL's DPO switches it off
-    quantize: Flag  # the model in 4 bits (QLoRA); needs the package bitsandbytes
 
 
 @dataclass(frozen=True, config=CLOSED)

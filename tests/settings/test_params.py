@@ -100,7 +100,7 @@ WRONG = {
         "'float8'; must be 'float32'",
     ),
     "an adapter that nothing reaches": (
-        {"train_sft__adapter": {"rank": 4, "alpha": 8, "dropout": 1.0, "quantize": False}},
+        {"train_sft__adapter": {"rank": 4, "alpha": 8, "dropout": 1.0}},
         "train_sft.adapter.dropout",
         "is 1.0",
     ),
