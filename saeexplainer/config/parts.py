@@ -189,7 +189,7 @@ class WriterSpec:
     """What all writers have: how an explanation becomes texts (docs/METHOD.md, Writers)."""
 
     texts: Count  # an explanation
-    temperatures: NonEmpty[Positive]  # texts are spread evenly over these
+    temperature: Positive  # of sampling
     top_p: PositiveShare  # nucleus: share of probability that is sampled from; 1.0 is all
     max_new_tokens: Count  # a text; longer ones are cut (those of an endpoint as the subject's tokenizer counts)
 
@@ -215,7 +215,7 @@ class ChatWriterSpec(WriterSpec):
 
 @dataclass(frozen=True, config=CLOSED)
 class EndpointWriterSpec(WriterSpec):
-    """A served chat model, asked for all texts of a description at once: a call for each temperature."""
+    """A served chat model, asked for all texts of a description in one call."""
 
     kind: Literal["endpoint"]
     endpoint: Endpoint

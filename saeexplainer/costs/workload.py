@@ -199,7 +199,7 @@ def _texts(writer: Writer, lengths: Lengths, descriptions: int) -> Load:
         prompt, text = lengths.prompt, min(lengths.text, writer.max_new_tokens)
     else:
         prompt, text = prompt_limit(writer.prompt), writer.max_new_tokens
-    calls = descriptions * len(writer.temperatures) if isinstance(writer, EndpointWriterSpec) else texts
+    calls = descriptions if isinstance(writer, EndpointWriterSpec) else texts
     return Load(calls, calls * (prompt + lengths.description - 1), texts * text, texts * text)
 
 
