@@ -158,8 +158,8 @@ class ServedExplainer:
         return self._answer([self._feature(one) for one in asked])
 
     def explain_vector(self, given: Any, contexts: str = "") -> Explained:
-        """An answer about a vector of any origin, of `kind`: `width` numbers. `contexts` are
-        lines as `features.contexts.listed` makes them, for an explainer whose prompt shows any (`shown_contexts`).
+        """An answer about a vector of any origin, of `kind`: `width` numbers. `contexts` are lines as
+        `features.contexts.listed` makes them, for an explainer whose prompt shows any (`shown_contexts`).
 
         Raises UserError if the vector is of another width, not finite or zero, if it is a known feature's vector of
         another kind, or if there are no contexts to show.

@@ -43,7 +43,9 @@ def run(params: Params) -> Report:
     )
     warmup = raw_activations(params, draw) if config.warmup_examples else sft.nothing(features.shape[1])
     directions = torch.cat([features, warmup.residuals - table.vectors["corpus_mean"]])
-    raw_examples = [prompts.example(len(features) + at, description) for at, description in enumerate(warmup.descriptions)]
+    raw_examples = [
+        prompts.example(len(features) + at, description) for at, description in enumerate(warmup.descriptions)
+    ]
     labelled = [prompts.example(feature, label) for feature, label in sft_labels(table.number)]
     replayed = draw.sample(raw_examples, min(len(raw_examples), replay_count(len(labelled), config.replay_share)))
     history = []

@@ -1,7 +1,7 @@
 """The explainer: what it is asked and how it answers.
 
-Its prompt is `<explain>`, the feature's token, `<about>`; or an instruction to a chat model with that token
-in it, and with some of the feature's contexts if they are asked for. Its answer is a description. The directions are no
+Its prompt is `<explain>`, the feature's token, `<about>`; or an instruction to a chat model with that token in
+it, and with some of the feature's contexts if they are asked for. Its answer is a description. The directions are no
 part of an explainer's folder (`saeexplainer.explainer.folder`), they come from data/activations.
 """
 

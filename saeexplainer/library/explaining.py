@@ -35,7 +35,9 @@ def explain_feature(explainer: ServedExplainer, feature: Feature | int | str) ->
         return explainer.explain([feature])[0]
     if explainer.kind not in feature.vectors:
         why = "it fires on none of the texts" if feature.maximum == 0 else "it was made without"
-        raise UserError(f"{feature.feature_id}: has no {explainer.kind} vector, {why}; measure it on texts where it fires")
+        raise UserError(
+            f"{feature.feature_id}: has no {explainer.kind} vector, {why}; measure it on texts where it fires"
+        )
     shown = listed(feature.contexts, explainer.shown_contexts).get(feature.feature_id, "")
     found = explainer.explain_vector(feature.vectors[explainer.kind], shown)
     return Explained(feature.feature_id, found.explanation, found.expected_accuracy)

@@ -35,7 +35,8 @@ class EndpointWriter:
     def write(self, descriptions: Sequence[str]) -> dict[str, list[str]]:
         """`config.texts` for each, without those of calls that failed. Raises UserError as `Client.ask` does."""
         asked = distinct(descriptions)
-        answers = dict(zip(asked, self._client.ask([self._ask(one) for one in asked], "asking the writer"), strict=True))
+        found = self._client.ask([self._ask(one) for one in asked], "asking the writer")
+        answers = dict(zip(asked, found, strict=True))
         self._usage |= {description: answer.usage for description, answer in answers.items()}
         return {
             description: [] if isinstance(answer.value, Failure) else [self._cut(text) for text in answer.value]

@@ -85,7 +85,8 @@ def test_the_subject_continues_its_prompt():
     repeated = [description for description in texts for _ in range(3)]  # as the pipeline has always drawn them
     prompts = [tokenizer(PLAIN.prompt.format(description=description))["input_ids"] for description in repeated]
     drawn = generate(model, tokenizer, prompts, temperature=0.4, top_p=1.0, max_new_tokens=6, batch_size=4)
-    assert texts == {"any animal": drawn[:3], "the word dog": drawn[3:]} and writer.notes() == [] and writer.usage(texts) is None
+    assert texts == {"any animal": drawn[:3], "the word dog": drawn[3:]}
+    assert writer.notes() == [] and writer.usage(texts) is None
 
 
 def test_a_chat_model_is_asked_through_its_template_for_one_text_at_a_time(tmp_path):
