@@ -27,8 +27,9 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from saeexplainer.config import GenerateExplanations, TrainSft
+from saeexplainer.config.parts import Direction
 from saeexplainer.errors import UserError, first_line
-from saeexplainer.explainer.explainer import PARTS, Explainer, Prompts, attach, direction_rows
+from saeexplainer.explainer.explainer import Explainer, Prompts, attach
 from saeexplainer.explainer.feature_tokens import first_feature_id
 from saeexplainer.explainer.folder import keep_base, open_parts
 from saeexplainer.figures.confidence import Calibration, calibrate
@@ -46,7 +47,7 @@ from saeexplainer.runs.storage import (
 EXPLAINER, FEATURES, DIRECTIONS = "explainer", "features.parquet", "directions.safetensors"
 CONTEXTS, SETTINGS, CALIBRATION, EVALUATION = "contexts.json", "settings.json", "calibration.json", "evaluation.parquet"
 FILES = (FEATURES, DIRECTIONS, CONTEXTS, SETTINGS, CALIBRATION, EVALUATION)
-KINDS = tuple(sorted({part for parts in PARTS.values() for part in parts}))  # of vectors, by the names of their tensors
+KINDS = tuple(one.value for one in Direction)  # of vectors, by the names of their tensors
 QUESTIONS = ("feature_id", "index", *KINDS)  # what a row may give
 SAME = 0.999  # cosine from which two vectors are one, but for rounding
 
@@ -75,7 +76,7 @@ class Question:
     """One thing to explain."""
 
     feature_id: str  # as in `Explained`
-    vectors: Mapping[str, Float[Tensor, "d_model"]]  # by kind, those that the explainer reads
+    vector: Float[Tensor, "d_model"]  # of the kind that the explainer reads
     context: str  # what its prompt shows; empty where it shows none
 
 
@@ -113,13 +114,10 @@ class _Loaded(Explainer):
         self.injection, self.generation = injection, generation
 
     @contextmanager
-    def reading(
-        self, tensors: Mapping[str, Float[Tensor, "features d_model"]], contexts: Sequence[str]
-    ) -> Iterator[None]:
-        """Inside, feature number n is row n of `tensors`, and of `contexts`."""
+    def reading(self, vectors: Float[Tensor, "features d_model"], contexts: Sequence[str]) -> Iterator[None]:
+        """Inside, feature number n is row n of `vectors`, and of `contexts`."""
         self.prompts = Prompts(self.tokenizer, first_feature_id(self.model, self.tokenizer), self.injection, contexts)
-        directions = direction_rows(tensors, self.injection.direction)
-        tokens = attach(self.model, self.tokenizer, directions, self.injection, projection=self.projection)
+        tokens = attach(self.model, self.tokenizer, vectors, self.injection, projection=self.projection)
         try:
             yield
         finally:
@@ -142,7 +140,7 @@ class ServedExplainer:
             raise UserError(
                 f"{folder / SETTINGS}: from another version of this library ({first_line(error)})"
             ) from None
-        self.parts = PARTS[injection.direction]
+        self.kind = injection.direction.value  # of vector that it reads
         self.features = read_rows(folder / FEATURES, FeatureRow)
         self._row_of = {row.feature_id: at for at, row in enumerate(self.features)}
         self._tensors = read_tensors(folder / DIRECTIONS)
@@ -153,20 +151,20 @@ class ServedExplainer:
     @property
     def width(self) -> int:
         """Numbers in a raw vector."""
-        return self._tensors[self.parts[0]].shape[1]
+        return self._tensors[self.kind].shape[1]
 
     def explain(self, asked: Sequence[str | int]) -> list[Explained]:
         """An answer for each id (subject/sae/index) or number of a latent. Raises UserError if there is no such one."""
         return self._answer([self._feature(one) for one in asked])
 
-    def explain_vectors(self, given: Mapping[str, Any], contexts: str = "") -> Explained:
-        """An answer about vectors of any origin: by kind, one of each of `parts`, each `width` numbers. `contexts` are
-        lines as `features.contexts.listed` makes them, for an explainer whose prompt shows any (`shown_contexts`).
+    def explain_vector(self, given: Any, contexts: str = "") -> Explained:
+        """An answer about a vector of any origin, of `kind`: `width` numbers. `contexts` are lines as
+        `features.contexts.listed` makes them, for an explainer whose prompt shows any (`shown_contexts`).
 
-        Raises UserError if a vector is missing, of another kind or width, not finite or zero, if it is a known feature's
-        vector of another kind, or if there are no contexts to show.
+        Raises UserError if the vector is of another width, not finite or zero, if it is a known feature's vector of
+        another kind, or if there are no contexts to show.
         """
-        return self._answer([self._vectors(given, contexts)])[0]
+        return self._answer([self._raw(self.kind, given, contexts)])[0]
 
     @property
     def shown_contexts(self) -> int:
@@ -174,7 +172,7 @@ class ServedExplainer:
         return self._explainer.injection.prompt.shown_contexts
 
     def reply(self, rows: Iterable[Mapping[str, Any]]) -> list[Reply]:
-        """A reply for each row, which gives `feature_id`, or `index`, or one vector of each of `parts`."""
+        """A reply for each row, which gives `feature_id`, or `index`, or a vector in the name of its kind."""
         asked = [self._question(row) for row in rows]
         answers = iter(self._answer([one for one in asked if isinstance(one, Question)]))
         return [
@@ -188,45 +186,41 @@ class ServedExplainer:
         try:
             if given in (["feature_id"], ["index"]):
                 return self._feature(row[given[0]])
-            if given and set(given) <= set(KINDS):
-                return self._vectors({name: row[name] for name in given})
+            if len(given) == 1:
+                return self._raw(given[0], row[given[0]])
         except UserError as error:
             return str(error)
-        found, parts = " and ".join(given) or "nothing", " and ".join(self.parts)
-        return f"row: gives {found}; give feature_id, or index, or {parts}"
+        return f"row: gives {' and '.join(given) or 'nothing'}; give feature_id, or index, or {self.kind}"
 
     def _feature(self, asked: str | int | float) -> Question:
         row = self._row(asked)
-        vectors = {name: self._tensors[name][row] for name in self.parts}
-        return Question(self.features[row].feature_id, vectors, self._contexts[row] if self._contexts else "")
+        context = self._contexts[row] if self._contexts else ""
+        return Question(self.features[row].feature_id, self._tensors[self.kind][row], context)
 
-    def _vectors(self, given: Mapping[str, Any], contexts: str = "") -> Question:
+    def _raw(self, kind: str, given: Any, contexts: str = "") -> Question:
         if self._contexts and not contexts:
-            raise UserError(
-                f"{next(iter(given))}: this explainer reads a feature's contexts too; ask about features by their id"
-            )
-        if set(given) != set(self.parts):
-            parts = " and ".join(self.parts)
-            raise UserError(f"{' and '.join(given)}: this explainer reads {parts}; give that, or feature_id or index")
-        shown = contexts if self._contexts else ""
-        return Question("", {name: self._vector(name, given[name]) for name in self.parts}, shown)
+            raise UserError(f"{kind}: this explainer reads a feature's contexts too; ask about features by their id")
+        if kind != self.kind:
+            raise UserError(f"{kind}: this explainer reads {self.kind}; give that, or feature_id or index")
+        return Question("", self._vector(given), contexts if self._contexts else "")
 
-    def _vector(self, kind: str, given: Any) -> Float[Tensor, "d_model"]:
+    def _vector(self, given: Any) -> Float[Tensor, "d_model"]:
         given = given.tolist() if isinstance(given, Tensor | np.ndarray) else given
         numbers = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else []
         if len(numbers) != self.width or not all(isinstance(one, Real) for one in numbers):
-            raise UserError(f"{kind}: must be a list of {self.width} numbers; this explainer reads no other")
+            raise UserError(f"{self.kind}: must be a list of {self.width} numbers; this explainer reads no other")
         try:
             vector = torch.tensor([float(one) for one in numbers], dtype=torch.float32)
         except OverflowError:
             vector = torch.full((self.width,), torch.inf)
         if not vector.isfinite().all() or not vector.any():
-            raise UserError(f"{kind}: must be finite numbers of 32 bits, not all of them 0")
-        self._check_kind(kind, vector)
+            raise UserError(f"{self.kind}: must be finite numbers of 32 bits, not all of them 0")
+        self._check_kind(vector)
         return vector
 
-    def _check_kind(self, kind: str, vector: Float[Tensor, "d_model"]) -> None:
-        """Raise UserError if a vector is a known feature's, but of another kind than it is said to be."""
+    def _check_kind(self, vector: Float[Tensor, "d_model"]) -> None:
+        """Raise UserError if a vector is a known feature's, but of another kind than this explainer reads."""
+        kind = self.kind
         for other in self._tensors.keys() - {kind}:
             alike = F.cosine_similarity(self._tensors[other], vector[None])
             at = int(alike.argmax())
@@ -238,9 +232,9 @@ class ServedExplainer:
     def _answer(self, asked: Sequence[Question]) -> list[Explained]:
         if not asked:
             return []
-        tensors = {name: torch.stack([one.vectors[name] for one in asked]) for name in self.parts}
+        vectors = torch.stack([one.vector for one in asked])
         numbers, contexts = range(len(asked)), [one.context for one in asked] if self._contexts else []
-        with self._turn, self._explainer.reading(tensors, contexts):
+        with self._turn, self._explainer.reading(vectors, contexts):
             explanations = self._explainer.explain(numbers, temperature=0.0)
             sure = self._explainer.log_probabilities(numbers, explanations)
         return [

@@ -4,7 +4,7 @@
 
 Killed, it goes on where it was, and writes the same bytes: `Checkpoint` keeps both passes over the corpus under
 .cache/extract_activations until the artifacts are written. Writes data/activations: features.parquet,
-neighbours.parquet, contexts.parquet, directions.safetensors (decoder and encoder rows, mean top activations, one row a
+neighbours.parquet, contexts.parquet, directions.safetensors (decoder rows, mean top activations, one row a
 feature) and, where the domain knows it, truth.safetensors.
 """
 
@@ -34,7 +34,7 @@ from saeexplainer.runs.checkpoint import Checkpoint, Kept, fingerprint
 from saeexplainer.runs.seeds import seed_torch
 from saeexplainer.runs.storage import replacing, write_rows, write_tensors
 from saeexplainer.saes.reading import open_reader
-from saeexplainer.saes.subset import decoder_rows, encoder_rows
+from saeexplainer.saes.subset import decoder_rows
 from tasks.places import ACTIVATIONS, SAES, SUBJECT
 from tasks.stage import Report, main
 
@@ -147,7 +147,6 @@ def run(params: Params) -> Report:
     statistics, firing, mean = first_pass(work)
     live = {name: features_splits.live_features(stats, work.config) for name, stats in statistics.items()}
     decoders = {name: decoder_rows(one) for name, one in work.saes.items()}
-    encoders = {name: encoder_rows(one) for name, one in work.saes.items()}
     splits = features_splits.split_features(live, decoders, work.config, params.seed)
     rows = features_splits.feature_rows(statistics, splits, subject_name(params))
     contexts, top_residuals = second_pass(work, rows, statistics)
@@ -158,7 +157,6 @@ def run(params: Params) -> Report:
         write_rows(folder / "contexts.parquet", contexts, ContextRow)
         tensors = {
             "decoder": torch.stack([decoders[row.sae][row.index] for row in rows]),
-            "encoder": torch.stack([encoders[row.sae][row.index] for row in rows]),
             "mean_activation": top_residuals - mean,
         }
         write_tensors(folder / "directions.safetensors", tensors | {"corpus_mean": mean})

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from saeexplainer.config import Params
 from saeexplainer.explainer import folder as explainer_folder
-from saeexplainer.explainer.explainer import Prompts, attach, direction_rows
+from saeexplainer.explainer.explainer import Prompts, attach
 from saeexplainer.explainer.feature_tokens import first_feature_id
 from saeexplainer.explainer.table import FeatureTable
 from saeexplainer.models import pointer
@@ -32,7 +32,7 @@ def run(params: Params, item: str) -> Report:
     parts = explainer_folder.open_parts(start, trainable=True)
     model, tokenizer = parts.model, parts.tokenizer
     features = FeatureTable(ACTIVATIONS)
-    directions = direction_rows(features.vectors, supervised.direction)
+    directions = features.vectors[supervised.direction]
     hooks = attach(model, tokenizer, directions, supervised, config.direction_noise, projection=parts.projection)
     reference = None
     if not parts.adapted:

@@ -16,7 +16,7 @@ import torch
 from saeexplainer.config import Params
 from saeexplainer.domains.opening import open_domain
 from saeexplainer.explainer import folder as explainer_folder
-from saeexplainer.explainer.explainer import Prompts, attach, direction_rows
+from saeexplainer.explainer.explainer import Prompts, attach
 from saeexplainer.explainer.feature_tokens import first_feature_id
 from saeexplainer.explainer.table import FeatureTable
 from saeexplainer.features.token_stream import token_batches
@@ -36,17 +36,16 @@ def run(params: Params) -> Report:
     seed = seed_torch(params.seed, "train_sft")
     draw = random.Random(seed)
     table = FeatureTable(ACTIVATIONS)
-    features = direction_rows(table.vectors, config.direction)
+    features = table.vectors[config.direction]
     parts = explainer_folder.start(config, SUBJECT, features.shape[1], seed)
     prompts = Prompts(
         parts.tokenizer, first_feature_id(parts.model, parts.tokenizer), config, table.contexts(config.prompt)
     )
     warmup = raw_activations(params, draw) if config.warmup_examples else sft.nothing(features.shape[1])
-    tokens = prompts.tokens_per_feature
-    raw = (warmup.residuals - table.vectors["corpus_mean"]).repeat_interleave(tokens, dim=0)
-    directions = torch.cat([features, raw])
-    first = len(features) // tokens
-    raw_examples = [prompts.example(first + at, description) for at, description in enumerate(warmup.descriptions)]
+    directions = torch.cat([features, warmup.residuals - table.vectors["corpus_mean"]])
+    raw_examples = [
+        prompts.example(len(features) + at, description) for at, description in enumerate(warmup.descriptions)
+    ]
     labelled = [prompts.example(feature, label) for feature, label in sft_labels(table.number)]
     replayed = draw.sample(raw_examples, min(len(raw_examples), replay_count(len(labelled), config.replay_share)))
     history = []

@@ -231,7 +231,6 @@ def test_a_feature_is_measured_as_by_hand(subject) -> None:
     assert [max(context.activations) for context in some.contexts] == pytest.approx([p for p, _ in peaks[:4]], rel=1e-3)
     assert [context.rank for context in some.contexts] == [0, 1, 2, 3]
     torch.testing.assert_close(some.vectors["decoder"], subject.sae.W_dec[LATENT].detach())
-    torch.testing.assert_close(some.vectors["encoder"], subject.sae.W_enc[:, LATENT].detach())
     mean = torch.stack([residual for _, residual in peaks[:4]]).mean(dim=0) - total / count
     torch.testing.assert_close(some.vectors["mean_activation"], mean, rtol=1e-3, atol=1e-3)
 
@@ -260,7 +259,7 @@ def test_known_features_measured_ones_and_vectors_get_the_same_answer(subject, e
     assert found.explanation == by_number.explanation and found.feature_id == "model/sae/2"
     vector = measured.vectors["decoder"]
     expected = Explained("", by_number.explanation, found.expected_accuracy)
-    for given in (vector, vector.tolist(), vector.numpy(), 3 * vector, {"decoder": vector}):
+    for given in (vector, vector.tolist(), vector.numpy(), 3 * vector):
         assert saeexplainer.explain_vector(explainer, given).explanation == expected.explanation
     other = saeexplainer.explain_vector(explainer, -vector)
     assert other.feature_id == "" and 0 <= other.expected_accuracy <= 1
@@ -273,17 +272,6 @@ def test_an_explainer_that_shows_contexts_is_shown_the_measured_ones(subject, fo
     assert saeexplainer.explain_feature(explainer, measured).feature_id == f"model/sae/{LATENT}"
     with pytest.raises(saeexplainer.UserError, match="reads a feature's contexts too"):
         saeexplainer.explain_vector(explainer, measured.vectors["decoder"])
-
-
-def test_both_vectors_are_asked_for_where_an_explainer_reads_two(subject, folder: Path) -> None:
-    make_explainer(folder, "of_two", Direction.decoder_and_mean_activation, "What is {feature}?", 0)
-    explainer = saeexplainer.load_explainer(folder / "of_two")
-    (measured,) = saeexplainer.measure_features(subject, [LATENT], TEXTS)
-    both = saeexplainer.explain_feature(explainer, measured)
-    given = {kind: measured.vectors[kind] for kind in ("decoder", "mean_activation")}
-    assert saeexplainer.explain_vector(explainer, given).explanation == both.explanation
-    with pytest.raises(saeexplainer.UserError, match="reads decoder and mean_activation; give a mapping with both"):
-        saeexplainer.explain_vector(explainer, given["decoder"])
 
 
 def test_a_score_by_hand(subject) -> None:

@@ -156,7 +156,7 @@ def settings_of(run: Run, base: DictConfig, shelf: Path) -> Params:
     """The composed settings with this run's models, everything small."""
     model = local(shelf / run.family)
     writer = {
-        "kind": run.writer, "prompt": "Say {description}.", "texts": 2, "temperatures": [1.0], "max_new_tokens": 8,
+        "kind": run.writer, "prompt": "Say {description}.", "texts": 2, "temperature": 1.0, "max_new_tokens": 8,
     } | ({"model": model} if run.writer == "chat" else {})  # fmt: skip
     judges = {
         "likelihood": {"kind": "likelihood", "prompt": "Say {description}."},

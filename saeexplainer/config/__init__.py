@@ -33,7 +33,7 @@ class Corpus:
 
 @dataclass(frozen=True, config=CLOSED)
 class TokensPrompt:
-    """The explainer is asked by <explain>, the feature's tokens, <about>: of a tokenizer made here."""
+    """The explainer is asked by <explain>, the feature's token, <about>: of a tokenizer made here."""
 
     kind: Literal["tokens"]
 
@@ -43,7 +43,7 @@ class ChatPrompt:
     """The explainer is asked by an instruction in the user's turn of the tokenizer's chat template."""
 
     kind: Literal["chat"]
-    instruction: Text  # holds {feature}, where the feature's tokens stand, and {contexts} where any are shown
+    instruction: Text  # holds {feature}, where the feature's token stands, and {contexts} where any are shown
     shown_contexts: Natural  # of the feature's strongest, never one that evaluations ask about; 0: none
 
 
@@ -57,7 +57,6 @@ class Adapter:
     rank: Count  # of each layer's update
     alpha: Positive  # the update counts alpha / rank times
     dropout: ShareBelowOne  # of the updates' inputs, in supervised training; TRL's DPO switches it off
-    quantize: Flag  # the model in 4 bits (QLoRA); needs the package bitsandbytes
 
 
 @dataclass(frozen=True, config=CLOSED)

@@ -78,13 +78,10 @@ class Architecture(StrEnum):
 
 
 class Direction(StrEnum):
-    """Which vectors a feature's tokens carry into the explainer, in this order, one token each."""
+    """Which vector a feature's token carries into the explainer."""
 
     decoder = "decoder"  # the reference's: the feature's decoder row
-    encoder = "encoder"
-    decoder_and_encoder = "decoder_and_encoder"  # two tokens
     mean_activation = "mean_activation"  # mean residual at the feature's top tokens minus the corpus mean
-    decoder_and_mean_activation = "decoder_and_mean_activation"  # two tokens
 
 
 class LabelChoice(StrEnum):
@@ -192,7 +189,7 @@ class WriterSpec:
     """What all writers have: how an explanation becomes texts (docs/METHOD.md, Writers)."""
 
     texts: Count  # an explanation
-    temperatures: NonEmpty[Positive]  # texts are spread evenly over these
+    temperature: Positive  # of sampling
     top_p: PositiveShare  # nucleus: share of probability that is sampled from; 1.0 is all
     max_new_tokens: Count  # a text; longer ones are cut (those of an endpoint as the subject's tokenizer counts)
 
@@ -218,7 +215,7 @@ class ChatWriterSpec(WriterSpec):
 
 @dataclass(frozen=True, config=CLOSED)
 class EndpointWriterSpec(WriterSpec):
-    """A served chat model, asked for all texts of a description at once: a call for each temperature."""
+    """A served chat model, asked for all texts of a description in one call."""
 
     kind: Literal["endpoint"]
     endpoint: Endpoint

@@ -18,7 +18,6 @@ ROOM = 2**28  # numbers in one of these tables at most, where texts are read: `s
 PLAIN, NUCLEUS = 12, 40
 # TRL computes log-probabilities of so many tokens and words at once (trl/kernels/chunked_logprob.py, trainer/utils.py).
 TILE_TOKENS, TILE_WORDS = 4096, 32768
-FOUR_BITS = 4  # a weight; the scales that bitsandbytes keeps beside, 1/16 as much again or less, are not counted
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,6 @@ class Setup:
     weight_bytes: int  # 4 is float32, 2 bfloat16; also of what it computes
     lora_rank: int  # of adapters on every linear layer; 0: all weights are trained
     checkpointing: bool  # keeps a block's input alone and computes the block again in the backward pass
-    quantized: bool = False  # the blocks' matrices in 4 bits; embeddings, norms and head are not
 
 
 @dataclass(frozen=True)
@@ -59,9 +57,7 @@ def sae_parameters(width: int, d_sae: int) -> int:
 
 def held(shape: Shape, setup: Setup) -> int:
     """Bytes of one copy of the weights."""
-    found = parameters(shape)
-    packed = found.attention + found.mlp if setup.quantized else 0
-    return (found.total - packed) * setup.weight_bytes + packed * FOUR_BITS // 8
+    return parameters(shape).total * setup.weight_bytes
 
 
 def working(shape: Shape, setup: Setup, tokens: int) -> int:

@@ -20,7 +20,7 @@ from saeexplainer.config.parts import (
 )
 
 Tokens = int | float  # a mean where texts differ
-PROMPT_WORDS = 3  # of the explainer's prompt beside the feature's tokens: BOS, two words
+PROMPT_WORDS = 4  # of the explainer's prompt: BOS, two words, the feature's token
 QUESTION = 110  # bytes of a question of `saeexplainer.judges.chat` at most, beside what it is about, marks included
 
 
@@ -172,12 +172,11 @@ def context(params: Params) -> int:
 
 
 def explain_prompt(params: Params) -> int:
-    """Tokens of a question to the explainer, an instruction at most; a direction that names two vectors has two feature
-    tokens."""
-    prompt, vectors = params.train_sft.prompt, len(params.train_sft.direction.split("_and_"))
+    """Tokens of a question to the explainer, an instruction at most."""
+    prompt = params.train_sft.prompt
     if isinstance(prompt, ChatPrompt):
-        return prompt_limit(prompt.instruction) + vectors + prompt.shown_contexts * context(params)
-    return PROMPT_WORDS + vectors
+        return prompt_limit(prompt.instruction) + 1 + prompt.shown_contexts * context(params)
+    return PROMPT_WORDS
 
 
 def _supervised(params: Params, lengths: Lengths, split: Features) -> Load:
@@ -200,7 +199,7 @@ def _texts(writer: Writer, lengths: Lengths, descriptions: int) -> Load:
         prompt, text = lengths.prompt, min(lengths.text, writer.max_new_tokens)
     else:
         prompt, text = prompt_limit(writer.prompt), writer.max_new_tokens
-    calls = descriptions * len(writer.temperatures) if isinstance(writer, EndpointWriterSpec) else texts
+    calls = descriptions if isinstance(writer, EndpointWriterSpec) else texts
     return Load(calls, calls * (prompt + lengths.description - 1), texts * text, texts * text)
 
 

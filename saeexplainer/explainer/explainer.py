@@ -1,7 +1,7 @@
-"""The explainer: what it is asked, which directions it reads, and how it answers.
+"""The explainer: what it is asked and how it answers.
 
-Its prompt is `<explain>`, the feature's token or tokens, `<about>`; or an instruction to a chat model with those tokens
-in it, and with some of the feature's contexts if they are asked for. Its answer is a description. The directions are no
+Its prompt is `<explain>`, the feature's token, `<about>`; or an instruction to a chat model with that token in
+it, and with some of the feature's contexts if they are asked for. Its answer is a description. The directions are no
 part of an explainer's folder (`saeexplainer.explainer.folder`), they come from data/activations.
 """
 
@@ -16,7 +16,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from saeexplainer.config import ChatPrompt, GenerateExplanations, TrainSft
-from saeexplainer.config.parts import Direction
 from saeexplainer.domains.domain import ABOUT, EXPLAIN, FEATURE
 from saeexplainer.errors import UserError
 from saeexplainer.explainer.feature_tokens import FeatureTokens, first_feature_id
@@ -29,22 +28,6 @@ from saeexplainer.models.tokenizers import CHAT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
-
-# Names of the stored tensors behind each choice, one feature token each.
-PARTS = {
-    Direction.decoder: ("decoder",),
-    Direction.encoder: ("encoder",),
-    Direction.decoder_and_encoder: ("decoder", "encoder"),
-    Direction.mean_activation: ("mean_activation",),
-    Direction.decoder_and_mean_activation: ("decoder", "mean_activation"),
-}
-
-
-def direction_rows(tensors: Mapping[str, Tensor], direction: Direction) -> Float[Tensor, "rows d_in"]:
-    """The table of directions: a feature's tokens are consecutive rows. Of `tensors` those that the direction names are
-    read, [features, d_in] each."""
-    parts = torch.stack([tensors[name] for name in PARTS[direction]], dim=1)
-    return parts.flatten(0, 1)
 
 
 class Prompts:
@@ -61,7 +44,6 @@ class Prompts:
         is of no feature but of a raw activation, and has none. Raises UserError if the tokenizer lacks what the prompt
         needs."""
         self.first_id = first_id
-        self.tokens_per_feature = len(PARTS[config.direction])
         self._tokenizer = tokenizer
         self._contexts = [without_special(shown, tokenizer) for shown in contexts]
         in_chat = isinstance(config.prompt, ChatPrompt)
@@ -71,17 +53,16 @@ class Prompts:
 
     def ids(self, feature: int) -> list[int]:
         """The prompt of a feature."""
-        start = self.first_id + feature * self.tokens_per_feature
         shown = self._contexts[feature] if feature < len(self._contexts) else ""
         before, after = (self._encoded(side.replace("{contexts}", shown)) for side in self._sides)
-        return [*before, *range(start, start + self.tokens_per_feature), *after]
+        return [*before, self.first_id + feature, *after]
 
     def answer(self, description: str) -> list[int]:
         """A description as the explainer gives it, its end included."""
         return [*self._encoded(self._lead + description), self._tokenizer.eos_token_id]
 
     def example(self, feature: int, description: str) -> dict[str, list[int]]:
-        """Token ids and labels of one supervised example; the prompt, and so every feature token, is masked."""
+        """Token ids and labels of one supervised example; the prompt, the feature's token included, is masked."""
         prompt, answer = self.ids(feature), self.answer(description)
         return {"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer}
 
@@ -90,7 +71,7 @@ class Prompts:
 
 
 def _token_sides(tokenizer: "PreTrainedTokenizerFast") -> tuple[str, str]:
-    """What stands before and after the feature's tokens: marks that a tokenizer made here has."""
+    """What stands before and after the feature's token: marks that a tokenizer made here has."""
     for mark in (EXPLAIN, ABOUT):
         if tokenizer.convert_tokens_to_ids(mark) in (None, tokenizer.unk_token_id):
             raise UserError(
@@ -160,8 +141,7 @@ class Explainer:
         parts = open_parts(folder)
         self.model, self.tokenizer, self.generation = parts.model, parts.tokenizer, generation
         self.prompts = Prompts(self.tokenizer, first_feature_id(self.model, self.tokenizer), injection, contexts)
-        directions = direction_rows(tensors, injection.direction)
-        attach(self.model, self.tokenizer, directions, injection, projection=parts.projection)
+        attach(self.model, self.tokenizer, tensors[injection.direction], injection, projection=parts.projection)
 
     def explain(self, features: Sequence[int], temperature: float, progress: str = "") -> list[str]:
         """One explanation for each entry of `features` (repeat a feature to sample it again); temperature 0 is greedy.

@@ -45,7 +45,7 @@ def start(config: TrainSft, subject: Path, width: int, seed: int) -> Parts:
     Raises UserError if there is no such model.
     """
     base = _base(config, subject)
-    model = load_pretrained(base.pretrained, quantize=base.quantize)
+    model = load_pretrained(base.pretrained)
     tokenizer = load_tokenizer(base.pretrained.source, base.pretrained.revision, prepend_bos=base.prepend_bos)
     own = model.config.get_text_config().hidden_size
     projection = None if own == width else new_projection(width, own, seed)
@@ -59,11 +59,9 @@ def start(config: TrainSft, subject: Path, width: int, seed: int) -> Parts:
 def _base(config: TrainSft, subject: Path) -> Pointer:
     """Where the model is that the explainer is made of. All of a model is trained in float32 alone: steps are too small
     for the digits of another type."""
-    found = Pointer(Pretrained(subject.as_posix(), None, "float32", None, None), None, False)
-    found = read_pointer(subject) or found if config.pretrained is None else Pointer(config.pretrained, None, False)
-    if config.adapter is None:
-        return replace(found, pretrained=replace(found.pretrained, dtype="float32"))
-    return replace(found, quantize=config.adapter.quantize)
+    found = Pointer(Pretrained(subject.as_posix(), None, "float32", None, None), None)
+    found = read_pointer(subject) or found if config.pretrained is None else Pointer(config.pretrained, None)
+    return replace(found, pretrained=replace(found.pretrained, dtype="float32")) if config.adapter is None else found
 
 
 def _adapted(model: "PreTrainedModel", adapter: Adapter, base: Pretrained) -> "PreTrainedModel":
@@ -101,7 +99,7 @@ def keep_base(folder: Path, subject: Path) -> None:
     if base == subject:
         shutil.copytree(base, folder / BASE)
     place = BASE if base == subject else str(base.resolve())
-    write_pointer(folder, pointer.pretrained, pointer.prepend_bos, pointer.quantize, place)
+    write_pointer(folder, pointer.pretrained, pointer.prepend_bos, place)
 
 
 def packages_of(folder: Path) -> list[str]:
@@ -111,8 +109,6 @@ def packages_of(folder: Path) -> list[str]:
         found.append("peft")
     if pointer is not None and pointer.pretrained.device_map is not None:
         found.append("accelerate")
-    if pointer is not None and pointer.quantize:
-        found.append("bitsandbytes")
     return found
 
 
@@ -125,6 +121,6 @@ def save(parts: Parts, folder: Path) -> None:
         parts.model.save_pretrained(folder)
         parts.tokenizer.save_pretrained(folder)
     if parts.pointer is not None:
-        write_pointer(folder, parts.pointer.pretrained, parts.pointer.prepend_bos, parts.pointer.quantize)
+        write_pointer(folder, parts.pointer.pretrained, parts.pointer.prepend_bos)
     if parts.projection is not None:
         write_tensors(folder / PROJECTION, {"weight": parts.projection.weight.detach().cpu()})

@@ -13,7 +13,7 @@ from saeexplainer.runs.storage import read_rows, read_tensors
 
 class FeatureTable:
     """What lies in data/activations about each feature. A feature's number is its row here, and with it the place of its
-    tokens among those of an explainer (`saeexplainer.explainer.feature_tokens`). Files are read when they are asked for;
+    token among those of an explainer (`saeexplainer.explainer.feature_tokens`). Files are read when they are asked for;
     each property raises UserError if its file is not there."""
 
     def __init__(self, folder: Path) -> None:
@@ -31,7 +31,7 @@ class FeatureTable:
 
     @cached_property
     def vectors(self) -> dict[str, Tensor]:
-        """The vectors that a token may carry, [features, d_model] each by the names of `explainer.PARTS`, and the mean
+        """The vectors that a token may carry, [features, d_model] each by the names of `config.Direction`, and the mean
         residual of the corpus, corpus_mean [d_model]."""
         return read_tensors(self.folder / "directions.safetensors")
 

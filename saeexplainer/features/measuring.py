@@ -20,7 +20,7 @@ from saeexplainer.features.token_stream import token_batches
 from saeexplainer.features.top_contexts import TopContexts
 from saeexplainer.models.batches import fitting
 from saeexplainer.records import ContextRow, FeatureRow
-from saeexplainer.saes.subset import decoder_rows, encoder_rows, take_columns
+from saeexplainer.saes.subset import decoder_rows, take_columns
 
 if TYPE_CHECKING:
     from saeexplainer.saes.reading import Reader
@@ -48,9 +48,8 @@ def measure(
     """Some features of the SAE of that name in the reader, in the order of `indices`; `subject` is the first part of
     their ids. Of each, `contexts` are kept, with `context_tokens` on each side of the strongest token.
 
-    The vectors are the feature's decoder and encoder rows and, unless it is silent, its mean_activation: the mean
-    activation of the SAE's site at the strongest tokens of the first `direction_contexts` contexts, minus that of all
-    tokens. The texts are read once, and those with a context again. Takes 4 bytes a latent of the SAE and token of a
+    The vectors are the feature's decoder row and, unless it is silent, its mean_activation: the mean activation of the
+    SAE's site at the strongest tokens of the first `direction_contexts` contexts, minus that of all tokens. The texts are read once, and those with a context again. Takes 4 bytes a latent of the SAE and token of a
     batch, and 12 a latent and context. Raises UserError if there is no text or no such feature.
     """
     if not any(text.strip() for text in texts):
@@ -79,7 +78,6 @@ def measure(
     found, means = second.gathered()
     tensors = {
         "decoder": decoder_rows(one)[wanted],
-        "encoder": encoder_rows(one)[wanted],
         "mean_activation": means - (total / max(statistics.tokens, 1)).float(),
     }
     measured = {row.index: _feature(at, row, found, tensors) for at, row in enumerate(rows)}

@@ -1,6 +1,6 @@
 """Asking an explainer that stands alone (`saeexplainer.serving`) about features and vectors."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,29 +33,22 @@ def explain_feature(explainer: ServedExplainer, feature: Feature | int | str) ->
     """
     if not isinstance(feature, Feature):
         return explainer.explain([feature])[0]
-    missing = [kind for kind in explainer.parts if kind not in feature.vectors]
-    if missing:
+    if explainer.kind not in feature.vectors:
         why = "it fires on none of the texts" if feature.maximum == 0 else "it was made without"
-        raise UserError(f"{feature.feature_id}: has no {missing[0]} vector, {why}; measure it on texts where it fires")
-    given = {kind: feature.vectors[kind] for kind in explainer.parts}
+        raise UserError(
+            f"{feature.feature_id}: has no {explainer.kind} vector, {why}; measure it on texts where it fires"
+        )
     shown = listed(feature.contexts, explainer.shown_contexts).get(feature.feature_id, "")
-    found = explainer.explain_vectors(given, shown)
+    found = explainer.explain_vector(feature.vectors[explainer.kind], shown)
     return Explained(feature.feature_id, found.explanation, found.expected_accuracy)
 
 
-def explain_vector(
-    explainer: ServedExplainer, vector: "Sequence[float] | Tensor | np.ndarray | Mapping[str, Sequence[float]]"
-) -> Explained:
+def explain_vector(explainer: ServedExplainer, vector: "Sequence[float] | Tensor | np.ndarray") -> Explained:
     """What a raw vector of the residual stream encodes; the answer's feature_id is empty.
 
     vector: `explainer.width` finite numbers, not all of them 0; its length does not matter, its direction does. It is
-        taken for the kind of vector that the explainer reads (`explainer.parts`: decoder, encoder or mean_activation).
-        For an explainer that reads two kinds, give a mapping from kind to vector.
+        taken for the kind of vector that the explainer reads (`explainer.kind`: decoder or mean_activation).
 
     Raises UserError if the vector is of another width or kind, or if the explainer's prompt needs contexts too.
     """
-    if isinstance(vector, Mapping):
-        return explainer.explain_vectors(vector)
-    if len(explainer.parts) > 1:
-        raise UserError(f"vector: this explainer reads {' and '.join(explainer.parts)}; give a mapping with both")
-    return explainer.explain_vectors({explainer.parts[0]: vector})
+    return explainer.explain_vector(vector)

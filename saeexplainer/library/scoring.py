@@ -57,7 +57,7 @@ def subject_writer(
     if "{description}" not in prompt:
         raise UserError(f"prompt: {prompt!r} has no {{description}}, in whose place the explanation is to stand")
     settings = SubjectWriterSpec(
-        kind="subject", prompt=prompt, texts=texts, temperatures=[temperature], top_p=top_p,
+        kind="subject", prompt=prompt, texts=texts, temperature=temperature, top_p=top_p,
         max_new_tokens=max_new_tokens, batch_size=batch_size,
     )  # fmt: skip
     return SubjectWriter(settings, subject.reader.model, subject.reader.tokenizer)

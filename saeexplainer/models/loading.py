@@ -38,11 +38,11 @@ _SAMPLING = (
 )  # fmt: skip
 
 
-def load_pretrained(pretrained: Pretrained, blocks: int | None = None, quantize: bool = False) -> "PreTrainedModel":
+def load_pretrained(pretrained: Pretrained, blocks: int | None = None) -> "PreTrainedModel":
     """`load_model` as a configuration has it."""
     return load_model(
         pretrained.source, pretrained.revision, dtype=pretrained.dtype, device_map=pretrained.device_map,
-        attention=pretrained.attention, blocks=blocks, quantize=quantize,
+        attention=pretrained.attention, blocks=blocks,
     )  # fmt: skip
 
 
@@ -54,16 +54,14 @@ def load_model(
     device_map: str | None = None,
     attention: str | None = None,
     blocks: int | None = None,
-    quantize: bool = False,
 ) -> "PreTrainedModel":
     """Load a causal LM from a local folder or, given a commit, from the hub; safetensors only, no code of others.
 
     dtype: one of `config.parts.Dtype`. device_map, attention: as transformers' `device_map` and `attn_implementation`; None is its
     own choice (the CPU; eager where a model caps its attention logits, as Gemma 2 does). blocks: keep only the first
     so many blocks and leave the other weights unread, if the family can be cut; else it is whole. That is enough to
-    read activations up to there; what such a model predicts means nothing. quantize: linear layers in 4 bits (NF4),
-    computing in bfloat16. Of a model for images and text, the text part is loaded. Raises UserError if there is no such
-    model, if its weights are not all there, or if the package that quantizes is missing.
+    read activations up to there; what such a model predicts means nothing. Of a model for images and text, the text
+    part is loaded. Raises UserError if there is no such model, or if its weights are not all there.
     """
     where = arguments_for(source, revision)
     if "revision" not in where and not Path(source, "config.json").is_file():
@@ -71,7 +69,7 @@ def load_model(
     if dtype not in get_args(Dtype):
         raise UserError(f"{source}: dtype {dtype!r} is not known; choose one of {', '.join(get_args(Dtype))}")
     _check_device(device_map, source)
-    how = {"dtype": dtype, "device_map": device_map, "attn_implementation": attention, **_four_bits(quantize), **where}
+    how = {"dtype": dtype, "device_map": device_map, "attn_implementation": attention, **where}
     if blocks is not None:
         _check_blocks(source, where, blocks)
         try:
@@ -146,26 +144,6 @@ def _check_device(device_map: str | None, source: Path | str) -> None:
         raise UserError(
             f"{source}: device_map is {device_map!r}, but there are {torch.cuda.device_count()} GPUs, counted from 0"
         )
-
-
-def _four_bits(quantize: bool) -> dict[str, Any]:
-    """Arguments that make transformers load weights in 4 bits, if asked. Raises UserError if it could not."""
-    if not quantize:
-        return {}
-    from importlib.util import find_spec
-
-    from transformers import BitsAndBytesConfig
-
-    if find_spec("bitsandbytes") is None:
-        raise UserError(
-            "train_sft.adapter.quantize: needs the package bitsandbytes, which is not here; install it, or give false"
-        )
-    return {
-        "quantization_config": BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16,
-        )
-    }  # fmt: skip
 
 
 def _check_blocks(source: Path | str, where: dict[str, Any], blocks: int) -> None:

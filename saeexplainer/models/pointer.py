@@ -24,7 +24,6 @@ class Pointer:
 
     pretrained: Pretrained  # the source "." is the folder itself: it holds the model, but not how to load it
     prepend_bos: bool | None  # as in `load_tokenizer`
-    quantize: bool  # as in `load_model`
     place: str | None = None  # of the source, if it is there: a name inside this folder, or an absolute path
 
 
@@ -35,7 +34,7 @@ def open_model(folder: Path, blocks: int | None = None, *, trainable: bool = Fal
     found = read_pointer(folder)
     if found is None:
         return load_model(folder, blocks=blocks)
-    model = load_pretrained(_placed(found, folder), blocks=blocks, quantize=found.quantize)
+    model = load_pretrained(_placed(found, folder), blocks=blocks)
     return _with_adapter(model, folder, trainable) if (folder / ADAPTER[0]).is_file() else model
 
 
@@ -48,21 +47,22 @@ def open_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
     return load_tokenizer(place.source, place.revision, prepend_bos=found.prepend_bos)
 
 
-def write_pointer(
-    folder: Path, pretrained: Pretrained, prepend_bos: bool | None, quantize: bool = False, place: str | None = None
-) -> None:
+def write_pointer(folder: Path, pretrained: Pretrained, prepend_bos: bool | None, place: str | None = None) -> None:
     """Make `folder` stand for a model of others; the fields of `Pointer`."""
-    fields = asdict(Pointer(pretrained, prepend_bos, quantize, place))
+    fields = asdict(Pointer(pretrained, prepend_bos, place))
     # Stages leave the place out: what they write does not depend on where the workspace lies.
     write_json(folder / POINTER, fields if place else {key: fields[key] for key in fields if key != "place"})
 
 
 def read_pointer(folder: Path) -> Pointer | None:
-    """What `write_pointer` wrote; None if nothing was."""
+    """What `write_pointer` wrote; None if nothing was. Raises UserError if another version of this library wrote it."""
     if not (folder / POINTER).is_file():
         return None
     found = read_json(folder / POINTER)
-    return Pointer(**found | {"pretrained": Pretrained(**found["pretrained"])})
+    try:
+        return Pointer(**found | {"pretrained": Pretrained(**found["pretrained"])})
+    except TypeError:
+        raise UserError(f"{folder / POINTER}: from another version of this library; make the folder again") from None
 
 
 def _placed(pointer: Pointer, folder: Path) -> Pretrained:

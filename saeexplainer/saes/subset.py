@@ -65,11 +65,6 @@ def decoder_rows(sae: "SAE") -> Float[Tensor, "d_sae d_model"]:
     return sae.W_dec.detach().cpu()
 
 
-def encoder_rows(sae: "SAE") -> Float[Tensor, "d_sae d_model"]:
-    """What each feature reads, on the CPU; a matching pursuit SAE reads with its decoder."""
-    return sae.W_enc.detach().cpu().T if hasattr(sae, "W_enc") else decoder_rows(sae)
-
-
 @torch.no_grad()
 def take_columns(sae: "SAE", features: Sequence[int]) -> Columns:
     """Keep some features, any of them more than once if asked. Raises UserError if there is no such feature."""

@@ -129,7 +129,7 @@ def check_trained(model: torch.nn.Module, before: dict[str, Tensor], steps: int,
     UserError if there was no second of the optimizer's `steps`, RuntimeError if it is no matter of settings.
     """
     after = dict(model.named_parameters())
-    # A trainer moves a model to the GPU, and a quantized one's adapter to another type.
+    # A trainer moves a model to the GPU.
     if not all(torch.equal(after[name].to(weight), weight) for name, weight in before.items()):
         return
     if steps < 2:

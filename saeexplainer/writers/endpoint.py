@@ -1,6 +1,6 @@
 """The writer behind an OpenAI-compatible chat completions endpoint: all texts of a description in one call.
 
-`endpoint.Client` asks, one call for each temperature. A description whose call failed gets no texts from it.
+`endpoint.Client` asks. A description whose call failed gets no texts from it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,7 +11,7 @@ from saeexplainer.config.parts import EndpointWriterSpec
 from saeexplainer.endpoints.client import Ask, Client, Failure, list_schema
 from saeexplainer.models.replies import values
 from saeexplainer.records import Usage
-from saeexplainer.writers.sampling import distinct, shares
+from saeexplainer.writers.sampling import distinct
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -34,16 +34,14 @@ class EndpointWriter:
 
     def write(self, descriptions: Sequence[str]) -> dict[str, list[str]]:
         """`config.texts` for each, without those of calls that failed. Raises UserError as `Client.ask` does."""
-        asked = [(one, *share) for one in distinct(descriptions) for share in shares(self.config)]
-        answers = self._client.ask([self._ask(*one) for one in asked], "asking the writer")
-        written: dict[str, list[str]] = {}
-        usage: dict[str, Usage] = {}
-        for (description, _, _), answer in zip(asked, answers, strict=True):
-            texts = [] if isinstance(answer.value, Failure) else [self._cut(text) for text in answer.value]
-            written[description] = written.get(description, []) + texts
-            usage[description] = usage.get(description, Usage(0, 0, 0)) + answer.usage
-        self._usage |= usage
-        return written
+        asked = distinct(descriptions)
+        found = self._client.ask([self._ask(one) for one in asked], "asking the writer")
+        answers = dict(zip(asked, found, strict=True))
+        self._usage |= {description: answer.usage for description, answer in answers.items()}
+        return {
+            description: [] if isinstance(answer.value, Failure) else [self._cut(text) for text in answer.value]
+            for description, answer in answers.items()
+        }
 
     def usage(self, descriptions: Iterable[str]) -> Usage:
         """What the server took for those that were written, whenever it was paid."""
@@ -53,7 +51,8 @@ class EndpointWriter:
         """What was paid for, how many calls failed, and why."""
         return self._client.notes()
 
-    def _ask(self, description: str, temperature: float, count: int) -> Ask[list[str]]:
+    def _ask(self, description: str) -> Ask[list[str]]:
+        count = self.config.texts
         prompt = self.config.prompt.format(description=description, count=count)
         # Some servers refuse top_p beside a temperature, and 1 says nothing.
         nucleus = {"top_p": self.config.top_p} if self.config.top_p < 1 else {}
@@ -61,7 +60,7 @@ class EndpointWriter:
             FORM.format(prompt=prompt, count=count),
             REPAIR.format(count=count),
             list_schema("texts", "string"),
-            {"temperature": temperature} | nucleus,
+            {"temperature": self.config.temperature} | nucleus,
             partial(parsed, count=count),
         )
 

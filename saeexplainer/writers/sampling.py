@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from saeexplainer.config.parts import ChatWriterSpec, SubjectWriterSpec, WriterSpec
+from saeexplainer.config.parts import ChatWriterSpec, SubjectWriterSpec
 from saeexplainer.models.generation import generate
 
 if TYPE_CHECKING:
@@ -15,26 +15,15 @@ def distinct(descriptions: Iterable[str]) -> list[str]:
     return sorted({description for description in descriptions if description})
 
 
-def shares(config: WriterSpec) -> list[tuple[float, int]]:
-    """Each temperature with the number of a description's texts that it gets."""
-    count = len(config.temperatures)
-    return [(temperature, len(range(at, config.texts, count))) for at, temperature in enumerate(config.temperatures)]
-
-
 def sampled(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", prompts: dict[str, Sequence[int]],
     config: SubjectWriterSpec | ChatWriterSpec, kept: Collection[int] = (),
 ) -> dict[str, list[str]]:  # fmt: skip
     """`config.texts` continuations of the prompt (token ids) of each description, drawn from torch's generator; with
     the special tokens of `kept`, by their ids."""
-    written: dict[str, list[str]] = {description: [] for description in prompts}
-    for temperature, share in shares(config):
-        repeated = [description for description in prompts for _ in range(share)]
-        texts = generate(
-            model, tokenizer, [prompts[description] for description in repeated], temperature=temperature,
-            top_p=config.top_p, max_new_tokens=config.max_new_tokens, batch_size=config.batch_size,
-            progress=f"texts at temperature {temperature}", kept=kept,
-        )  # fmt: skip
-        for description, text in zip(repeated, texts, strict=True):
-            written[description].append(text)
-    return written
+    texts = generate(
+        model, tokenizer, [prompt for prompt in prompts.values() for _ in range(config.texts)],
+        temperature=config.temperature, top_p=config.top_p, max_new_tokens=config.max_new_tokens,
+        batch_size=config.batch_size, progress=f"texts at temperature {config.temperature}", kept=kept,
+    )  # fmt: skip
+    return {one: texts[at * config.texts : (at + 1) * config.texts] for at, one in enumerate(prompts)}

@@ -16,8 +16,8 @@ class Writer(Protocol):
     """Whatever can write texts about a description."""
 
     def write(self, descriptions: Sequence[str]) -> dict[str, list[str]]:
-        """The texts that the settings ask for, for each distinct description that is not empty, spread evenly over the
-        temperatures. Whoever may fail gives a description fewer, or none."""
+        """The texts that the settings ask for, for each distinct description that is not empty. Whoever may
+        fail gives a description fewer, or none."""
         ...
 
     def usage(self, descriptions: Iterable[str]) -> Usage | None:

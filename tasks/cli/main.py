@@ -359,7 +359,7 @@ def study(context: typer.Context) -> None:
 
 @app.command(short_help="Check this machine.")
 def doctor(as_json: AsJson = False) -> None:
-    """Check the machine, the packages, the locks, the disk and the settings, and say what to do.
+    """Check the machine, the versions of packages, the locks and the settings, and say what to do.
 
     Each line is ok, warn or fail; the exit status is 1 if one is fail.
     """

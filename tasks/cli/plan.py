@@ -95,7 +95,6 @@ def _explainer(params: Params, choice: Choice, subject: Held) -> Held:
         found.setup,
         lora_rank=rank if choice.lora_rank is None else choice.lora_rank,
         checkpointing=choice.checkpointing or config.gradient_checkpointing,
-        quantized=config.adapter is not None and config.adapter.quantize,
     )
     return Held(found.shape, setup, "train_sft")
 

@@ -173,12 +173,8 @@ def _writers(params: Params) -> Iterator[str]:
         ("score_explanations.writer", params.score_explanations.writer),
         ("evaluate.writer", params.evaluate.writer),
     ):
-        if len(writer.temperatures) > writer.texts:
-            yield f"{key}.temperatures: are {len(writer.temperatures)}; must be at most {key}.texts ({writer.texts})"
         if not isinstance(writer, EndpointWriterSpec):
             continue
-        if len(set(writer.temperatures)) < len(writer.temperatures):
-            yield f"{key}.temperatures: are {writer.temperatures}; the same call would be made twice, give each once"
         for name in ("temperature", "top_p"):
             if name in writer.endpoint.request:
                 yield f"{key}.endpoint.request.{name}: is set twice; take it out, {key} says it"

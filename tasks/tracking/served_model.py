@@ -28,8 +28,7 @@ class ServedModel(PythonModel):
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """The fields of `Reply`, a row for each row asked. Raises UserError if no column of the table is known."""
         if not set(QUESTIONS) & set(model_input.columns):  # MLflow has taken unknown columns out, and their rows
-            parts = " and ".join(self.explainer.parts)
-            raise UserError(f"columns: none that is known; give feature_id, index, or {parts}")
+            raise UserError(f"columns: none that is known; give feature_id, index, or {self.explainer.kind}")
         rows = [
             {name: value for name, value in row.items() if pd.api.types.is_list_like(value) or pd.notna(value)}
             for row in model_input.to_dict("records")

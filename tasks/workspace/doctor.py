@@ -6,7 +6,6 @@ A check never changes anything, and a check that cannot tell says so instead of 
 import fcntl
 import json
 import os
-import re
 import shutil
 import socket
 import subprocess
@@ -22,11 +21,9 @@ import saeexplainer
 from saeexplainer.errors import UserError
 from tasks.workspace.printable import one_line
 
-LOCK_FILE, RANGES_FILE, DVC_TMP = Path("requirements.lock"), Path("pyproject.toml"), Path(".dvc/tmp")
+RANGES_FILE, DVC_TMP = Path("pyproject.toml"), Path(".dvc/tmp")
 CONTROL, REPOSITORY = Path("conf/control.yaml"), Path(saeexplainer.__file__).resolve().parent.parent
 PYTHON = ((3, 11), (3, 14))  # as pyproject.toml's requires-python: from, and below
-GIB = 2**30
-LITTLE_DISK, LITTLE_MEMORY = 2.0, 2.0  # GiB: a set-up takes 2.4 GB, the default run stays under 2 GiB of memory
 OWNERS = {"prefect": "Prefect", "mlflow": "MLflow", "reports": "the pages of `make ui`"}  # by their keys under `ui`
 SHOWN = 3  # names in a line, before "and N more"
 
@@ -47,9 +44,8 @@ class Finding:
 def findings() -> Iterator[Finding]:
     """Every check, quick ones first."""
     yield _python()
-    yield _packages()
+    yield _versions()
     yield _git()
-    yield from _machine()
     yield from _ports()
     yield _schedules()
     yield _browser()
@@ -68,35 +64,9 @@ def _python() -> Finding:
     return Finding("fail", shown, "3.11 to 3.13 is needed: make setup PYTHON=/path/to/python3.11")
 
 
-def _packages() -> Finding:
-    """The installed versions against requirements.lock and pyproject.toml's ranges.
-
-    A version outside of its range is known not to work; another one than the lock's is only untested. A local part
-    such as +cpu does not count.
-    """
-    if not LOCK_FILE.is_file():
-        return Finding("fail", f"{LOCK_FILE}: not here", "run this in the repository's root")
-    pins = re.findall(r"^([A-Za-z0-9._-]+)==([^\s;#]+)", LOCK_FILE.read_text(encoding="utf-8"), re.MULTILINE)
-    missing, other = [], []
-    for name, wanted in pins:
-        try:
-            found = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            missing.append(f"{name} {wanted}")
-            continue
-        if found.partition("+")[0] != wanted.partition("+")[0]:
-            other.append(f"{name} {found} instead of {wanted}")
-    if missing:
-        return Finding("fail", f"packages: {_some(missing)} missing", "run `make setup`")
-    if outside := _outside_of_their_ranges():
-        return Finding("fail", f"packages: {_some(outside)}", f"{RANGES_FILE} says why; run `make setup`")
-    if other:
-        return Finding("warn", f"packages: {_some(other)}", "run `make setup` for what was tested")
-    return Finding("ok", f"packages: all {len(pins)} of {LOCK_FILE}")
-
-
-def _outside_of_their_ranges() -> list[str]:
-    """The installed packages whose version the project's own dependencies rule out: "sqlalchemy 2.1.9 (<2.1)"."""
+def _versions() -> Finding:
+    """The installed packages against the project's own dependencies: a version outside of its range is known not to
+    work. `pip check` tells what is missing."""
     from packaging.requirements import Requirement
 
     try:
@@ -104,14 +74,16 @@ def _outside_of_their_ranges() -> list[str]:
         texts = [*project["dependencies"], *project.get("optional-dependencies", {}).get("pipeline", [])]
         ranges = [Requirement(text) for text in texts]
     except (OSError, LookupError, ValueError):  # `make setup` fails on such a file, and says more
-        return []
-    found = []
+        return Finding("fail", f"packages: no ranges in {RANGES_FILE}", "run this in the repository's root")
+    outside = []
     for wanted in ranges:
-        with suppress(metadata.PackageNotFoundError):  # the lock has it too, and it is missing there
+        with suppress(metadata.PackageNotFoundError):
             version = metadata.version(wanted.name)
             if not wanted.specifier.contains(version, prereleases=True):
-                found.append(f"{wanted.name} {version} (needs {wanted.specifier})")
-    return found
+                outside.append(f"{wanted.name} {version} (needs {wanted.specifier})")
+    if outside:
+        return Finding("fail", f"packages: {_some(outside)}", f"{RANGES_FILE} says why; run `make setup`")
+    return Finding("ok", f"packages: in the ranges of {RANGES_FILE}")
 
 
 def _some(names: list[str]) -> str:
@@ -130,23 +102,6 @@ def _git() -> Finding:
             "`dvc exp` needs one: git init, or clone instead of copying; `make setup` lets the rest work without",
         )
     return Finding("ok", "git: a repository")
-
-
-def _machine() -> Iterator[Finding]:
-    import psutil
-
-    disk, memory = shutil.disk_usage(".").free / GIB, psutil.virtual_memory().available / GIB
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if disk < LITTLE_DISK:
-        yield Finding("fail", f"disk: {disk:.1f} GiB free", f"make room for {LITTLE_DISK:.0f} GiB; `dvc gc -w` helps")
-    else:
-        yield Finding("ok", f"disk: {disk:.0f} GiB free")
-    if memory < LITTLE_MEMORY:
-        yield Finding("warn", f"memory: {memory:.1f} GiB available", "close something, or lower the batch sizes")
-    else:
-        yield Finding("ok", f"memory: {memory:.0f} GiB available")
-    advice = "a run takes twice as long as on two" if cores == 1 else ""
-    yield Finding("warn" if cores == 1 else "ok", f"cores: {cores}", advice)
 
 
 def _ports() -> Iterator[Finding]:

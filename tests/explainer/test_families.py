@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from dataclasses import asdict, dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -27,9 +26,9 @@ from saeexplainer.explainer.explainer import Explainer, Prompts, attach, placeho
 from saeexplainer.explainer.feature_tokens import first_feature_id
 from saeexplainer.explainer.table import FeatureTable
 from saeexplainer.models.blocks import transformer_blocks
-from saeexplainer.models.pointer import open_model, open_tokenizer, write_pointer
+from saeexplainer.models.pointer import POINTER, open_model, open_tokenizer, write_pointer
 from saeexplainer.records import CandidateRow, ContextRow, ExplanationRow, FeatureRow, PreferencePair
-from saeexplainer.runs.storage import read_rows, read_tensors, write_json, write_rows, write_tensors
+from saeexplainer.runs.storage import read_json, read_rows, read_tensors, write_json, write_rows, write_tensors
 from saeexplainer.serving import ServedExplainer, write_served
 from saeexplainer.training import dpo, sft
 from tasks import generate_explanations, train_dpo, train_sft
@@ -63,7 +62,7 @@ def make(name: str, folder: Path, template: str | None = TEMPLATE) -> Path:
 def settings_of(folder: Path, **changes: object) -> TrainSft:
     own = {
         "pretrained": Pretrained(folder.as_posix(), None, "float32", None, None),
-        "adapter": Adapter(rank=4, alpha=8.0, dropout=0.05, quantize=False),
+        "adapter": Adapter(rank=4, alpha=8.0, dropout=0.05),
         "prompt": ChatPrompt("chat", "What is {feature}?", 0),
         "direction": Direction.decoder, "injection_block": 1, "direction_noise": 0.0,
     }  # fmt: skip
@@ -249,12 +248,12 @@ def test_a_chat_prompt_is_the_template_with_the_features_ids_in_it(name):
     tokenizer = TOKENIZERS[name]()
     mark = tokenizer.all_special_tokens[0]
     tokenizer.chat_template = mark + TEMPLATE
-    prompts = Prompts(tokenizer, 1000, replace(settings_of(Path("base")), direction=Direction.decoder_and_encoder))
+    prompts = Prompts(tokenizer, 1000, settings_of(Path("base")))
     ids = prompts.ids(3)
-    at = ids.index(1006)
-    assert ids[at : at + 2] == [1006, 1007] and ids[0] == tokenizer.all_special_ids[0]
-    assert tokenizer.decode(ids[:at]) == mark + "[user] What is " and tokenizer.decode(ids[at + 2 :]) == "?\n[model] "
-    assert all(number < 1000 for number in ids[:at] + ids[at + 2 :])
+    at = ids.index(1003)
+    assert ids[0] == tokenizer.all_special_ids[0]
+    assert tokenizer.decode(ids[:at]) == mark + "[user] What is " and tokenizer.decode(ids[at + 1 :]) == "?\n[model] "
+    assert all(number < 1000 for number in ids[:at] + ids[at + 1 :])
     answer = prompts.answer("a dog")
     assert answer[-1] == tokenizer.eos_token_id and tokenizer.decode(answer[:-1]) == "a dog"
     assert tokenizer.decode([placeholder_id(tokenizer)]) == "?"
@@ -319,11 +318,9 @@ def test_an_explainer_starts_where_the_subjects_pointer_says(trained, tmp_path):
     explainer_folder.save(whole, tmp_path / "whole")
     again = open_model(tmp_path / "whole")
     assert again.dtype is torch.float32 and again.config._attn_implementation == "eager"
-    if find_spec("bitsandbytes") is None:
-        with pytest.raises(UserError, match="train_sft.adapter.quantize: needs the package bitsandbytes"):
-            explainer_folder.start(
-                replace(config, adapter=replace(config.adapter, quantize=True)), tmp_path, WIDTH, seed=0
-            )
+    write_json(tmp_path / POINTER, read_json(tmp_path / POINTER) | {"quantize": False})
+    with pytest.raises(UserError, match="pretrained.json: from another version of this library"):
+        open_model(tmp_path)
 
 
 def write_workspace(base: Path) -> list[FeatureRow]:

@@ -2,7 +2,6 @@
 
 import copy
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -13,7 +12,7 @@ from transformers import PreTrainedModel
 
 from saeexplainer.config.parts import Architecture, Direction
 from saeexplainer.errors import UserError
-from saeexplainer.explainer.explainer import Explainer, Prompts, attach, direction_rows
+from saeexplainer.explainer.explainer import Explainer, Prompts, attach
 from saeexplainer.explainer.feature_tokens import FeatureTokens, new_projection
 from saeexplainer.models.blocks import transformer_blocks
 from saeexplainer.models.generation import generate
@@ -223,37 +222,26 @@ def test_another_width_or_a_missing_block_is_refused(plain):
         assert not plain.get_input_embeddings()._forward_pre_hooks
 
 
-@pytest.fixture
-def two_tokens(architecture: Architecture) -> Iterator[tuple[PreTrainedModel, Prompts, torch.Tensor]]:
-    """An explainer that reads decoder and encoder row of three features."""
-    tensors = {"decoder": DIRECTIONS[:3], "encoder": DIRECTIONS[3:]}
-    rows = direction_rows(tensors, Direction.decoder_and_encoder)
+def test_a_features_token_stands_between_the_marks_and_carries_its_row(architecture, plain):
     model = tiny_model(architecture)
-    attach(model, TOKENIZER, rows, INJECTION)
-    yield model, Prompts(TOKENIZER, BASE, replace(INJECTION, direction=Direction.decoder_and_encoder)), rows
-
-
-def test_two_tokens_a_feature_carry_decoder_then_encoder(two_tokens, plain):
-    model, prompts, rows = two_tokens
-    ids = torch.tensor([prompts.ids(1)])
+    attach(model, TOKENIZER, DIRECTIONS, INJECTION)
+    ids = torch.tensor([Prompts(TOKENIZER, BASE, INJECTION).ids(1)])
     marks = TOKENIZER.convert_tokens_to_ids(["<explain>", "<about>"])
-    assert ids.tolist() == [[TOKENIZER.bos_token_id, marks[0], BASE + 2, BASE + 3, marks[1]]]
+    assert ids.tolist() == [[TOKENIZER.bos_token_id, marks[0], BASE + 1, marks[1]]]
     states = plain(input_ids=ids.where(ids < BASE, PLACEHOLDER), output_hidden_states=True).hidden_states
     h = states[BLOCK + 1].detach()[0]
     expected = h.clone()
-    for position, v in ((2, DIRECTIONS[1]), (3, DIRECTIONS[3 + 1])):
-        expected[position] = h[position] + INJECTION.injection_scale * h[position].norm() * v / v.norm()
+    v = DIRECTIONS[1]
+    expected[2] = h[2] + INJECTION.injection_scale * h[2].norm() * v / v.norm()
     torch.testing.assert_close(after_block(model, ids)[0], expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("tokens", [1, 2])
-def test_an_example_is_the_prompt_then_the_answer_and_its_end(tokens):
+def test_an_example_is_the_prompt_then_the_answer_and_its_end():
     """As token ids written out by hand; what the sandbox trains on must never change by itself."""
-    direction = Direction.decoder if tokens == 1 else Direction.decoder_and_encoder
-    prompts = Prompts(TOKENIZER, BASE, replace(INJECTION, direction=direction))
+    prompts = Prompts(TOKENIZER, BASE, INJECTION)
     bos, explain, about, eos = TOKENIZER.convert_tokens_to_ids(["<bos>", "<explain>", "<about>", "<eos>"])
     said = TOKENIZER.convert_tokens_to_ids(["the", "word", "dog"])
-    prompt = [bos, explain, *range(BASE + 2 * tokens, BASE + 3 * tokens), about]
+    prompt = [bos, explain, BASE + 2, about]
     labels = [-100] * len(prompt) + said + [eos]
     assert prompts.example(2, "the word dog") == {"input_ids": prompt + said + [eos], "labels": labels}
 

@@ -217,7 +217,7 @@ def test_every_later_stage_runs_where_the_sae_reads(gpt2: Path, here: Path, name
     folder = save_sae(model, False, "standard", here / "published", hook=f"blocks.1.{place}")
     params = brought(model, {"main": folder}, False)
     steer = replace(params.probe_features.steer, divergences=[0.1], prompts=1, prompt_tokens=4, max_new_tokens=3)
-    writer = replace(params.evaluate.writer, texts=2, temperatures=[0.7], max_new_tokens=4)
+    writer = replace(params.evaluate.writer, texts=2, temperature=0.7, max_new_tokens=4)
     params = replace(
         params,
         probe_features=replace(params.probe_features, first_rank=2, contexts=2, silent=2, steer=steer),

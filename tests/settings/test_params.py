@@ -100,7 +100,7 @@ WRONG = {
         "'float8'; must be 'float32'",
     ),
     "an adapter that nothing reaches": (
-        {"train_sft__adapter": {"rank": 4, "alpha": 8, "dropout": 1.0, "quantize": False}},
+        {"train_sft__adapter": {"rank": 4, "alpha": 8, "dropout": 1.0}},
         "train_sft.adapter.dropout",
         "is 1.0",
     ),
@@ -117,17 +117,7 @@ WRONG = {
     "share over one": ({"label_features__modifier_share": 1.2}, "label_features.modifier_share", "1.2"),
     "probability over one": ({"evaluate__writer__top_p": 1.5}, "evaluate.writer.top_p", "1.5"),
     "zero temperature": ({"generate_explanations__temperature": 0.0}, "generate_explanations.temperature", "is 0.0"),
-    "zero among temperatures": (
-        {"evaluate__writer__temperatures": [0.4, 0]},
-        "evaluate.writer.temperatures[1]",
-        "is 0;",
-    ),
-    "no temperature": ({"evaluate__writer__temperatures": []}, "evaluate.writer.temperatures", "at least 1"),
-    "more temperatures than texts": (
-        {"evaluate__writer__texts": 1, "evaluate__writer__temperatures": [0.4, 0.8]},
-        "evaluate.writer.temperatures",
-        "2",
-    ),
+    "zero temperature of texts": ({"evaluate__writer__temperature": 0}, "evaluate.writer.temperature", "is 0;"),
     "one fold": ({"compare_rounds__confidence_folds": 1}, "compare_rounds.confidence_folds", "is 1"),
     "negative price": ({"compare_rounds__prices__machine_hour": -1.0}, "compare_rounds.prices.machine_hour", "-1"),
     "heads": ({"prepare_subject__heads": 3}, "prepare_subject.d_model", "128"),
@@ -411,7 +401,6 @@ WRITES = {
 }
 WRONG_WRITERS = {
     "asked for no number": (WRITES | {"prompt": "{description}"}, "prompt", "{description} and {count}"),
-    "the same call twice": (WRITES | {"temperatures": [0.5, 0.5]}, "temperatures", "twice"),
     "temperature said twice": (
         WRITES | {"endpoint": ENDPOINT | {"request": {"temperature": 1.0}}},
         "endpoint.request.temperature",

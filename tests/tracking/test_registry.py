@@ -63,7 +63,7 @@ def write_activations(seed=0):
     table.insert(0, FeatureRow("sandbox/lender/3", "lender", 3, "sft", 1.0, 0.01))
     write_rows(Path("data/activations/features.parquet"), table, FeatureRow)
     generator = torch.Generator().manual_seed(seed)
-    names = ("decoder", "encoder", "mean_activation")
+    names = ("decoder", "mean_activation")
     tensors = {name: torch.randn(len(table), WIDTH, generator=generator) for name in names}
     write_tensors(Path("data/activations/directions.safetensors"), tensors)
     return tensors
@@ -200,7 +200,7 @@ def test_a_row_that_cannot_be_answered_says_why_and_the_others_are_answered(work
         "row: gives feature_id and index; give": {"feature_id": "5", "index": 5},
         "feature 6: sandbox/main does not explain it, it fires too rarely or too often; the nearest is 5": {"index": 6},
         "decoder: this explainer reads mean_activation; give that": {"decoder": tensors["decoder"]},
-        "decoder and mean_activation: this explainer reads mean_activation": {"decoder": own, "mean_activation": own},
+        "row: gives decoder and mean_activation; give feature_id": {"decoder": own, "mean_activation": own},
         "mean_activation: is the decoder vector of sandbox/main/5; this explainer reads its mean_activation vector": {
             "mean_activation": [3 * value for value in tensors["decoder"]]
         },

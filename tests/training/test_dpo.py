@@ -10,7 +10,7 @@ from tiny import WIDTH, settings, tiny_model, tiny_tokenizer
 from transformers import PreTrainedModel, TrainerState
 
 from saeexplainer.config import Round, TrainDpo
-from saeexplainer.config.parts import Architecture, Direction, DpoLoss
+from saeexplainer.config.parts import Architecture, DpoLoss
 from saeexplainer.errors import UserError
 from saeexplainer.explainer.explainer import Prompts, attach
 from saeexplainer.records import PreferencePair
@@ -18,8 +18,8 @@ from saeexplainer.training import dpo
 from saeexplainer.training.sft import check_trained, on_one_device, trained_weights
 
 FEATURES = 4
-SFT = replace(settings().train_sft, direction=Direction.decoder_and_encoder)
-DIRECTIONS = torch.randn(2 * FEATURES, WIDTH, generator=torch.Generator().manual_seed(3))
+SFT = settings().train_sft
+DIRECTIONS = torch.randn(FEATURES, WIDTH, generator=torch.Generator().manual_seed(3))
 PLAIN = tiny_tokenizer()
 PROMPTS = Prompts(PLAIN, len(PLAIN), SFT)
 BETA = 0.2
@@ -152,7 +152,7 @@ def test_rows_are_what_trl_makes_of_the_text():
     tokenizer = tiny_tokenizer()
     names = [f"<feature:{row}>" for row in range(len(DIRECTIONS))]
     tokenizer.add_tokens([AddedToken(name, special=True, normalized=False) for name in names])
-    prompts = [f"<explain>{names[2 * feature]}{names[2 * feature + 1]}<about>" for feature in range(FEATURES)]
+    prompts = [f"<explain>{name}<about>" for name in names]
     chosen, rejected = ([f" {said[side]}" for said in SAID] for side in (0, 1))
     text = Dataset.from_dict({"prompt": prompts, "chosen": chosen, "rejected": rejected})
     trainer = DPOTrainer.__new__(DPOTrainer)

@@ -42,7 +42,7 @@ from tasks import bench as tasks_bench, compare_rounds, evaluate, sources
 from tasks.settings import compose, params
 
 ASKED = ["the word dog", "", "any animal", "the word dog"]
-SHARED = {"texts": 3, "temperatures": [0.4, 1.0], "top_p": 1.0, "max_new_tokens": 6}
+SHARED = {"texts": 3, "temperature": 0.4, "top_p": 1.0, "max_new_tokens": 6}
 PLAIN = SubjectWriterSpec(kind="subject", prompt="<about> {description} <text>", batch_size=4, **SHARED)
 
 
@@ -61,7 +61,7 @@ def written(config: WriterConfig, model=None) -> tuple[Writer, dict[str, list[st
 
 def served(server: Server | int, folder: Path, **changes) -> WriterConfig:
     """Settings for a server; fields of the writer and of its endpoint, by name."""
-    own = {"texts", "temperatures"} & changes.keys()
+    own = {"texts", "temperature"} & changes.keys()
     more = {name: changes.pop(name) for name in own}
     return EndpointWriterSpec(
         kind="endpoint", endpoint=endpoint(server, folder, **changes), prompt="Write {count} texts about {description}.",
@@ -73,25 +73,20 @@ def chatting(folder: Path, follows: dict[str, list[str]]) -> ChatWriterSpec:
     """Settings for a chat model that says what follows."""
     return ChatWriterSpec(
         kind="chat", model=pretrained(saying(folder, follows)), prompt="About {description}:", batch_size=4,
-        **SHARED | {"texts": 20, "temperatures": [1.0]},
+        **SHARED | {"texts": 20, "temperature": 1.0},
     )  # fmt: skip
 
 
-def test_the_subject_continues_its_prompt_at_each_temperature():
+def test_the_subject_continues_its_prompt():
     model, tokenizer = tiny_model(Architecture.llama), tiny_tokenizer()
     writer, texts = written(PLAIN, model)
     assert list(texts) == ["any animal", "the word dog"] and [len(some) for some in texts.values()] == [3, 3]
     torch.manual_seed(0)
-    expected = {description: [] for description in texts}
-    for temperature, share in ((0.4, 2), (1.0, 1)):  # as the pipeline has always drawn them
-        repeated = [description for description in texts for _ in range(share)]
-        prompts = [tokenizer(PLAIN.prompt.format(description=description))["input_ids"] for description in repeated]
-        drawn = generate(
-            model, tokenizer, prompts, temperature=temperature, top_p=1.0, max_new_tokens=6, batch_size=4
-        )  # fmt: skip
-        for description, text in zip(repeated, drawn, strict=True):
-            expected[description].append(text)
-    assert texts == expected and writer.notes() == [] and writer.usage(texts) is None
+    repeated = [description for description in texts for _ in range(3)]  # as the pipeline has always drawn them
+    prompts = [tokenizer(PLAIN.prompt.format(description=description))["input_ids"] for description in repeated]
+    drawn = generate(model, tokenizer, prompts, temperature=0.4, top_p=1.0, max_new_tokens=6, batch_size=4)
+    assert texts == {"any animal": drawn[:3], "the word dog": drawn[3:]}
+    assert writer.notes() == [] and writer.usage(texts) is None
 
 
 def test_a_chat_model_is_asked_through_its_template_for_one_text_at_a_time(tmp_path):
@@ -128,25 +123,24 @@ def test_an_answer_is_taken_for_the_text(answer, text):
     assert plain(answer) == text
 
 
-def test_an_endpoint_writes_all_texts_of_a_description_in_a_call_for_each_temperature(serve, tmp_path):
+def test_an_endpoint_writes_all_texts_of_a_description_in_one_call(serve, tmp_path):
     server = serve()
     writer, texts = written(served(server, tmp_path, structured=Structured.json_schema))
     assert list(texts) == ["any animal", "the word dog"] and [len(some) for some in texts.values()] == [3, 3]
     asked = {(body["messages"][0]["content"], body["temperature"]) for body in server.requests}
-    assert len(asked) == 4 == len(server.requests) and not any("top_p" in body for body in server.requests)
+    assert len(asked) == 2 == len(server.requests) and not any("top_p" in body for body in server.requests)
     form = '\n\nAnswer with JSON alone: {"texts": [%d strings]}'
-    assert ("Write 2 texts about any animal." + form % 2, 0.4) in asked
-    assert ("Write 1 texts about any animal." + form % 1, 1) in asked
-    assert writer.usage(["any animal", "any animal", ""]) == Usage(2, 20, 10)
-    assert writer.usage(texts) == Usage(4, 40, 20)
+    assert ("Write 3 texts about any animal." + form % 3, 0.4) in asked
+    assert writer.usage(["any animal", "any animal", ""]) == Usage(1, 10, 5)
+    assert writer.usage(texts) == Usage(2, 20, 10)
     assert written(served(server, tmp_path, structured=Structured.json_schema))[1] == texts
-    assert len(server.requests) == 4  # the second writer found them kept
+    assert len(server.requests) == 2  # the second writer found them kept
 
 
 def test_texts_of_an_endpoint_are_cut_and_counted(serve, tmp_path):
     said = [["only one"], [" ".join(WORDS * 3), "a cat"], [" the dog ", "a cat", "dropped"], ["a", ""]]
     server = serve(*(json.dumps({"texts": texts}) for texts in said), "no")
-    config = served(server, tmp_path, texts=2, temperatures=[1.0], concurrency=1)
+    config = served(server, tmp_path, texts=2, temperature=1.0, concurrency=1)
     writer = open_writer(replace(config, max_new_tokens=4), "evaluate.writer", None, tiny_tokenizer())
     assert writer.write(["1", "2", "3"]) == {"1": [" ".join(WORDS[:4]), "a cat"], "2": ["the dog", "a cat"], "3": []}
     assert writer.notes()[-1] == "evaluate.writer: 1 of 3 calls failed (no usable answer 1)"
@@ -156,7 +150,7 @@ def test_texts_of_an_endpoint_are_cut_and_counted(serve, tmp_path):
 def test_feedback_at_inference_counts_the_calls_of_whoever_writes(serve, tmp_path):
     """A subject's texts are a call each, with their prompts; an endpoint's are what it says they took."""
     tokenizer, texts = tiny_tokenizer(), ["the dog sleeps", "a cat"]
-    asked = {"here": PLAIN, "served": served(serve(), tmp_path, texts=2, temperatures=[1.0])}
+    asked = {"here": PLAIN, "served": served(serve(), tmp_path, texts=2, temperature=1.0)}
     spent = {}
     for name, config in asked.items():
         author = open_writer(config, "x", tiny_model(Architecture.llama), tokenizer)
@@ -189,7 +183,7 @@ def test_the_best_of_some_samples_is_one_that_earned_something(rewards, chosen):
 def test_a_trial_whose_calls_failed_has_no_reward_and_an_empty_explanation_has_0(serve, tmp_path):
     """A served writer that answers about a cat alone; nothing is known of the dog, an empty explanation earns 0."""
     server = serve(json.dumps({"texts": ["a cat", "the cat"]}), "no", "no")
-    config = served(server, tmp_path, texts=2, temperatures=[1.0], concurrency=1, max_failed_share=0.5)
+    config = served(server, tmp_path, texts=2, temperature=1.0, concurrency=1, max_failed_share=0.5)
     scoring = replace(settings().score_explanations, writer=config)
     near = Neighbourhoods([FeatureRow("s/main/0", "main", 0, "test", 2.0, 0.1)], [])
     fired = SimpleNamespace(of=lambda sae, texts, latents: np.full((len(texts), len(latents)), 2.0))
@@ -241,14 +235,15 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sae.save_model(folder / "data/saes/main")
     features = [FeatureRow(f"s/main/{at}", "main", at, "dpo", 20.0, 0.1) for at in range(6)]
     near = [NeighbourRow(row.feature_id, (row.index + 1) % 6, 0.1, 0.1) for row in features]
-    candidates = [
-        CandidateRow(f"s/main/{at % 6}", "dpo", at // 6, explanation)
-        for at, explanation in enumerate([*EXPLANATIONS, ""])
-    ]
     write_rows(folder / "data/activations/features.parquet", features, FeatureRow)
     write_rows(folder / "data/activations/neighbours.parquet", near, NeighbourRow)
-    write_rows(folder / "data/rounds/r1/candidates.parquet", candidates, CandidateRow)
+    write_candidates(folder, [*EXPLANATIONS, ""])
     return folder
+
+
+def write_candidates(folder: Path, explanations: list[str]) -> None:
+    rows = [CandidateRow(f"s/main/{at % 6}", "dpo", at // 6, said) for at, said in enumerate(explanations)]
+    write_rows(folder / "data/rounds/r1/candidates.parquet", rows, CandidateRow)
 
 
 def workspace(scored: Path, folder: Path, server: Server, **changes) -> Path:
@@ -256,7 +251,7 @@ def workspace(scored: Path, folder: Path, server: Server, **changes) -> Path:
     (folder / "data/rounds/r1").mkdir(parents=True)
     for name in ("data/subject", "data/saes", "data/activations", "data/rounds/r1/candidates.parquet"):
         (folder / name).symlink_to(scored / name)
-    strict = {"texts": 3, "temperatures": [1.0], "attempts": 9, "max_failed_share": 0.0}
+    strict = {"texts": 3, "temperature": 1.0, "attempts": 9, "max_failed_share": 0.0}
     config = OmegaConf.create(compose.composed(["experiment=nano"]))
     config.score_explanations.writer = asdict(served(server, Path(), **strict | changes))
     (folder / "params.yaml").write_text(params.text(config, "test"), encoding="utf-8")
@@ -293,7 +288,11 @@ def undisturbed(scored: Path, tmp_path_factory: pytest.TempPathFactory) -> list[
 def test_thirty_faults_change_no_row_and_nothing_is_paid_twice(scored, undisturbed, tmp_path):
     with serving(Stubborn) as start:
         server = start(*FAULTS)
-        folder = workspace(scored, tmp_path, server, timeout_seconds=5.0, temperatures=[0.5, 0.7, 1.0])
+        folder = workspace(scored, tmp_path, server, timeout_seconds=5.0)
+        quiet = workspace(scored, tmp_path / "quiet", start())
+        for one in (folder, quiet):  # more calls than faults
+            (one / "data/rounds/r1/candidates.parquet").unlink()
+            write_candidates(one, [f"{said} {at}" for said in EXPLANATIONS for at in range(3)])
         stops = []
         while (done := typed(folder, "score_explanations", "r1")).returncode:
             assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("error: score_explanations.writer")
@@ -301,7 +300,6 @@ def test_thirty_faults_change_no_row_and_nothing_is_paid_twice(scored, undisturb
             assert len(stops) < 20, stops
         assert len(FAULTS) == 30 and not server.script, server.script
         assert 1 <= len(stops) and Counter(server.paid) == kept(folder)
-        quiet = workspace(scored, tmp_path / "quiet", start(), temperatures=[0.5, 0.7, 1.0])
         assert typed(quiet, "score_explanations", "r1").returncode == 0
         assert rows(folder) == rows(quiet)
 
@@ -344,22 +342,20 @@ def test_an_expired_key_and_a_writer_in_prose_are_one_line(scored, serve, tmp_pa
 class Refusing(Server):
     """Writes about everything but what it was told not to, for good."""
 
-    refused: tuple[tuple[str, float | None], ...] = ()  # (description, temperature; None: at each of them)
+    refused: tuple[str, ...] = ()  # descriptions
 
     def next_step(self, body: dict):
         asked = body["messages"][0]["content"]
-        hit = any(f"about {said}." in asked and at in (None, body["temperature"]) for said, at in self.refused)
-        return 400 if hit else Mood.right
+        return 400 if any(f"about {said}." in asked for said in self.refused) else Mood.right
 
 
 def test_a_candidate_whose_calls_failed_has_no_reward_and_is_in_no_pair(scored, tmp_path):
-    """Of feature 0's candidates one is lost, of feature 1's two of three, so that it is dropped; "the word small" has
-    the texts of one temperature."""
+    """Of feature 0's candidates one is lost, of feature 1's two of three, so that it is dropped."""
     lost = ("the word dog", "the word cat", "the word old")
     with serving(Refusing) as start:
         server = start()
-        server.refused = (*((said, None) for said in lost), ("the word small", 1.0))
-        folder = workspace(scored, tmp_path, server, temperatures=[0.5, 1.0], max_failed_share=0.5)
+        server.refused = lost
+        folder = workspace(scored, tmp_path, server, max_failed_share=0.5)
         settings = OmegaConf.load(folder / "params.yaml")
         limits = dict.fromkeys(("floor", "min_spread", "min_gap"), 0.0)
         settings.build_preferences = limits | {"rule": "all_pairs", "max_pairs": 99}
@@ -367,11 +363,11 @@ def test_a_candidate_whose_calls_failed_has_no_reward_and_is_in_no_pair(scored, 
         done = typed(folder, "score_explanations", "r1")
     assert done.returncode == 0, done.stderr
     assert "3 candidates have no reward, because every call for their texts failed" in done.stdout
-    assert "score_explanations.writer: 7 of 36 calls failed (refused 7)" in done.stdout
+    assert "score_explanations.writer: 3 of 18 calls failed (refused 3)" in done.stdout
     found = rows(folder)
     assert {row.explanation for row in found if row.reward is None} == set(lost)
     assert {row.explanation: len(row.texts) for row in found} == {
-        said: 0 if said in (*lost, "") else 2 if said == "the word small" else 3 for said in [*EXPLANATIONS, ""]
+        said: 0 if said in (*lost, "") else 3 for said in [*EXPLANATIONS, ""]
     }
     known = [row.reward for row in found if row.reward is not None]
     assert len(known) == 16 and [row.reward for row in found if not row.explanation] == [0.0]
@@ -408,7 +404,7 @@ def test_a_real_server_writes_what_its_model_says(tmp_path):
     command = ("transformers.cli.transformers", "serve", str(model), "--host", "127.0.0.1", "--port", str(port))
     config = served(
         port, tmp_path, model=str(model), structured=Structured.json_schema, timeout_seconds=60.0, texts=2,
-        temperatures=[0.7],
+        temperature=0.7,
     )  # fmt: skip
     with program(tmp_path, *command, "--device", "cpu", says="Uvicorn running on", **home):
         writer, texts = written(config)
