@@ -163,8 +163,8 @@ class ServedExplainer:
         """An answer about vectors of any origin: by kind, one of each of `parts`, each `width` numbers. `contexts` are
         lines as `features.contexts.listed` makes them, for an explainer whose prompt shows any (`shown_contexts`).
 
-        Raises UserError if a vector is missing, of another kind or width, not finite or zero, if it is a known feature's
-        vector of another kind, or if there are no contexts to show.
+        Raises UserError if a vector is missing, of another kind or width, not finite or zero, if it is a known
+        feature's vector of another kind, or if there are no contexts to show.
         """
         return self._answer([self._vectors(given, contexts)])[0]
 

@@ -1,7 +1,8 @@
 """What explanations cost: sequences generated, tokens, seconds, money. Pure: tables and seconds in, records out.
 
-Calls and tokens are a function of the tables, so they are a result (reports/costs.json). Seconds are not: they are those
-of one machine, from the run in which a stage made its results. Money comes from both by the prices in params.yaml.
+Calls and tokens are a function of the tables, so they are a result (reports/costs.json). Seconds are not: they are
+those of one machine, from the run in which a stage made its results. Money comes from both by the prices in
+params.yaml.
 
 A call is one sequence that a model generates. Its tokens are counted from the text that was kept, with the subject's
 tokenizer: the prompt, the text, and the end of text where the limit left room for it. A served writer generates all

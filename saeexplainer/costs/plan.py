@@ -1,7 +1,7 @@
 """What an experiment will take, before it runs: memory, calls, tokens, hours and money by stage. Pure.
 
-Counts are those of `saeexplainer.costs.workload`, memory that of `saeexplainer.costs.memory` with every text as long as the
-settings allow. Hours are tokens over a rate that was measured with the same model, SAEs and judges on the same
+Counts are those of `saeexplainer.costs.workload`, memory that of `saeexplainer.costs.memory` with every text as long as
+the settings allow. Hours are tokens over a rate that was measured with the same model, SAEs and judges on the same
 hardware, else unknown. Stages without a model (labels, pairs, validation, comparison) are left out. docs/SCALE.md says
 more.
 """

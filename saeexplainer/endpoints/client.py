@@ -288,8 +288,8 @@ class Client:
         ):
             bill.unknown = True
             raise UserError(
-                f"{self.where}.endpoint.request.stream: {self.endpoint.base_url} answers in pieces; set it to false, or "
-                "name a server that answers whole"
+                f"{self.where}.endpoint.request.stream: {self.endpoint.base_url} answers in pieces; set it to false, "
+                "or name a server that answers whole"
             )
         try:
             found = response.json()

@@ -181,8 +181,8 @@ class Explainer:
     def log_probabilities(self, features: Sequence[int], explanations: Sequence[str]) -> list[float]:
         """Mean log-probability of each explanation's tokens, end of text included: how sure the explainer is of it.
 
-        The text is tokenized as in training, which for some BPE samples is not how it was generated. An empty explanation
-        has NaN.
+        The text is tokenized as in training, which for some BPE samples is not how it was generated. An empty
+        explanation has NaN.
         """
         from tqdm.auto import tqdm
 

@@ -5,10 +5,10 @@ turns such an id into the placeholder's; a hook after one block adds the row's d
 
     h <- h + scale * ||h|| * v / ||v||          (docs/METHOD.md section 2)
 
-added, not replaced; norm-matched; neither v nor the norm carries a gradient. Where the model is of another width than v,
-v is a linear map of the direction, and the map alone is trained through it. Because the direction travels as a token id,
-batching, left padding, `generate`, the KV cache and TRL's trainers work untouched: a cached decode step holds no feature
-id, so nothing is added there.
+added, not replaced; norm-matched; neither v nor the norm carries a gradient. Where the model is of another width than
+v, v is a linear map of the direction, and the map alone is trained through it. Because the direction travels as a token
+id, batching, left padding, `generate`, the KV cache and TRL's trainers work untouched: a cached decode step holds no
+feature id, so nothing is added there.
 """
 
 from typing import TYPE_CHECKING
@@ -57,9 +57,9 @@ class FeatureTokens:
         noise: float = 0.0,
         projection: nn.Linear | None = None,
     ) -> None:
-        """Attach to `model`. Noise is relative gaussian noise on the direction, where there is training: in training mode,
-        but not in the forward pass of a reference that is the same model. A projection becomes part of the model, so
-        that a trainer of the model trains it too, unless it is frozen.
+        """Attach to `model`. Noise is relative gaussian noise on the direction, where there is training: in training
+        mode, but not in the forward pass of a reference that is the same model. A projection becomes part of the model,
+        so that a trainer of the model trains it too, unless it is frozen.
 
         Raises UserError if the model has no such block, ValueError if what is added would have another width.
         """

@@ -1,7 +1,8 @@
 """May a round become the champion: it must win on one metric, and lose on none of those that are guarded.
 
 A round that gained on the metric of its own reward may have paid for it elsewhere: with explanations that more features
-share, or that no longer tell what the feature does to the output. `tasks.tracking.registry` asks here before it moves the alias.
+share, or that no longer tell what the feature does to the output. `tasks.tracking.registry` asks here before it moves
+the alias.
 """
 
 from collections.abc import Mapping, Sequence

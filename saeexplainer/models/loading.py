@@ -58,12 +58,12 @@ def load_model(
 ) -> "PreTrainedModel":
     """Load a causal LM from a local folder or, given a commit, from the hub; safetensors only, no code of others.
 
-    dtype: one of `config.parts.Dtype`. device_map, attention: as transformers' `device_map` and `attn_implementation`; None is its
-    own choice (the CPU; eager where a model caps its attention logits, as Gemma 2 does). blocks: keep only the first
-    so many blocks and leave the other weights unread, if the family can be cut; else it is whole. That is enough to
-    read activations up to there; what such a model predicts means nothing. quantize: linear layers in 4 bits (NF4),
-    computing in bfloat16. Of a model for images and text, the text part is loaded. Raises UserError if there is no such
-    model, if its weights are not all there, or if the package that quantizes is missing.
+    dtype: one of `config.parts.Dtype`. device_map, attention: as transformers' `device_map` and `attn_implementation`;
+    None is its own choice (the CPU; eager where a model caps its attention logits, as Gemma 2 does). blocks: keep only
+    the first so many blocks and leave the other weights unread, if the family can be cut; else it is whole. That is
+    enough to read activations up to there; what such a model predicts means nothing. quantize: linear layers in 4 bits
+    (NF4), computing in bfloat16. Of a model for images and text, the text part is loaded. Raises UserError if there is
+    no such model, if its weights are not all there, or if the package that quantizes is missing.
     """
     where = arguments_for(source, revision)
     if "revision" not in where and not Path(source, "config.json").is_file():

@@ -1,4 +1,4 @@
-"""What a feature does to the model's output: texts written while it is held at a value (docs/METHOD.md section 8, steered texts).
+"""What a feature does to the model's output: texts written while it is held at a value (docs/METHOD.md section 8).
 
 At every position but that of BOS, which no SAE reads, what the SAE reads, x, becomes x + (m - a(x)) d, with a(x) the
 feature's activation there and d its decoder row: the feature is set to m and the SAE's error term stays. m is found
@@ -86,9 +86,9 @@ def bisect(
 ) -> Float[Tensor, "batch"]:
     """For each row the value, signed as its target, at which the divergence is |target|.
 
-    `start` (positive) is the first size tried; it doubles until the divergence is reached, at most `doublings` times, then
-    the interval is halved. A row whose target is out of reach ends at the largest size tried. The divergence must grow
-    with the size.
+    `start` (positive) is the first size tried; it doubles until the divergence is reached, at most `doublings` times,
+    then the interval is halved. A row whose target is out of reach ends at the largest size tried. The divergence must
+    grow with the size.
     """
     sign = targets.sign()
     low, high = torch.zeros_like(start), start.clone()

@@ -31,8 +31,8 @@ def train_and_save(
 
     if len(activations) < config.batch_tokens:
         raise UserError(
-            f"prepare_sae.batch_tokens: {config.batch_tokens}, but the documents have {len(activations)} tokens; lower it "
-            "or raise prepare_sae.documents"
+            f"prepare_sae.batch_tokens: {config.batch_tokens}, but the documents have {len(activations)} tokens; lower "
+            "it or raise prepare_sae.documents"
         )
     shape = TopKTrainingSAEConfig(
         d_in=activations.shape[1], d_sae=spec.d_sae, k=spec.k, normalize_activations="expected_average_only_in",

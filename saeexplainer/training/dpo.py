@@ -42,10 +42,11 @@ def train(
     training: "Dataset", validation: "Dataset", config: TrainDpo, round_: Round, how: TrainSft, *, seed: int,
     scratch: Path,
 ) -> list[dict[str, float]]:  # fmt: skip
-    """Train `model` in place; the models carry their feature tokens already. Returns the log. No reference is given with
-    an adapted model: a frozen copy of the adapter it starts with is the reference then, on the same base.
+    """Train `model` in place; the models carry their feature tokens already. Returns the log. No reference is given
+    with an adapted model: a frozen copy of the adapter it starts with is the reference then, on the same base.
 
-    Raises UserError if there are no pairs or too few for two steps, RuntimeError if training left the weights unchanged.
+    Raises UserError if there are no pairs or too few for two steps, RuntimeError if training left the weights
+    unchanged.
     """
     if not len(training) or not len(validation):
         raise UserError(

@@ -119,7 +119,7 @@ def on_one_device(arguments: "TrainingArguments") -> "TrainingArguments":
 
 
 def trained_weights(model: torch.nn.Module) -> dict[str, Tensor]:
-    """A copy of all that a trainer would change: of an adapted model the adapter, and a projection that is not frozen."""
+    """A copy of all that a trainer would change: an adapted model's adapter, and a projection that is not frozen."""
     return {name: weight.detach().clone() for name, weight in model.named_parameters() if weight.requires_grad}
 
 

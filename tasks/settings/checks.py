@@ -82,8 +82,8 @@ def _subject(params: Params) -> Iterator[str]:
     if subject.pretrained is not None:
         if not re.fullmatch(r"[^\s/]+", Path(subject.pretrained.source).name):
             yield (
-                f"prepare_subject.pretrained.source: is {subject.pretrained.source!r}; its last part names the subject in "
-                "feature ids and must be there, without spaces"
+                f"prepare_subject.pretrained.source: is {subject.pretrained.source!r}; its last part names the subject "
+                "in feature ids and must be there, without spaces"
             )
         return
     if subject.prepend_bos is not None:

@@ -1,4 +1,4 @@
-"""The control room as its users use it: one real start of it in a toy workspace, its API, its pages, and its mistakes."""
+"""The control room as its users use it: one real start in a toy workspace, its API, its pages, and its mistakes."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Rows for tests that care about a few fields: the others are empty or zero, whichever fields the record comes to have."""
+"""Rows for tests that care about a few fields: the others are empty or zero, whatever fields the record has."""
 
 import math
 from dataclasses import fields

@@ -1,4 +1,5 @@
-"""A chat completions server that answers judges, writers and labellers, misbehaves by a script, and counts what was paid for.
+"""A chat completions server that answers judges, writers and labellers, misbehaves by a script, and counts what was
+paid.
 
 Beside it a chat model that says what it is told to say."""
 

@@ -310,7 +310,7 @@ def test_a_moved_store_that_may_not_be_written_is_one_line(project, tmp_path, tm
 
 
 def test_the_own_store_is_the_same_by_a_relative_address(project, tmp_path, monkeypatch):
-    """As docs/MLFLOW.md exports it for `mlflow models serve`; a run of that shell leaves artifacts where they belong."""
+    """As docs/MLFLOW.md exports it for `mlflow models serve`; a run there leaves artifacts where they belong."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlruns/mlflow.db")
     tracking_runs.log(params.load(), project)
     assert {path.name for path in Path("mlruns").iterdir()} == {"mlflow.db", "artifacts"}

@@ -1,9 +1,10 @@
 """Text from outside as a domain: documents, and nothing known about their words.
 
-It has no concepts, lessons or tokenizer, so labels come from a table, there is no warm-up, and the subject is one of
-others. `saeexplainer.domains.corpus.text` reads the source; here its documents are dealt out to the streams and, where the corpus is packed,
-joined and cut to what the subject reads at once. A document's stream follows from its text and the seed: no two streams
-share one, and copies of a text stay together, so nothing held out is seen elsewhere in another place of the source.
+It has no concepts, lessons or tokenizer, so labels come from a table, there is no warm-up, and the subject is
+pretrained. `saeexplainer.domains.corpus.text` reads the source; here its documents are dealt out to the streams and,
+where the corpus is packed, joined and cut to what the subject reads at once. A document's stream follows from its text
+and the seed: no two streams share one, and copies of a text stay together, so nothing held out is seen elsewhere in
+another place of the source.
 """
 
 import hashlib

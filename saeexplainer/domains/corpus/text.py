@@ -131,8 +131,8 @@ def hub_texts(corpus: Corpus) -> Iterator[str]:
             yield from _text(row, corpus.column, f"{corpus.source}:row {number}")
     except (OSError, ValueError, httpx.HTTPError, exceptions.DatasetsError) as error:
         raise UserError(
-            f"{place}: cannot be read ({first_line(error)}); check source, revision, subset, split and the connection; a "
-            "gated data set needs its terms accepted and HF_TOKEN in the environment"
+            f"{place}: cannot be read ({first_line(error)}); check source, revision, subset, split and the connection; "
+            "a gated data set needs its terms accepted and HF_TOKEN in the environment"
         ) from None
 
 

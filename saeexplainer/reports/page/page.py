@@ -2,8 +2,8 @@
 
     write(Path("reports/report.html"), comparison, sources, truth, facts)
 
-The file has to open and search fast with 30,000 features, so it keeps two things apart. The index, one line a feature, is
-parsed when the page opens. Details lie in blocks of BLOCK features, each deflated and in base64, and the browser
+The file has to open and search fast with 30,000 features, so it keeps two things apart. The index, one line a feature,
+is parsed when the page opens. Details lie in blocks of BLOCK features, each deflated and in base64, and the browser
 inflates a block when one of its features is looked at. Nothing here holds more than the tables as columns and one block
 of records. Equal inputs give equal bytes.
 """
