@@ -1,5 +1,4 @@
-"""conf/control.yaml: when stages run under Prefect, what they may take. The workspace's own counts, else the
-repository's."""
+"""conf/control.yaml: when stages run under Prefect and what they may take; a workspace's own comes first."""
 
 import os
 import re

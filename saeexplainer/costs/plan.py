@@ -234,8 +234,8 @@ def plan(params: Params, models: Models, lengths: Lengths, measured: Measured | 
     stages = {
         name: _stage(peaks[name], load, rates.get(name.partition("@")[0]), prices) for name, load in found.items()
     }
-    hours = [stage.hours for stage in stages.values()]
-    known = None if None in hours else sum(hours)
+    hours = [stage.hours for stage in stages.values() if stage.hours is not None]
+    known = sum(hours) if len(hours) == len(stages) else None
     load = sum(found.values(), Load())
     return Plan(stages, Stage(memory.largest(list(peaks.values())), load, known, _usd(known, load, prices)), priced)
 

@@ -8,7 +8,7 @@ concepts are: a concept is an opaque key such as `word:dog`, `category:animal` o
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -63,7 +63,9 @@ class Domain(Protocol):
     held_out shares no document with one whose name does not, but for chance in the sandbox.
     """
 
-    truth_known: bool  # whether the concepts are the truth (sandbox); else hypotheses about surface form, or none
+    truth_known: ClassVar[
+        bool
+    ]  # whether the concepts are the truth (sandbox); else hypotheses about surface form, or none
 
     def tokenizer(self) -> "PreTrainedTokenizerFast":
         """An ordinary fast tokenizer: SPECIAL_TOKENS registered, BOS prepended when special tokens are added."""

@@ -6,7 +6,7 @@ functions. The pipeline's own folders hold a model or a pointer to a pretrained 
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -104,7 +104,7 @@ def _loaded(source: Path | str, how: dict[str, Any], where: dict[str, Any], bloc
         if blocks is not None:
             _keep_blocks(config, blocks)
         with _quiet_loading():
-            model, found = AutoModelForCausalLM.from_pretrained(
+            model, found = AutoModelForCausalLM.from_pretrained(  # ty: ignore[not-iterable] (with loading info it is two)
                 source, config=config, use_safetensors=True, key_mapping=None if config is whole else TEXT_WEIGHTS,
                 output_loading_info=True, ignore_mismatched_sizes=True, **how,
             )  # fmt: skip
@@ -186,7 +186,7 @@ def _keep_blocks(config: "PretrainedConfig", blocks: int) -> None:
 
 
 @contextmanager
-def _quiet_loading() -> Iterator[None]:
+def _quiet_loading() -> Generator[None, None, None]:
     """Without the table of weights that are left unread; those that are missing raise.
 
     By a filter: where this logger has a level of its own, transformers tells of tensor parallelism.

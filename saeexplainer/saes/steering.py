@@ -6,7 +6,7 @@ by bisection, for each feature, so that the mean KL divergence of the steered ne
 has a given size; a positive target raises the feature, a negative one lowers it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -37,7 +37,7 @@ class Steering:
         self.first = 1 if reader.begins_with_bos else 0  # position that is steered first, in a text
 
     @contextmanager
-    def held(self, features: Int[Tensor, "batch"], values: Float[Tensor, "batch"]) -> Iterator[None]:
+    def held(self, features: Int[Tensor, "batch"], values: Float[Tensor, "batch"]) -> Generator[None, None, None]:
         """While the block runs, row i of every batch has feature i at value i (activation units), but at BOS.
 
         A pass over more than one token starts a text; one over a single token is a cached step of generation.

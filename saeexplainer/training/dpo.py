@@ -104,7 +104,7 @@ def best_checkpoint() -> Any:
             self.key: tuple[float, float] | None = None
             self.weights: dict[str, Tensor] = {}
 
-        def on_evaluate(self, args, state, control, metrics=None, model=None, **_):
+        def on_evaluate(self, args, state, control, metrics: Any = None, model: Any = None, **_):
             """Keep the weights if this is the best evaluation so far."""
             if state.global_step < 2:  # the first step's learning rate is 0: these are the weights of the start
                 return

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainingArguments
 
+Arguments = TypeVar("Arguments", bound="TrainingArguments")
+
 
 @dataclass(frozen=True)
 class WarmupSet:
@@ -98,9 +100,9 @@ def supervised_fine_tuning(
     before = trained_weights(model)
     arguments = SFTConfig(
         output_dir=str(scratch), num_train_epochs=epochs, learning_rate=learning_rate, max_length=None,
-        per_device_train_batch_size=batch_size // processes.count(), lr_scheduler_type="cosine", warmup_steps=0.05, weight_decay=0.0,
-        seed=seed, data_seed=seed, save_strategy="no", logging_steps=25, report_to="none", bf16=config.bf16,
-        dataset_kwargs={"skip_prepare_dataset": True}, use_cpu=not torch.cuda.is_available(),
+        per_device_train_batch_size=batch_size // processes.count(), lr_scheduler_type="cosine", warmup_steps=0.05,
+        weight_decay=0.0, seed=seed, data_seed=seed, save_strategy="no", logging_steps=25, report_to="none",
+        bf16=config.bf16, dataset_kwargs={"skip_prepare_dataset": True}, use_cpu=not torch.cuda.is_available(),
         gradient_checkpointing=config.gradient_checkpointing, gradient_accumulation_steps=config.accumulate,
         dataloader_pin_memory=False, loss_type="nll",
     )  # fmt: skip
@@ -111,7 +113,7 @@ def supervised_fine_tuning(
     return trainer.state.log_history
 
 
-def on_one_device(arguments: "TrainingArguments") -> "TrainingArguments":
+def on_one_device(arguments: Arguments) -> Arguments:
     """The same, on a machine with several GPUs too: transformers would copy the model to each (DataParallel), and the
     copies would share the hooks of one set of feature tokens."""
     arguments._n_gpu = min(arguments.n_gpu, 1)  # as transformers itself does where a model lies on several

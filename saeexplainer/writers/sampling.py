@@ -1,6 +1,6 @@
 """Drawing several texts for one explanation."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from saeexplainer.config.parts import ChatWriterSpec, SubjectWriterSpec, WriterSpec
@@ -22,7 +22,7 @@ def shares(config: WriterSpec) -> list[tuple[float, int]]:
 
 
 def sampled(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", prompts: dict[str, Sequence[int]],
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", prompts: Mapping[str, Sequence[int]],
     config: SubjectWriterSpec | ChatWriterSpec, kept: Collection[int] = (),
 ) -> dict[str, list[str]]:  # fmt: skip
     """`config.texts` continuations of the prompt (token ids) of each description, drawn from torch's generator; with

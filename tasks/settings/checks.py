@@ -189,7 +189,10 @@ def _labeller(params: Params) -> Iterator[str]:
     if labeller is None:
         return
     if Path(source) != CONTEXTS:
-        yield f"{key}: would not be asked, because label_features.source is {source!r}; give null here or {CONTEXTS} there"
+        yield (
+            f"{key}: would not be asked, because label_features.source is {source!r}; give null here or {CONTEXTS} "
+            "there"
+        )
     if labeller.kind == "endpoint" and "temperature" in labeller.endpoint.request:
         yield f"{key}.endpoint.request.temperature: is set twice; take it out, {key} says it"
 

@@ -1,5 +1,4 @@
-"""How Data Docs look: what Great Expectations says of a preference set, on pages that need no network and run no
-script.
+"""How Data Docs look: what Great Expectations says of a preference set, on pages without network or scripts.
 
 GX's own views take tables, icons and styles from other hosts, so that an index is blank without a network, and put the
 values that failed into the markup as they are, so that an explanation may be a script. `SiteView` is named as the

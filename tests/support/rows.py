@@ -31,7 +31,7 @@ def evaluated(
 
 
 def _consistent(accuracy: float, index: int, truth: float, sae: str) -> dict:
-    return dict(
+    return dict(  # noqa: C408 (fields as a call has them)
         feature_id=f"sandbox/{sae}/{index}",
         explanation="the word dog",
         log_probability=math.nan,

@@ -64,8 +64,8 @@ def served(server: Server | int, folder: Path, **changes) -> WriterConfig:
     own = {"texts", "temperatures"} & changes.keys()
     more = {name: changes.pop(name) for name in own}
     return EndpointWriterSpec(
-        kind="endpoint", endpoint=endpoint(server, folder, **changes), prompt="Write {count} texts about {description}.",
-        **SHARED | {"max_new_tokens": 40} | more,
+        kind="endpoint", endpoint=endpoint(server, folder, **changes),
+        prompt="Write {count} texts about {description}.", **SHARED | {"max_new_tokens": 40} | more,
     )  # fmt: skip
 
 

@@ -50,10 +50,11 @@ class CorpusDomain:
         Raises UserError if the source cannot be read or the stream has no document at all, ValueError if a packed
         corpus was opened without its reader.
         """
-        if self.corpus.packed and self.reader is None:
-            raise ValueError("a packed corpus needs the reader that it is cut for")
-        texts = self._texts(stream)
-        pieces = texts if not self.corpus.packed else packed(texts, self.reader)
+        pieces = self._texts(stream)
+        if self.corpus.packed:
+            if self.reader is None:
+                raise ValueError("a packed corpus needs the reader that it is cut for")
+            pieces = packed(pieces, self.reader)
         return (Document(text, None) for text in islice(pieces, count))
 
     def lessons(self, stream: str, count: int) -> Iterator[Lesson]:
