@@ -8,8 +8,8 @@ generation   explanations of features, by feature tokens
 preference   DPO steps by TRL: LoRA adapters in float32, blocks checkpointed, the model without adapters as reference
 
 A part is a process of its own, so its memory is its own; a line each on standard output, progress on standard error.
-Memory is compared with what `sae-explainer plan` says of the same sizes (saeexplainer/costs/memory.py). A GPU's is the most
-that torch's allocator had given out; a CPU's, all tensors that were there at once. docs/SCALE.md says more.
+Memory is compared with what `sae-explainer plan` says of the same sizes (saeexplainer/costs/memory.py). A GPU's is the
+most that torch's allocator had given out; a CPU's, all tensors that were there at once. docs/SCALE.md says more.
 """
 
 import argparse

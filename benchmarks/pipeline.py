@@ -2,9 +2,9 @@
 
     python benchmarks/pipeline.py [--folder FOLDER] [override ...]
 
-Runs in a copy of the repository with an empty DVC cache, so the workspace is left alone: a temporary one, or FOLDER (new
-or empty), which stays. Overrides are those of `sae-explainer compose`, for example `experiment=nano`. Prints one JSON
-object; `dvc_lock_sha256` is the same for two cold runs of one seed on one machine.
+Runs in a copy of the repository with an empty DVC cache, so the workspace is left alone: a temporary one, or FOLDER
+(new or empty), which stays. Overrides are those of `sae-explainer compose`, for example `experiment=nano`. Prints one
+JSON object; `dvc_lock_sha256` is the same for two cold runs of one seed on one machine.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """The report page with 30,000 features in headless chromium: `python benchmarks/report_page.py [features]`.
 
-Writes tables of the shape and size that a run leaves (8 contexts a feature; four evaluations of 10 texts of a fifth of the
-features; two rounds of 8 candidates of 6 texts of two fifths), builds the page, opens it from the disk and types into the
-search box. Prints one JSON object. Needs chromium, chromedriver and selenium.
+Writes tables of the shape and size that a run leaves (8 contexts a feature; four evaluations of 10 texts of a fifth of
+the features; two rounds of 8 candidates of 6 texts of two fifths), builds the page, opens it from the disk and types
+into the search box. Prints one JSON object. Needs chromium, chromedriver and selenium.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""conf/control.yaml: when stages run under Prefect and what they may take. The workspace's own, else the repository's."""
+"""conf/control.yaml: when stages run under Prefect and what they may take; a workspace's own comes first."""
 
 import os
 import re
@@ -66,8 +66,8 @@ class Control:
         place, address = f"{CONTROL}: notify: {self.notify}", os.environ.get(self.notify, "").strip()
         if not address:
             raise ControlError(
-                f"{place}: the environment has no such variable; export it with the webhook's address, or set notify to "
-                "null"
+                f"{place}: the environment has no such variable; export it with the webhook's address, or set notify "
+                "to null"
             )
         parts = urllib.parse.urlsplit(address)
         if parts.scheme not in ("http", "https") or not parts.hostname:

@@ -56,6 +56,7 @@ def check_database(home: Path) -> None:
     for revision in found:
         if revision not in known:
             raise ServerError(
-                f"{path}: is of another version of Prefect (its revision {revision} is unknown to {prefect.__version__}); "
-                "install the version that wrote it, or move the file away to start with an empty one"
+                f"{path}: is of another version of Prefect (its revision {revision} is unknown to "
+                f"{prefect.__version__}); install the version that wrote it, or move the file away to start with an "
+                "empty one"
             )

@@ -12,7 +12,7 @@ beside: no text is written.
 
 import shutil
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from numbers import Real
@@ -26,7 +26,7 @@ from jaxtyping import Float
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from saeexplainer.config import GenerateExplanations, TrainSft
+from saeexplainer.config import ChatPrompt, GenerateExplanations, TrainSft
 from saeexplainer.config.parts import Direction
 from saeexplainer.errors import UserError, first_line
 from saeexplainer.explainer.explainer import Explainer, Prompts, attach
@@ -114,7 +114,9 @@ class _Loaded(Explainer):
         self.injection, self.generation = injection, generation
 
     @contextmanager
-    def reading(self, vectors: Float[Tensor, "features d_model"], contexts: Sequence[str]) -> Iterator[None]:
+    def reading(
+        self, vectors: Float[Tensor, "features d_model"], contexts: Sequence[str]
+    ) -> Generator[None, None, None]:
         """Inside, feature number n is row n of `vectors`, and of `contexts`."""
         self.prompts = Prompts(self.tokenizer, first_feature_id(self.model, self.tokenizer), self.injection, contexts)
         tokens = attach(self.model, self.tokenizer, vectors, self.injection, projection=self.projection)
@@ -169,7 +171,8 @@ class ServedExplainer:
     @property
     def shown_contexts(self) -> int:
         """How many of a feature's strongest contexts stand in the prompt."""
-        return self._explainer.injection.prompt.shown_contexts
+        prompt = self._explainer.injection.prompt
+        return prompt.shown_contexts if isinstance(prompt, ChatPrompt) else 0
 
     def reply(self, rows: Iterable[Mapping[str, Any]]) -> list[Reply]:
         """A reply for each row, which gives `feature_id`, or `index`, or a vector in the name of its kind."""

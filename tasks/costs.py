@@ -1,7 +1,7 @@
 """What the explanations of this workspace cost, by stage, by validated pair and by explanation: `sae-explainer costs`.
 
-Calls and tokens come from reports/costs.json, seconds from `tasks.workspace.timings`, prices from compare_rounds.prices. What each
-figure holds: docs/COSTS.md.
+Calls and tokens come from reports/costs.json, seconds from `tasks.workspace.timings`, prices from
+compare_rounds.prices. What each figure holds: docs/COSTS.md.
 """
 
 from collections.abc import Iterable, Mapping

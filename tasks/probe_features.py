@@ -74,7 +74,8 @@ def neutral_prompts(params: Params, tokenizer) -> torch.Tensor:
     found = list(islice((list(ids) for ids in dict.fromkeys(map(tuple, long))), steer.prompts))
     if len(found) < steer.prompts:
         raise UserError(
-            f"probe_features.steer.prompt_tokens: {steer.prompt_tokens}, but only {len(found)} documents are longer; lower it"
+            f"probe_features.steer.prompt_tokens: {steer.prompt_tokens}, but only {len(found)} documents are longer; "
+            "lower it"
         )
     return torch.tensor(found)
 

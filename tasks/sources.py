@@ -1,7 +1,7 @@
 """Where the explanations under evaluation come from: an explainer, its baselines, and what each of them costs.
 
-`tasks.evaluate` measures what these functions return. Whoever uses activation feedback gets it by the writer, the prompt
-and the reward of training, never by those of the evaluation.
+`tasks.evaluate` measures what these functions return. Whoever uses activation feedback gets it by the writer, the
+prompt and the reward of training, never by those of the evaluation.
 """
 
 import random
@@ -117,7 +117,8 @@ def from_best_of_n(bench: "Bench", folder: Path) -> list[Explanation]:
 def best_tried(outcome: "Sequence[Trial]") -> int:
     """The place of the best rewarded trial, the earliest of equals; 0 if none earned anything or none was measured.
 
-    A trial whose texts failed is not in the choice, and none of the others is preferred to the first for having earned 0.
+    A trial whose texts failed is not in the choice, and none of the others is preferred to the first for having earned
+    0.
     """
     earned = {at: trial.reward for at, trial in enumerate(outcome) if trial.reward}
     return max(earned, key=earned.__getitem__, default=0)
@@ -129,8 +130,9 @@ def _distinct(explanations: Sequence[str], trials: "Sequence[Trial]") -> "list[T
 
 
 def from_agent(bench: "Bench", folder: Path) -> list[Explanation]:
-    """Hypotheses, tests, refinement: `saeexplainer.evaluation.agent`, all features in step. `folder` holds the top contexts, of
-    which the agent sees those that are not kept for the probes. A hypothesis is one call, a text another."""
+    """Hypotheses, tests, refinement: `saeexplainer.evaluation.agent`, all features in step. `folder` holds the top
+    contexts, of which the agent sees those that are not kept for the probes. A hypothesis is one call, a text
+    another."""
     params, domain = bench.params, bench.domain
     rows = read_rows(folder / "contexts.parquet", ContextRow)
     contexts = by_feature(row for row in rows if row.rank < params.probe_features.first_rank)

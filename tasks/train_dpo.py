@@ -2,8 +2,8 @@
 
     python -m tasks.train_dpo r1
 
-Writes data/explainers/<round> (`saeexplainer.explainer.folder`, and in it preferences.json: the figures of the set it was trained on,
-which a round that starts from it is compared with) and reports/training/<round>.csv.
+Writes data/explainers/<round> (`saeexplainer.explainer.folder`, and in it preferences.json: the figures of the set it
+was trained on, which a round that starts from it is compared with) and reports/training/<round>.csv.
 """
 
 import tempfile

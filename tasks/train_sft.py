@@ -2,8 +2,8 @@
 
     python -m tasks.train_sft
 
-Writes data/explainers/warmup and data/explainers/sft (`saeexplainer.explainer.folder`) and reports/training/sft.csv. Without
-warm-up examples, which a domain without concepts cannot give, the warm-up is the model that starts.
+Writes data/explainers/warmup and data/explainers/sft (`saeexplainer.explainer.folder`) and reports/training/sft.csv.
+Without warm-up examples, which a domain without concepts cannot give, the warm-up is the model that starts.
 """
 
 import random

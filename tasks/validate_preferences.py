@@ -160,7 +160,8 @@ def _refuse(item: str, found: Examination) -> None:
         raise UserError(
             f"round {item}: the preference set may not train: {'; '.join(failed)}; quarantined: "
             f"{_tally(found.outcomes) or 'none'}; see {DATA_DOCS / item / 'index.html'} and "
-            f"{ROUNDS / item / 'quarantine.parquet'}, then change the round or the limit in params' validate_preferences"
+            f"{ROUNDS / item / 'quarantine.parquet'}, then change the round or the limit in params' "
+            "validate_preferences"
         )
 
 

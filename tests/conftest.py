@@ -32,6 +32,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log) -> LoadFileSchedulin
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest ones start first."""
+
     def file(item: pytest.Item) -> str:
         return item.nodeid.partition("::")[0]
 

@@ -174,7 +174,9 @@ WRONG: dict[str, tuple[str, Callable[[Path], None], str]] = {
         edit(extract_activations__truth_documents=0),
         "params.yaml: extract_activations.truth_documents: is 0",
     ),
-    "an unknown experiment": ("settings.compose experiment=nanoo", edit(), "conf/experiment: 'nanoo' is unknown; choose from "),
+    "an unknown experiment": (
+        "settings.compose experiment=nanoo", edit(), "conf/experiment: 'nanoo' is unknown; choose from ",
+    ),
     "a misspelled override": (
         "settings.compose train_sft.epoch=1", edit(), "train_sft.epoch: unknown key; did you mean train_sft.epochs?",
     ),

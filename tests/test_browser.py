@@ -257,7 +257,8 @@ def test_ids_and_splits_are_seen_whole(browser, few):
             search(browser, words)
             assert rows(browser)[0] == expected
             cut = browser.execute_script(
-                "return [...document.querySelectorAll('#rows .c-id')].filter((e) => e.scrollWidth > e.clientWidth).length"
+                "return [...document.querySelectorAll('#rows .c-id')]"
+                ".filter((e) => e.scrollWidth > e.clientWidth).length"
             )
             assert cut == 0, (width, words)
         assert element(browser, "#rows .c-id .tag").is_displayed() == (width > 760), (

@@ -311,7 +311,7 @@ SET: dict[str, tuple[Callable[[PreferenceSet], PreferenceSet], str, set[str]]] =
     ),
     "one sentence is the worst of everything": (one_worst, "r1", {"rejected_not_collapsed"}),
     "a handful of sentences are the best of everything": (
-        saying(lambda side, name, text: f"a text about the {NOUNS[number_of(name) % 10]}" if side == "chosen" else text),
+        saying(lambda side, name, it: f"a text about the {NOUNS[number_of(name) % 10]}" if side == "chosen" else it),
         "r1", {"chosen_diverse"},
     ),
     "all sentences longer than a round ago": (

@@ -219,7 +219,7 @@ def test_a_feature_is_measured_as_by_hand(subject) -> None:
     """Of each text alone: transformers' hidden states, sae-lens' codes."""
     some, again, other = saeexplainer.measure_features(subject, [LATENT, LATENT, 3], TEXTS, contexts=4)
     assert some.feature_id == again.feature_id == f"model/sae/{LATENT}" and other.index == 3
-    peaks, residuals, count, total, fired = [], [], 0, torch.zeros(WIDTH), 0
+    peaks, count, total, fired = [], 0, torch.zeros(WIDTH), 0
     for text in TEXTS:
         batch = subject.reader.read([text])
         codes = subject.sae.encode(batch.of_valid)[:, LATENT].detach()

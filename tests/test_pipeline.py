@@ -1,4 +1,4 @@
-"""The whole pipeline at nano size, through `dvc repro` in a copy of the repository: killed, resumed, unchanged, extended.
+"""The whole pipeline at nano size, through `dvc repro` in a copy of the repository: killed, resumed, extended.
 
 Two more copies run beside it, each with one thread: the same experiment from an empty cache, whose artifacts must be
 the same bytes, and the real-text domain with the other architecture.

@@ -225,9 +225,9 @@ class GenerateExplanations:
 
 @dataclass(frozen=True, config=CLOSED)
 class Reward:
-    """weight_share * share of texts at or over the threshold + weight_any * any text there + weight_mean * mean
-    clipped normalised activation + weight_max * maximum normalised activation - weight_neighbours * mean over texts of
-    the clipped activation of the hardest firing neighbour; never below 0. All in units of each feature's own maximum."""
+    """weight_share * share of texts at or over the threshold + weight_any * any text there + weight_mean * mean clipped
+    normalised activation + weight_max * maximum normalised activation - weight_neighbours * mean over texts of the
+    clipped activation of the hardest firing neighbour; never below 0. All in units of each feature's own maximum."""
 
     threshold: PositiveShare  # share of the feature's corpus maximum that counts as firing (METHOD: one half)
     weight_share: Amount  # reward of a candidate all of whose texts reach the threshold

@@ -1,7 +1,8 @@
 """What explanations cost: sequences generated, tokens, seconds, money. Pure: tables and seconds in, records out.
 
-Calls and tokens are a function of the tables, so they are a result (reports/costs.json). Seconds are not: they are those
-of one machine, from the run in which a stage made its results. Money comes from both by the prices in params.yaml.
+Calls and tokens are a function of the tables, so they are a result (reports/costs.json). Seconds are not: they are
+those of one machine, from the run in which a stage made its results. Money comes from both by the prices in
+params.yaml.
 
 A call is one sequence that a model generates. Its tokens are counted from the text that was kept, with the subject's
 tokenizer: the prompt, the text, and the end of text where the limit left room for it. A served writer generates all
@@ -179,9 +180,9 @@ def bill(costs: Costs, timings: Mapping[str, float], stages: Sequence[str], pric
     """Costs with the seconds of `timings` and the money of `prices`, for some stages in the order given; all of them
     together have seconds where each has."""
     spent = {stage: (timings.get(stage), *_stage_calls(stage, costs)) for stage in stages}
-    seconds, calls, call_tokens = (
-        sum(found[column] for found in spent.values() if found[column] is not None) for column in range(3)
-    )
+    seconds = sum(value for value, _, _ in spent.values() if value is not None)
+    calls = sum(value for _, value, _ in spent.values() if value is not None)
+    call_tokens = sum(value for _, _, value in spent.values() if value is not None)
     timed = all(found[0] is not None for found in spent.values())
     return Bill(
         stages={stage: _cost(*found, 1, prices) for stage, found in spent.items()},

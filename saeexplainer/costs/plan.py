@@ -1,7 +1,7 @@
 """What an experiment will take, before it runs: memory, calls, tokens, hours and money by stage. Pure.
 
-Counts are those of `saeexplainer.costs.workload`, memory that of `saeexplainer.costs.memory` with every text as long as the
-settings allow. Hours are tokens over a rate that was measured with the same model, SAEs and judges on the same
+Counts are those of `saeexplainer.costs.workload`, memory that of `saeexplainer.costs.memory` with every text as long as
+the settings allow. Hours are tokens over a rate that was measured with the same model, SAEs and judges on the same
 hardware, else unknown. Stages without a model (labels, pairs, validation, comparison) are left out. docs/SCALE.md says
 more.
 """
@@ -234,8 +234,8 @@ def plan(params: Params, models: Models, lengths: Lengths, measured: Measured | 
     stages = {
         name: _stage(peaks[name], load, rates.get(name.partition("@")[0]), prices) for name, load in found.items()
     }
-    hours = [stage.hours for stage in stages.values()]
-    known = None if None in hours else sum(hours)
+    hours = [stage.hours for stage in stages.values() if stage.hours is not None]
+    known = sum(hours) if len(hours) == len(stages) else None
     load = sum(found.values(), Load())
     return Plan(stages, Stage(memory.largest(list(peaks.values())), load, known, _usd(known, load, prices)), priced)
 

@@ -84,7 +84,7 @@ def shape_of(config: Mapping[str, Any], source: str) -> Shape:
     return Shape(**known, tied=bool(config.get("tie_word_embeddings", family in _TIED)), **FAMILIES[family])
 
 
-def _rotary(config: Mapping[str, Any], family: str) -> dict[str, int]:
+def _rotary(config: Mapping[str, Any], family: str) -> dict[str, Any]:
     heads, width = config["num_attention_heads"], config["hidden_size"]
     return {
         "layers": config["num_hidden_layers"],
@@ -98,7 +98,7 @@ def _rotary(config: Mapping[str, Any], family: str) -> dict[str, int]:
     }
 
 
-def _gpt2(config: Mapping[str, Any]) -> dict[str, int]:
+def _gpt2(config: Mapping[str, Any]) -> dict[str, Any]:
     heads, width = config["n_head"], config["n_embd"]
     return {
         "layers": config["n_layer"],

@@ -222,7 +222,8 @@ def _explained(params: Params, kind: EvaluationKind, lengths: Lengths, count: in
         tried = count * config.agent_turns * config.agent_hypotheses
         return Load(tried, 0, tried * lengths.description) + _texts(params.score_explanations.writer, lengths, tried)
     if kind is EvaluationKind.best_of_n:
-        samples = Load(*(config.best_of * value for value in (asked.calls, asked.prompt_tokens, asked.written_tokens)))
+        each = config.best_of
+        samples = Load(each * asked.calls, each * asked.prompt_tokens, each * asked.written_tokens)
         return samples + _texts(params.score_explanations.writer, lengths, config.best_of * count)
     return asked
 

@@ -1,19 +1,19 @@
 """What the pipeline asks of a source of text: documents, what is true of their words, and a language of descriptions.
 
-Three domains implement it: the sandbox (`saeexplainer.domains.sandbox.world`), whose generator knows the truth, Python's own
-documentation (`saeexplainer.domains.pydoc.domain`), where the concepts are only lexical hypotheses, and text from outside
-(`saeexplainer.domains.corpus.domain`), which has none. Nothing outside a domain knows what its concepts are: a concept is an
-opaque key such as `word:dog`, `category:animal` or `context:question`.
+Three domains implement it: the sandbox (`saeexplainer.domains.sandbox.world`), whose generator knows the truth,
+Python's own documentation (`saeexplainer.domains.pydoc.domain`), where the concepts are only lexical hypotheses, and
+text from outside (`saeexplainer.domains.corpus.domain`), which has none. Nothing outside a domain knows what its
+concepts are: a concept is an opaque key such as `word:dog`, `category:animal` or `context:question`.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-# Special tokens every domain's tokenizer carries. They never count as evidence for a feature (docs/METHOD.md section 1).
+# Every domain's tokenizer has these tokens; they never count as evidence for a feature (docs/METHOD.md section 1).
 BOS, EOS, PAD, UNKNOWN = "<bos>", "<eos>", "<pad>", "<unk>"
 # Words of the prompts: two ways to ask the writer for a text, and the explainer's placeholder (see `feature_tokens`).
 ABOUT, EXAMPLE, TEXT, EXPLAIN, FEATURE = "<about>", "<example>", "<text>", "<explain>", "<feature>"
@@ -63,7 +63,9 @@ class Domain(Protocol):
     held_out shares no document with one whose name does not, but for chance in the sandbox.
     """
 
-    truth_known: bool  # whether the concepts are the truth (sandbox); else hypotheses about surface form, or none
+    truth_known: ClassVar[
+        bool
+    ]  # whether the concepts are the truth (sandbox); else hypotheses about surface form, or none
 
     def tokenizer(self) -> "PreTrainedTokenizerFast":
         """An ordinary fast tokenizer: SPECIAL_TOKENS registered, BOS prepended when special tokens are added."""

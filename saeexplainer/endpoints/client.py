@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from email.utils import mktime_tz, parsedate_tz
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 from urllib.parse import parse_qs, urlsplit
 
 from saeexplainer.config.parts import Endpoint, Structured
@@ -158,7 +158,7 @@ class Client:
                 usage += reply.usage
                 value = one.read(reply.answer)
                 if value is not None:
-                    return Answer(value, usage)
+                    return Answer(cast("Value", value), usage)
                 messages = [*messages, _said("assistant", reply.text.strip() or NOTHING), _said("user", one.mend)]
         except _Passing as error:
             self._complaint = str(error)
@@ -288,8 +288,8 @@ class Client:
         ):
             bill.unknown = True
             raise UserError(
-                f"{self.where}.endpoint.request.stream: {self.endpoint.base_url} answers in pieces; set it to false, or "
-                "name a server that answers whole"
+                f"{self.where}.endpoint.request.stream: {self.endpoint.base_url} answers in pieces; set it to false, "
+                "or name a server that answers whole"
             )
         try:
             found = response.json()

@@ -6,7 +6,7 @@ that times out or breaks off may have been billed without a word, so it counts a
 
 import math
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,7 +23,7 @@ def reported(usage: object) -> dict[str, int] | None:
     """Tokens of prompt and completion in the usage field of a reply; None unless it holds both."""
     if not isinstance(usage, Mapping):
         return None
-    found = {name: usage.get(name) for name in ("prompt_tokens", "completion_tokens")}
+    found: dict[str, Any] = {name: usage.get(name) for name in ("prompt_tokens", "completion_tokens")}
     known = all(type(value) in (int, float) and value >= 0 and value == value // 1 for value in found.values())
     return {name: int(value) for name, value in found.items()} if known else None
 
@@ -66,7 +66,7 @@ class Purse:
         self._turn = threading.Condition()
 
     @contextmanager
-    def paying(self, body: Mapping[str, Any]) -> Iterator[Bill]:
+    def paying(self, body: Mapping[str, Any]) -> Generator[Bill, None, None]:
         """Hold the money of one attempt until its bill is known. Raises UserError where the limit leaves too little."""
         bill, cost = Bill(), self._take(body)
         try:

@@ -61,7 +61,7 @@ def proxy_for(url: str) -> str:
     import httpx
 
     address = urlsplit(url)
-    if is_loopback(address.hostname or "") or urllib.request.proxy_bypass_environment(
+    if is_loopback(address.hostname or "") or urllib.request.proxy_bypass_environment(  # ty: ignore[missing-attribute]
         address.netloc.rpartition("@")[2]
     ):
         return ""

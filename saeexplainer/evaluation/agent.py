@@ -55,7 +55,8 @@ def hypotheses(
 ) -> list[str]:
     """Up to `count` sentences to test next: the best one so far made narrower, then the likeliest that are untested.
 
-    `frequency` counts each concept over all features' contexts; of equally likely hypotheses the rarer one is tried first.
+    `frequency` counts each concept over all features' contexts; of equally likely hypotheses the rarer one is tried
+    first.
     """
     done = {one.explanation for one in tested}
     ranked = _ranked(seen, frequency)

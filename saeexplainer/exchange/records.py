@@ -1,10 +1,10 @@
 """Feature records as Neuronpedia and the reference exchange them: JSON to our columns and back. Pure.
 
 A file has one feature a line, or it is one JSON array of features, as an API answers. Two shapes of a feature are read:
-the reference's (docs/EXCHANGE.md, Fields: `feature_id`, `explanation`, ...), which is also the one that is written, as lines,
-and Neuronpedia's own (`modelId`, `layer`, `index`, with `description` as in its exports or with `explanations` and
-`activations` as its API answers). Fields that are not known here stay with their record. What is no record is named by
-file and line (in an array by its place), and then nothing at all is read from that file. docs/EXCHANGE.md has the
+the paper's (docs/EXCHANGE.md, Fields: `feature_id`, `explanation`, ...), which is also the one that is written, as
+lines, and Neuronpedia's own (`modelId`, `layer`, `index`, with `description` as in its exports or with `explanations`
+and `activations` as its API answers). Fields that are not known here stay with their record. What is no record is named
+by file and line (in an array by its place), and then nothing at all is read from that file. docs/EXCHANGE.md has the
 fields.
 """
 

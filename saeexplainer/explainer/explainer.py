@@ -8,7 +8,7 @@ part of an explainer's folder (`saeexplainer.explainer.folder`), they come from 
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ from saeexplainer.explainer.feature_tokens import FeatureTokens, first_feature_i
 from saeexplainer.explainer.folder import open_parts
 from saeexplainer.features.contexts import without_special
 from saeexplainer.models.batches import by_length, fitting, padded
-from saeexplainer.models.blocks import check_context, device_of
+from saeexplainer.models.blocks import check_context, device_of, embedding_of
 from saeexplainer.models.generation import generate
 from saeexplainer.models.tokenizers import CHAT
 
@@ -87,7 +87,8 @@ def _chat_sides(tokenizer: "PreTrainedTokenizerFast", prompt: ChatPrompt) -> tup
             f"train_sft.prompt.kind: chat, but the tokenizer of {tokenizer.name_or_path} has no chat template; name an "
             "instruction-tuned model in train_sft.pretrained, or put chat_template.jinja into the model's folder"
         )
-    text = tokenizer.apply_chat_template([{"role": "user", "content": prompt.instruction}], tokenize=False, **CHAT)
+    said = [{"role": "user", "content": prompt.instruction}]
+    text = cast("str", tokenizer.apply_chat_template(said, tokenize=False, **CHAT))
     before, _, after = text.partition("{feature}")
     return before, after
 
@@ -98,8 +99,8 @@ def placeholder_id(tokenizer: "PreTrainedTokenizerFast") -> int:
     Not one of the reserved tokens that many tokenizers have: their embeddings were never trained, and the direction is
     added in units of the residual's norm there.
     """
-    found = tokenizer.convert_tokens_to_ids(FEATURE)
-    if found not in (None, tokenizer.unk_token_id):
+    found = cast("int | None", tokenizer.convert_tokens_to_ids(FEATURE))
+    if found is not None and found != tokenizer.unk_token_id:
         return found
     return tokenizer("?", add_special_tokens=False)["input_ids"][-1]
 
@@ -161,8 +162,8 @@ class Explainer:
     def log_probabilities(self, features: Sequence[int], explanations: Sequence[str]) -> list[float]:
         """Mean log-probability of each explanation's tokens, end of text included: how sure the explainer is of it.
 
-        The text is tokenized as in training, which for some BPE samples is not how it was generated. An empty explanation
-        has NaN.
+        The text is tokenized as in training, which for some BPE samples is not how it was generated. An empty
+        explanation has NaN.
         """
         from tqdm.auto import tqdm
 
@@ -172,7 +173,7 @@ class Explainer:
         ]
         found = [math.nan] * len(examples)
         lengths = [len(example["input_ids"]) for example in examples]
-        words = self.model.get_input_embeddings().weight.shape[0]
+        words = len(embedding_of(self.model))
         at_once = fitting(self.generation.batch_size, max(lengths, default=1) * words)
         for indices in tqdm(list(by_length(lengths, at_once)), desc="how sure the explainer is"):
             ids, mask, labels = self._batch([examples[index] for index in indices])

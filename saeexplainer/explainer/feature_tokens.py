@@ -5,22 +5,22 @@ turns such an id into the placeholder's; a hook after one block adds the row's d
 
     h <- h + scale * ||h|| * v / ||v||          (docs/METHOD.md section 2)
 
-added, not replaced; norm-matched; neither v nor the norm carries a gradient. Where the model is of another width than v,
-v is a linear map of the direction, and the map alone is trained through it. Because the direction travels as a token id,
-batching, left padding, `generate`, the KV cache and TRL's trainers work untouched: a cached decode step holds no feature
-id, so nothing is added there.
+added, not replaced; norm-matched; neither v nor the norm carries a gradient. Where the model is of another width than
+v, v is a linear map of the direction, and the map alone is trained through it. Because the direction travels as a token
+id, batching, left padding, `generate`, the KV cache and TRL's trainers work untouched: a cached decode step holds no
+feature id, so nothing is added there.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from saeexplainer.models.blocks import check_block, transformer_blocks
+from saeexplainer.models.blocks import check_block, embedding_of, text_config, transformer_blocks
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 
 PROJECTION = "feature_projection"  # the model's submodule of that name, as long as the hooks are on it
@@ -28,7 +28,7 @@ PROJECTION = "feature_projection"  # the model's submodule of that name, as long
 
 def first_feature_id(model: nn.Module, tokenizer: "PreTrainedTokenizerFast") -> int:
     """The first id that is neither a row of the embedding nor a token: some models pad the one, some lack the other."""
-    return max(model.get_input_embeddings().weight.shape[0], len(tokenizer))
+    return max(len(embedding_of(model)), len(tokenizer))
 
 
 def new_projection(from_width: int, to_width: int, seed: int) -> nn.Linear:
@@ -57,14 +57,14 @@ class FeatureTokens:
         noise: float = 0.0,
         projection: nn.Linear | None = None,
     ) -> None:
-        """Attach to `model`. Noise is relative gaussian noise on the direction, where there is training: in training mode,
-        but not in the forward pass of a reference that is the same model. A projection becomes part of the model, so
-        that a trainer of the model trains it too, unless it is frozen.
+        """Attach to `model`. Noise is relative gaussian noise on the direction, where there is training: in training
+        mode, but not in the forward pass of a reference that is the same model. A projection becomes part of the model,
+        so that a trainer of the model trains it too, unless it is frozen.
 
         Raises UserError if the model has no such block, ValueError if what is added would have another width.
         """
         check_block(model, block, "train_sft.injection_block")
-        width = model.config.get_text_config().hidden_size
+        width = text_config(model).hidden_size
         if directions.shape[1] != (width if projection is None else projection.in_features):
             raise ValueError(f"directions have width {directions.shape[1]}, the explainer {width}")
         self.first_id = first_id
@@ -79,7 +79,7 @@ class FeatureTokens:
             model.add_module(PROJECTION, projection.to(next(transformer_blocks(model)[block].parameters()).device))
         self._rows: Int[Tensor, "batch tokens"] | None = None
         self._handles = [
-            model.get_input_embeddings().register_forward_pre_hook(self._read_ids),
+            cast("PreTrainedModel", model).get_input_embeddings().register_forward_pre_hook(self._read_ids),
             transformer_blocks(model)[block].register_forward_hook(self._inject),
         ]
 
@@ -99,7 +99,7 @@ class FeatureTokens:
         self._rows = torch.where(is_feature, ids - self.first_id, -1)
         return (torch.where(is_feature, self.placeholder_id, ids),)
 
-    def _inject(self, _module: nn.Module, _inputs: object, output: object) -> object:
+    def _inject(self, _module: nn.Module, _inputs: object, output: Any) -> Any:
         if self._rows is None:
             return output
         residual = output[0] if isinstance(output, tuple) else output

@@ -8,7 +8,7 @@ differ in width, projection.safetensors is the map of directions that supervised
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from torch import nn
 
@@ -68,12 +68,12 @@ def _adapted(model: "PreTrainedModel", adapter: Adapter, base: Pretrained) -> "P
     from peft import LoraConfig, get_peft_model
 
     lora = LoraConfig(
-        r=adapter.rank, lora_alpha=adapter.alpha, lora_dropout=adapter.dropout, target_modules="all-linear",
-        task_type="CAUSAL_LM",
+        r=adapter.rank, lora_dropout=adapter.dropout, target_modules="all-linear", task_type="CAUSAL_LM",
+        lora_alpha=adapter.alpha,  # ty: ignore[invalid-argument-type] (peft divides it by the rank, so a float does)
     )  # fmt: skip
     found = get_peft_model(model, lora, revision=base.revision)
     found.peft_config["default"].base_model_name_or_path = base.source
-    return found.eval()
+    return cast("PreTrainedModel", found.eval())  # peft's model answers for the one in it
 
 
 def open_parts(folder: Path, trainable: bool = False) -> Parts:

@@ -12,9 +12,9 @@ from saeexplainer.runs.storage import read_rows, read_tensors
 
 
 class FeatureTable:
-    """What lies in data/activations about each feature. A feature's number is its row here, and with it the place of its
-    token among those of an explainer (`saeexplainer.explainer.feature_tokens`). Files are read when they are asked for;
-    each property raises UserError if its file is not there."""
+    """What lies in data/activations about each feature. A feature's number is its row here, and with it the place of
+    its token among those of an explainer (`saeexplainer.explainer.feature_tokens`). Files are read when they are asked
+    for; each property raises UserError if its file is not there."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -6,7 +6,7 @@ The explainer's prompt shows them, and a labeller is asked about them.
 import re
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from saeexplainer.records import ContextRow
 
@@ -27,7 +27,9 @@ def without_special(text: str, tokenizer: "PreTrainedTokenizerFast") -> str:
     """The text without names of special tokens: in a conversation they must not end the turn that they stand in."""
     from saeexplainer.models.tokenizers import special_ids
 
-    names = "|".join(re.escape(tokenizer.convert_ids_to_tokens(number)) for number in special_ids(tokenizer))
+    names = "|".join(
+        re.escape(cast("str", tokenizer.convert_ids_to_tokens(number))) for number in special_ids(tokenizer)
+    )
     before = None
     while text != before:  # what is left may be a name again
         before, text = text, re.sub(names, "", text)

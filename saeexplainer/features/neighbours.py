@@ -28,8 +28,8 @@ AT_ONCE = 1024  # features that are compared with all others
 class CoFiring:
     """Running counts of the tokens on which two latents of one SAE are active together; sparse, as activity is.
 
-    Takes 12 bytes a pair that was seen, twice that while a batch is added. Where PAIRS of them are known, counting ends:
-    an overlap is a ratio, and that of the first tokens of the corpus stands for the rest.
+    Takes 12 bytes a pair that was seen, twice that while a batch is added. Where PAIRS of them are known, counting
+    ends: an overlap is a ratio, and that of the first tokens of the corpus stands for the rest.
     """
 
     def __init__(self, d_sae: int) -> None:

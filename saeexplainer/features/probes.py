@@ -38,7 +38,7 @@ def figures(contexts: Sequence[ProbeRow], steered: Sequence[SteeredRow]) -> Prob
 def held_out_contexts(
     contexts: Sequence[ContextRow], features: Sequence[FeatureRow], first_rank: int, count: int
 ) -> list[tuple[FeatureRow, str]]:
-    """For each feature the texts of up to `count` top contexts from `first_rank` on: labels and directions saw earlier ones.
+    """For each feature, texts of up to `count` top contexts from `first_rank` on: labels and directions saw others.
 
     A text that is also an earlier context of the feature, as a corpus that starts over gives it, is left out.
     """

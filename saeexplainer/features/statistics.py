@@ -28,7 +28,7 @@ class FeatureStatistics:
         self.top_documents = torch.zeros(top, d_sae, dtype=torch.long, device=device)
 
     def update(self, codes: Float[Tensor, "valid_tokens d_sae"], document: Tensor, first_document: int) -> None:
-        """Add one batch; `document` numbers the batch's documents from 0, `first_document` is the first one's number."""
+        """Add one batch; `document` numbers its documents from 0, `first_document` is the first one's number."""
         if not len(codes):  # documents of special tokens alone
             return
         self.tokens += len(codes)

@@ -128,7 +128,7 @@ def _by_metric(name: str, rows: Sequence[EvaluationRow]) -> dict[str, dict[str, 
 def _differences(
     a: Mapping[str, Mapping[str, float]], b: Mapping[str, Mapping[str, float]], resamples: int, seed: int
 ) -> dict[str, dict[str, float]]:
-    """metric -> {"value", "low", "high"} of a - b, over the features for which both are known, if they are two or more."""
+    """metric -> {"value", "low", "high"} of a - b, over the features for which both are known, if two or more are."""
     found = {}
     for metric in a:
         if interval := known_difference(a[metric], b[metric], resamples, seed):

@@ -131,7 +131,9 @@ def curve(
     name: str, rows: Sequence[EvaluationRow], predicted: Sequence[float], bins: int, resamples: int, seed: int
 ) -> list[CurvePoint]:
     """Predicted against measured accuracy in `bins` bins of equally many features (give or take one)."""
-    order = np.lexsort((_sureness(rows), predicted))  # by prediction; a fit has level stretches, the surer ones later
+    order = np.lexsort(
+        (_sureness(rows), np.asarray(predicted))
+    )  # by prediction; a fit has level stretches, the surer ones later
     points = []
     for members in np.array_split(order, min(bins, len(rows))):
         measured = bootstrap_mean([rows[at].generative_accuracy for at in members], resamples, seed)

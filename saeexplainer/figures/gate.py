@@ -1,7 +1,8 @@
 """May a round become the champion: it must win on one metric, and lose on none of those that are guarded.
 
 A round that gained on the metric of its own reward may have paid for it elsewhere: with explanations that more features
-share, or that no longer tell what the feature does to the output. `tasks.tracking.registry` asks here before it moves the alias.
+share, or that no longer tell what the feature does to the output. `tasks.tracking.registry` asks here before it moves
+the alias.
 """
 
 from collections.abc import Mapping, Sequence
@@ -48,13 +49,15 @@ def judge(
     A metric is a value of `comparison.METRICS`; a guarded one that is known of fewer than two features says nothing.
     Raises UserError if the rounds measure other features than the opponent, or if the criterion is such a metric.
     """
-    differences = {name: _difference(rows, opponent, criterion, resamples, seed) for name, rows in rounds.items()}
-    for name, interval in differences.items():
-        if interval is None:
+    differences: dict[str, Interval] = {}
+    for name, rows in rounds.items():
+        gained = _difference(rows, opponent, criterion, resamples, seed)
+        if gained is None:
             raise UserError(
                 f"compare_rounds.criterion: {criterion} is known of fewer than two features of both {name} and what it "
                 "is compared with; choose another metric"
             )
+        differences[name] = gained
     losses = {
         name: {
             metric: interval

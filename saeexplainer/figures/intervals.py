@@ -1,8 +1,8 @@
 """Bootstrap intervals over features: of a mean, of a paired difference, of several seeds pooled, of any statistic.
 
 Two rounds explain the same features, and features differ far more among themselves than rounds do; so a difference is
-taken feature by feature and the bootstrap resamples those differences (docs/METHOD.md section 8). Every interval is a 95 %
-percentile interval over features of one seed: it says what other features of this SAE would give, not what another
+taken feature by feature and the bootstrap resamples those differences (docs/METHOD.md section 8). Every interval is a
+95 % percentile interval over features of one seed: it says what other features of this SAE would give, not what another
 training run would. `pooled_difference` joins several seeds.
 """
 

@@ -35,7 +35,7 @@ def error_bars(
     # Where all features agree, the ends can lie a rounding error inside the mean, which matplotlib refuses.
     below = [max(0.0, 100 * (interval["value"] - interval["low"])) for interval in found]
     above = [max(0.0, 100 * (interval["high"] - interval["value"])) for interval in found]
-    shape = {"markersize": 4.5, "capsize": 2.5, "linewidth": 1.2, "linestyle": "none"} | style
+    shape: dict[str, Any] = {"markersize": 4.5, "capsize": 2.5, "linewidth": 1.2, "linestyle": "none"} | style
     axes.errorbar(places, centre, yerr=[below, above], marker="o", color=colour, **shape)
 
 

@@ -6,6 +6,7 @@ each. The same question is asked once.
 """
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -93,7 +94,7 @@ class ChatJudge:
         )
         padded = self.tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt")
         padded = padded.to(self.model.device)
-        return self.model.generate(**padded, generation_config=config).logits[0].float()
+        return cast("Any", self.model).generate(**padded, generation_config=config).logits[0].float()
 
     def _first_ids(self, words: Sequence[str]) -> set[int]:
         found = (self.tokenizer(word, add_special_tokens=False)["input_ids"] for word in words)

@@ -1,7 +1,8 @@
 """Who says how much a text is about a description: one protocol, three ways to answer it.
 
-`judges/likelihood.py` needs no instruct model, `judges/chat.py` asks a local chat model for yes or no, `judges/endpoint.py` asks a
-served one for ratings. Judges score in different units: only comparisons within one judge mean anything.
+`judges/likelihood.py` needs no instruct model, `judges/chat.py` asks a local chat model for yes or no,
+`judges/endpoint.py` asks a served one for ratings. Judges score in different units: only comparisons within one judge
+mean anything.
 """
 
 from collections.abc import Sequence

@@ -12,7 +12,7 @@ import torch
 
 from saeexplainer.judges.judge import Question
 from saeexplainer.models.batches import by_length, fitting, padded
-from saeexplainer.models.blocks import device_of
+from saeexplainer.models.blocks import device_of, embedding_of
 from saeexplainer.models.tokenizers import special_ids
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class LikelihoodJudge:
         found: list[list[float]] = [[] for _ in asked]
         lengths = [len(prompt) + len(ids) for (prompt, _), ids in zip(asked, texts)]
         special = set(special_ids(self.tokenizer))
-        widest = max(lengths, default=0) * self.model.get_input_embeddings().weight.shape[0]
+        widest = max(lengths, default=0) * len(embedding_of(self.model))
         for indices in by_length(lengths, fitting(self.batch_size, max(widest, 1))):
             ids = padded([asked[at][0] + texts[at] for at in indices], self.tokenizer.pad_token_id)
             ids = ids.to(device_of(self.model))

@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -76,7 +76,7 @@ def champion_version(client: "MlflowClient", name: str) -> "ModelVersion | None"
 
 
 @contextmanager
-def fetched(address: str, tracking_uri: str) -> Iterator[Path | None]:
+def fetched(address: str, tracking_uri: str) -> Generator[Path | None, None, None]:
     """A folder of artifacts as a local one, as long as the block runs; None if there is nothing."""
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException

@@ -2,12 +2,16 @@
 
 import re
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from saeexplainer.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # In a checkpoint that reads images too, the language model's weights lie one level deeper.
 TEXT_WEIGHTS = {r"^(model\.)?language_model\.(model\.)?": "model."}
@@ -25,8 +29,8 @@ def transformer_blocks(model: nn.Module) -> nn.ModuleList:
 
     Raises UserError if that is unclear.
     """
-    count = model.config.get_text_config().num_hidden_layers
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    count = text_config(model).num_hidden_layers
+    decoder = cast("Any", model).get_decoder() if hasattr(model, "get_decoder") else model
     found = list(_outermost(decoder, count))
     if len(found) != 1:
         raise UserError(f"{type(model).__name__}: expected one list of {count} blocks, found {len(found)}")
@@ -49,9 +53,19 @@ def check_block(model: nn.Module, block: int, field: str) -> None:
         raise UserError(f"{field}: {block}, but the model has blocks 0 to {count - 1}; choose one of them")
 
 
+def text_config(model: nn.Module) -> Any:
+    """The model's config as transformers has it; of a model for images and text, that of the text part."""
+    return cast("PreTrainedModel", model).config.get_text_config()
+
+
+def embedding_of(model: nn.Module) -> Tensor:
+    """The weights of the input embeddings, a row a token id."""
+    return cast("Any", model).get_input_embeddings().weight
+
+
 def device_of(model: nn.Module) -> torch.device:
     """Where token ids go in: the device of the input embeddings."""
-    return model.get_input_embeddings().weight.device
+    return embedding_of(model).device
 
 
 class _Stop(Exception):
@@ -60,7 +74,7 @@ class _Stop(Exception):
 
 def longest_context(model: nn.Module) -> int | None:
     """How many tokens the model can read at once; None where it has no such limit."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return getattr(text_config(model), "max_position_embeddings", None)
 
 
 def check_context(model: nn.Module, tokens: int, field: str) -> None:
@@ -83,7 +97,7 @@ def read_module(
     check_context(model, input_ids.shape[1], "context_length")
     seen: list[Tensor] = []
 
-    def keep_output(_module: nn.Module, _inputs: object, output: object) -> None:
+    def keep_output(_module: nn.Module, _inputs: object, output: Any) -> None:
         seen.append(output[0] if isinstance(output, tuple) else output)
         raise _Stop
 

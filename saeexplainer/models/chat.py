@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from saeexplainer.config.parts import Pretrained
 from saeexplainer.errors import UserError
@@ -30,8 +30,8 @@ def chat_prompt(tokenizer: "PreTrainedTokenizerFast", said: str) -> list[int]:
     """Token ids of a conversation in which the user said this and the model is next. Where the template has it begin
     with thoughts they are ended at once: a short answer would be cut in them, and yes or no would not come first."""
     asked = [{"role": "user", "content": said}]
-    ids = tokenizer.apply_chat_template(asked, tokenize=True, return_dict=True, **CHAT)["input_ids"]
-    more = replies.straight_to_the_answer(tokenizer.decode(ids[-LAST_IDS:]))
+    ids = cast("Any", tokenizer.apply_chat_template(asked, tokenize=True, return_dict=True, **CHAT))["input_ids"]
+    more = replies.straight_to_the_answer(cast("str", tokenizer.decode(ids[-LAST_IDS:])))
     return ids + tokenizer(more, add_special_tokens=False)["input_ids"] if more else ids
 
 

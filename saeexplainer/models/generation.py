@@ -1,7 +1,7 @@
 """Sampling texts from a causal language model."""
 
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -74,7 +74,7 @@ def _continued(
     """Continuations of one batch, padded on the left."""
     ids = padded(prompts, tokenizer.pad_token_id, side="left").to(device_of(model))
     mask = padded([[1] * len(prompt) for prompt in prompts], 0, side="left").to(ids.device)
-    output = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+    output = cast("Any", model).generate(input_ids=ids, attention_mask=mask, generation_config=config)
     written = output[:, ids.shape[1] :].tolist()
     if kept:
         dropped = set(special_ids(tokenizer)).difference(kept)

@@ -6,7 +6,7 @@ functions. The pipeline's own folders hold a model or a pointer to a pretrained 
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -57,11 +57,11 @@ def load_model(
 ) -> "PreTrainedModel":
     """Load a causal LM from a local folder or, given a commit, from the hub; safetensors only, no code of others.
 
-    dtype: one of `config.parts.Dtype`. device_map, attention: as transformers' `device_map` and `attn_implementation`; None is its
-    own choice (the CPU; eager where a model caps its attention logits, as Gemma 2 does). blocks: keep only the first
-    so many blocks and leave the other weights unread, if the family can be cut; else it is whole. That is enough to
-    read activations up to there; what such a model predicts means nothing. Of a model for images and text, the text
-    part is loaded. Raises UserError if there is no such model, or if its weights are not all there.
+    dtype: one of `config.parts.Dtype`. device_map, attention: as transformers' `device_map` and `attn_implementation`;
+    None is its own choice (the CPU; eager where a model caps its attention logits, as Gemma 2 does). blocks: keep only
+    the first so many blocks and leave the other weights unread, if the family can be cut; else it is whole. That is
+    enough to read activations up to there; what such a model predicts means nothing. Of a model for images and text,
+    the text part is loaded. Raises UserError if there is no such model, or if its weights are not all there.
     """
     where = arguments_for(source, revision)
     if "revision" not in where and not Path(source, "config.json").is_file():
@@ -102,7 +102,7 @@ def _loaded(source: Path | str, how: dict[str, Any], where: dict[str, Any], bloc
         if blocks is not None:
             _keep_blocks(config, blocks)
         with _quiet_loading():
-            model, found = AutoModelForCausalLM.from_pretrained(
+            model, found = AutoModelForCausalLM.from_pretrained(  # ty: ignore[not-iterable] (with loading info it is two)
                 source, config=config, use_safetensors=True, key_mapping=None if config is whole else TEXT_WEIGHTS,
                 output_loading_info=True, ignore_mismatched_sizes=True, **how,
             )  # fmt: skip
@@ -164,7 +164,7 @@ def _keep_blocks(config: "PretrainedConfig", blocks: int) -> None:
 
 
 @contextmanager
-def _quiet_loading() -> Iterator[None]:
+def _quiet_loading() -> Generator[None, None, None]:
     """Without the table of weights that are left unread; those that are missing raise.
 
     By a filter: where this logger has a level of its own, transformers tells of tensor parallelism.

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from saeexplainer.config.parts import Pretrained
 from saeexplainer.errors import UserError, first_line
@@ -82,6 +82,7 @@ def _with_adapter(model: "PreTrainedModel", folder: Path, trainable: bool) -> "P
     if not (folder / ADAPTER[1]).is_file():  # peft would go on to look for a pickle, and on the hub
         raise UserError(f"{folder}: an adapter without weights ({ADAPTER[1]}); run `dvc repro` or `dvc pull`")
     try:
-        return PeftModel.from_pretrained(model, folder.as_posix(), is_trainable=trainable).eval()
+        found = PeftModel.from_pretrained(model, folder.as_posix(), is_trainable=trainable).eval()
+        return cast("PreTrainedModel", found)  # peft's model answers for the one in it
     except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
         raise UserError(f"{folder}: the adapter does not fit {model.name_or_path} ({first_line(error)})") from None

@@ -6,7 +6,7 @@ welcome as transformers; one that rescales its stream between blocks, or takes p
 anything is computed with it.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from saeexplainer.errors import UserError, first_line
 from saeexplainer.models.batches import padded
-from saeexplainer.models.blocks import device_of, transformer_blocks
+from saeexplainer.models.blocks import device_of, embedding_of, transformer_blocks
 from saeexplainer.models.loading import UNREADABLE
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def _reason(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast") -> s
 def _rows(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast") -> list[list[int]]:
     """Ordinary tokens: any that are not special, the same for every run."""
     special = set(tokenizer.all_special_ids)
-    count = min(len(tokenizer), model.get_input_embeddings().weight.shape[0])
+    count = min(len(tokenizer), len(embedding_of(model)))
     ordinary = [number for number in range(count) if number not in special]
     step = max(1, len(ordinary) // sum(LENGTHS))
     chosen = (ordinary[::step] * sum(LENGTHS))[: sum(LENGTHS)]
@@ -85,7 +85,7 @@ def _through(
     def enters(_module: nn.Module, inputs: tuple, named: dict) -> None:
         before.append((inputs[0] if inputs else named["hidden_states"]).float().cpu())
 
-    def leaves(_module: nn.Module, _inputs: object, output: object) -> None:
+    def leaves(_module: nn.Module, _inputs: object, output: Any) -> None:
         after.append((output[0] if isinstance(output, tuple) else output).float().cpu())
 
     handles = [block.register_forward_pre_hook(enters, with_kwargs=True) for block in blocks]
@@ -105,7 +105,7 @@ def _sampled(
     """The logits of the last of a few greedy tokens after each prompt; on the CPU, in float32."""
     ids = padded(rows, tokenizer.pad_token_id, side="left").to(device_of(model))
     mask = padded([[1] * len(row) for row in rows], 0, side="left").to(ids.device)
-    found = model.generate(
+    found = cast("Any", model).generate(
         input_ids=ids, attention_mask=mask, do_sample=False, min_new_tokens=STEPS, max_new_tokens=STEPS,
         pad_token_id=tokenizer.pad_token_id, output_logits=True, return_dict_in_generate=True,
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """Tokenizers, and what the pipeline needs to know of their special tokens."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from saeexplainer.errors import UserError, first_line
 from saeexplainer.models.hub import advice, arguments_for
@@ -28,7 +28,7 @@ def load_tokenizer(
 
     where = arguments_for(source, revision)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **where)
+        tokenizer = cast("PreTrainedTokenizerFast", AutoTokenizer.from_pretrained(source, **where))
     except Exception as error:  # what the tokenizers' library raises for a damaged file is of no kind of its own
         raise UserError(f"{source}: no tokenizer in it ({first_line(error)}){advice(where)}") from None
     if not tokenizer.is_fast:

@@ -15,7 +15,7 @@ def pairs_of_feature(rows: Sequence[ScoreRow], config: BuildPreferences) -> list
     measured = [row for row in rows if row.reward is not None]
     if _sentences(measured) < min(2, _sentences(rows)):
         return DroppedFeature(rows[0].feature_id, rows[0].split, DropReason.calls_failed)
-    best_first = sorted(_distinct(measured), key=lambda row: (-row.reward, row.rank))
+    best_first = sorted(_distinct(measured), key=lambda row: (-_reward(row), row.rank))
     best, worst = best_first[0], best_first[-1]
     reason = _why_dropped(best, worst, config)
     if reason:
@@ -40,30 +40,35 @@ def _words(row: ScoreRow) -> tuple[str, ...]:
     return tuple(row.explanation.lower().split())
 
 
+def _reward(row: ScoreRow) -> float:
+    assert row.reward is not None  # `pairs_of_feature` leaves out the candidates that have none
+    return row.reward
+
+
 def _distinct(rows: Sequence[ScoreRow]) -> list[ScoreRow]:
     """One candidate for each explanation: the best rewarded, so that no sentence is both chosen and rejected."""
     kept: dict[tuple[str, ...], ScoreRow] = {}
     for row in rows:
         key = _words(row)
-        if key not in kept or row.reward > kept[key].reward:
+        if key not in kept or _reward(row) > _reward(kept[key]):
             kept[key] = row
     return list(kept.values())
 
 
 def _why_dropped(best: ScoreRow, worst: ScoreRow, config: BuildPreferences) -> DropReason | None:
-    if best.reward <= 0:
+    if _reward(best) <= 0:
         return DropReason.best_is_zero
-    if best.reward < config.floor:
+    if _reward(best) < config.floor:
         return DropReason.below_floor
     if not best.explanation.strip():
         return DropReason.best_is_empty
-    if (best.reward - worst.reward) / best.reward <= config.min_spread:
+    if _gap(best, worst) <= config.min_spread:
         return DropReason.no_spread
     return None
 
 
 def _gap(best: ScoreRow, row: ScoreRow) -> float:
-    return (best.reward - row.reward) / best.reward
+    return (_reward(best) - _reward(row)) / _reward(best)
 
 
 def _usable(best: ScoreRow, rows: Sequence[ScoreRow], config: BuildPreferences) -> list[ScoreRow]:
@@ -91,7 +96,7 @@ def _all_sides(best_first: Sequence[ScoreRow], config: BuildPreferences) -> list
     sides = [
         (chosen, rejected)
         for at, chosen in enumerate(best_first)
-        if chosen.reward > 0 and chosen.reward >= config.floor and chosen.explanation.strip()
+        if _reward(chosen) > 0 and _reward(chosen) >= config.floor and chosen.explanation.strip()
         for rejected in _usable(chosen, best_first[at + 1 :], config)
     ]
     return sorted(sides, key=lambda side: -_gap(*side))[: config.max_pairs]
@@ -108,9 +113,9 @@ def _pair(chosen: ScoreRow, rejected: ScoreRow, spread: float) -> PreferencePair
         split=chosen.split,
         chosen_explanation=chosen.explanation,
         rejected_explanation=rejected.explanation,
-        chosen_score=chosen.reward,
-        rejected_score=rejected.reward,
-        score_gap=chosen.reward - rejected.reward,
+        chosen_score=_reward(chosen),
+        rejected_score=_reward(rejected),
+        score_gap=_reward(chosen) - _reward(rejected),
         relative_gap=_gap(chosen, rejected),
         spread_ratio=spread,
         chosen_best_text=_best_text(chosen),

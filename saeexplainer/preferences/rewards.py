@@ -9,8 +9,8 @@ from saeexplainer.records import ScoreRow, by_feature
 
 
 def reward(activations: Sequence[float], neighbours: Sequence[float], config: Reward) -> float:
-    """The reward of one explanation from what its texts do to its feature and to the hardest firing neighbour of each text,
-    all in units of the latent's own corpus maximum.
+    """The reward of one explanation from what its texts do to its feature and to the hardest firing neighbour of each
+    text, all in units of the latent's own corpus maximum.
 
     With weight_max 1 and the others 0 this is the reference's reward (docs/METHOD.md section 5), normalised; raw and
     normalised maxima rank the candidates of a feature alike. The neighbours' term makes it discriminative. No text,

@@ -128,7 +128,7 @@ def rounds_rows(comparison: dict) -> list[RoundRow]:
 
 
 def results_table(comparison: dict) -> str:
-    """Two markdown tables, a line a metric: each evaluation in percent, and the paired differences in percentage points.
+    """Two markdown tables, a line a metric: each evaluation in percent, and paired differences in percentage points.
 
     A difference whose 95 % interval leaves zero out is bold.
     """
@@ -139,7 +139,8 @@ def results_table(comparison: dict) -> str:
     return "\n\n".join(
         [
             table(["metric", *(f"`{name}`" for name in rounds)], results),
-            f"{_caption(comparison, literal)} Percent; in brackets the 95 % bootstrap interval; ↑ higher is better, ↓ lower.",
+            f"{_caption(comparison, literal)} Percent; in brackets the 95 % bootstrap interval; "
+            "↑ higher is better, ↓ lower.",
             table(["difference", *(f"`{a}` − `{b}`" for a, b in pairs)], gains),
             "Percentage points, paired by feature. Bold: the 95 % interval leaves zero out.\n",
         ]

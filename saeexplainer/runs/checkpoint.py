@@ -1,8 +1,8 @@
 """What a long pass over documents has gathered so far, kept on disk, so that a killed stage goes on where it was.
 
-A pass adds batch after batch to something that can be kept (`Kept`). A save is a folder that is renamed into place, under
-the fingerprint of all that the work depends on: with another setting, model, corpus or code nothing of it is found. Each
-process of a stage keeps its own part, and goes on from it if there are as many processes again.
+A pass adds batch after batch to something that can be kept (`Kept`). A save is a folder that is renamed into place,
+under the fingerprint of all that the work depends on: with another setting, model, corpus or code nothing of it is
+found. Each process of a stage keeps its own part, and goes on from it if there are as many processes again.
 """
 
 import hashlib

@@ -23,6 +23,6 @@ def seed_torch(seed: int, stage: str) -> int:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
     # Else every torch.empty is filled with NaN, a third of the time of TRL's log-probabilities on a small model.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # ty: ignore[missing-attribute] (a module's property)
     set_seed(value)
     return value

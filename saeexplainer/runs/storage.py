@@ -4,11 +4,11 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from saeexplainer.errors import UserError
 from saeexplainer.runs.processes import is_first
@@ -22,7 +22,7 @@ NOTES = "notes"  # key of a table's notes in its metadata
 
 
 @contextmanager
-def replacing(path: Path, *, each: bool = False) -> Iterator[Path]:
+def replacing(path: Path, *, each: bool = False) -> Generator[Path, None, None]:
     """Yield a temporary sibling of `path` (file or folder) that takes its place only if the block succeeds.
 
     Of several processes of a stage the first one's takes it; what the others wrote is the same. With `each` every
@@ -61,7 +61,7 @@ def _remove(path: Path) -> None:
 
 
 def write_rows(
-    path: Path, rows: Sequence[Any], record: type, notes: dict[str, Any] | None = None, *, each: bool = False
+    path: Path, rows: Sequence[Any], record: type[Any], notes: dict[str, Any] | None = None, *, each: bool = False
 ) -> None:  # fmt: skip
     """Write frozen dataclass rows as parquet, one column a field of `record`, deterministically.
 
@@ -101,7 +101,7 @@ def read_rows(path: Path, record: type[Record]) -> list[Record]:
     if not path.is_file():
         raise UserError(f"{path}: no such table; run `{_maker(path)}` to make it")
     table = pq.read_table(path)
-    expected = [field.name for field in fields(record)]  # type: ignore[arg-type]
+    expected = [field.name for field in fields(cast("Any", record))]
     if table.column_names != expected:
         found = f"columns are {table.column_names}, expected {expected}"
         raise UserError(f"{path}: {found}; run `{_maker(path)}` to remake it")

@@ -6,7 +6,7 @@ stored by sae-lens as JumpReLU, their inference form, and read as that.
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -119,15 +119,16 @@ def _fold_centring(sae: "SAE") -> None:
     With C = I - 11'/d, (xC - b) W = (x - b) CW + b(CW - W). The reconstruction stays that of the centred activation,
     which every LayerNorm reads as it reads the activation itself.
     """
+    weights = cast("Any", sae)  # which of them there are depends on the architecture
     moved = -sae.W_enc.mean(dim=0, keepdim=True).expand_as(sae.W_enc)
     if sae.cfg.apply_b_dec_to_input:
         shift = sae.b_dec @ moved
         if sae.cfg.architecture() == "gated":
-            sae.b_gate += shift
-            sae.b_mag += shift * sae.r_mag.exp()
+            weights.b_gate += shift
+            weights.b_mag += shift * weights.r_mag.exp()
         else:
-            sae.b_enc += shift
-    sae.W_enc += moved
+            weights.b_enc += shift
+    weights.W_enc += moved
     # Folded once: a copy that is saved and loaded again is left as it is.
     kwargs = sae.cfg.metadata.model_from_pretrained_kwargs
     sae.cfg.metadata.model_from_pretrained_kwargs = {**kwargs, "center_writing_weights": False}

@@ -81,6 +81,7 @@ def _loss_with(reader: "Reader", batch: "ReadBatch", value: Tensor | None) -> fl
     """The model's loss with what valid tokens have at the site replaced by `value` (None: untouched)."""
 
     def replace(there: Tensor) -> Tensor:
+        assert value is not None  # without a value nothing calls this
         changed = there.clone()
         changed[batch.valid.to(there.device)] = value.to(there)
         return changed

@@ -9,12 +9,12 @@ children of the block whose outputs add up to the block's output less its input.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import combinations
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
@@ -144,10 +144,10 @@ class SiteReader:
         return read_module(self.model, self._module, input_ids, attention_mask, entering=self._entering)
 
     @contextmanager
-    def changed(self, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    def changed(self, change: Callable[[Tensor], Tensor]) -> Generator[None, None, None]:
         """While the block runs, the model goes on with `change` of the activations [batch, tokens, d_model] there."""
 
-        def change_output(_module: nn.Module, _inputs: object, output: object) -> object:
+        def change_output(_module: nn.Module, _inputs: object, output: Any) -> Any:
             return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
 
         def change_input(_module: nn.Module, inputs: tuple, named: dict) -> tuple[tuple, dict]:
@@ -171,7 +171,7 @@ def _writers(model: nn.Module, block: nn.Module) -> tuple[nn.Module, nn.Module]:
     ids = torch.arange(1, 9).unsqueeze(0)
     outputs: list[tuple[nn.Module, Tensor]] = []
 
-    def keep(module: nn.Module, _inputs: object, output: object) -> None:
+    def keep(module: nn.Module, _inputs: object, output: Any) -> None:
         outputs.append((module, (output[0] if isinstance(output, tuple) else output).float()))
 
     handles = [child.register_forward_hook(keep) for child in block.children()]

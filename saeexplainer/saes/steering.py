@@ -1,4 +1,4 @@
-"""What a feature does to the model's output: texts written while it is held at a value (docs/METHOD.md section 8, steered texts).
+"""What a feature does to the model's output: texts written while it is held at a value (docs/METHOD.md section 8).
 
 At every position but that of BOS, which no SAE reads, what the SAE reads, x, becomes x + (m - a(x)) d, with a(x) the
 feature's activation there and d its decoder row: the feature is set to m and the SAE's error term stays. m is found
@@ -6,7 +6,7 @@ by bisection, for each feature, so that the mean KL divergence of the steered ne
 has a given size; a positive target raises the feature, a negative one lowers it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -37,7 +37,7 @@ class Steering:
         self.first = 1 if reader.begins_with_bos else 0  # position that is steered first, in a text
 
     @contextmanager
-    def held(self, features: Int[Tensor, "batch"], values: Float[Tensor, "batch"]) -> Iterator[None]:
+    def held(self, features: Int[Tensor, "batch"], values: Float[Tensor, "batch"]) -> Generator[None, None, None]:
         """While the block runs, row i of every batch has feature i at value i (activation units), but at BOS.
 
         A pass over more than one token starts a text; one over a single token is a cached step of generation.
@@ -86,9 +86,9 @@ def bisect(
 ) -> Float[Tensor, "batch"]:
     """For each row the value, signed as its target, at which the divergence is |target|.
 
-    `start` (positive) is the first size tried; it doubles until the divergence is reached, at most `doublings` times, then
-    the interval is halved. A row whose target is out of reach ends at the largest size tried. The divergence must grow
-    with the size.
+    `start` (positive) is the first size tried; it doubles until the divergence is reached, at most `doublings` times,
+    then the interval is halved. A row whose target is out of reach ends at the largest size tried. The divergence must
+    grow with the size.
     """
     sign = targets.sign()
     low, high = torch.zeros_like(start), start.clone()

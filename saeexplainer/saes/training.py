@@ -31,8 +31,8 @@ def train_and_save(
 
     if len(activations) < config.batch_tokens:
         raise UserError(
-            f"prepare_sae.batch_tokens: {config.batch_tokens}, but the documents have {len(activations)} tokens; lower it "
-            "or raise prepare_sae.documents"
+            f"prepare_sae.batch_tokens: {config.batch_tokens}, but the documents have {len(activations)} tokens; lower "
+            "it or raise prepare_sae.documents"
         )
     shape = TopKTrainingSAEConfig(
         d_in=activations.shape[1], d_sae=spec.d_sae, k=spec.k, normalize_activations="expected_average_only_in",
@@ -40,8 +40,8 @@ def train_and_save(
     )  # fmt: skip
     settings = SAETrainerConfig(
         total_training_samples=config.steps * config.batch_tokens, train_batch_size_samples=config.batch_tokens,
-        lr=config.learning_rate, lr_end=config.learning_rate / 10, lr_decay_steps=config.steps // 5, dead_feature_window=200,
-        n_batches_for_norm_estimate=20, logger=LoggingConfig(log_to_wandb=False),
+        lr=config.learning_rate, lr_end=config.learning_rate / 10, lr_decay_steps=config.steps // 5,
+        dead_feature_window=200, n_batches_for_norm_estimate=20, logger=LoggingConfig(log_to_wandb=False),
     )  # fmt: skip
     provider = _batches(activations, config.batch_tokens, seed)
     _, settings_file = SAETrainer(settings, TopKTrainingSAE(shape), provider).fit().save_inference_model(folder)

@@ -178,7 +178,8 @@ def _levels(ablation: dict[str, Any]) -> str:
     metrics = known_metrics(found["metrics"] for found in ablation["variants"].values())
     rows = [
         [
-            f"`{name}`", literal(found["group"]), literal(state(found)), plain(found["seed"], ""), found["round"] or "–",
+            f"`{name}`", literal(found["group"]), literal(state(found)), plain(found["seed"], ""),
+            found["round"] or "–",
             *(percent(found["metrics"][metric]) for metric in metrics),
         ]
         for name, found in ablation["variants"].items()

@@ -1,8 +1,8 @@
 """What the reports of the study share: the record of a variant, and the figures of its rows.
 
-Everything a figure says is an interval of `saeexplainer.figures.intervals`, kept as {"value", "low", "high", "n"} so that the
-reports can be written again from their JSON alone. Rows of different runs are paired only where the runs measured the
-same features of the same SAE.
+Everything a figure says is an interval of `saeexplainer.figures.intervals`, kept as {"value", "low", "high", "n"} so
+that the reports can be written again from their JSON alone. Rows of different runs are paired only where the runs
+measured the same features of the same SAE.
 """
 
 import json

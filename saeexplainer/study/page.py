@@ -1,8 +1,9 @@
 """What the study found, from the evaluations of its variants alone: figures and tables.
 
 `summarise` makes study.json; the page, and the pictures (`saeexplainer.study.pictures`), are made from that and nothing
-else. Intervals are those of `saeexplainer.figures.intervals`: over features, paired where two evaluations are subtracted, and
-where seeds are pooled, resampled inside each seed. A variant without figures stays in every list, with the reason.
+else. Intervals are those of `saeexplainer.figures.intervals`: over features, paired where two evaluations are
+subtracted, and where seeds are pooled, resampled inside each seed. A variant without figures stays in every list, with
+the reason.
 """
 
 import math
@@ -162,7 +163,8 @@ def page(study: dict[str, Any]) -> str:
         "Rewards are permuted among the candidates of each feature before the pairs are built; all else is the same.",
         _control_table(study),
         "## The gain and the quality of the labels",
-        "From poor labels to clean ones (conf/study.yaml says what each labeller does); open_loop is what they are worth.",
+        "From poor labels to clean ones (conf/study.yaml says what each labeller does); "
+        "open_loop is what they are worth.",
         *["![gain over the generative accuracy of the labels](study_labels.png)"] * has_labels(study),
         _labels_table(study),
         *_others(study),

@@ -42,10 +42,11 @@ def train(
     training: "Dataset", validation: "Dataset", config: TrainDpo, round_: Round, how: TrainSft, *, seed: int,
     scratch: Path,
 ) -> list[dict[str, float]]:  # fmt: skip
-    """Train `model` in place; the models carry their feature tokens already. Returns the log. No reference is given with
-    an adapted model: a frozen copy of the adapter it starts with is the reference then, on the same base.
+    """Train `model` in place; the models carry their feature tokens already. Returns the log. No reference is given
+    with an adapted model: a frozen copy of the adapter it starts with is the reference then, on the same base.
 
-    Raises UserError if there are no pairs or too few for two steps, RuntimeError if training left the weights unchanged.
+    Raises UserError if there are no pairs or too few for two steps, RuntimeError if training left the weights
+    unchanged.
     """
     if not len(training) or not len(validation):
         raise UserError(
@@ -103,7 +104,7 @@ def best_checkpoint() -> Any:
             self.key: tuple[float, float] | None = None
             self.weights: dict[str, Tensor] = {}
 
-        def on_evaluate(self, args, state, control, metrics=None, model=None, **_):
+        def on_evaluate(self, args, state, control, metrics: Any = None, model: Any = None, **_):
             """Keep the weights if this is the best evaluation so far."""
             if state.global_step < 2:  # the first step's learning rate is 0: these are the weights of the start
                 return

@@ -9,7 +9,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainingArguments
+
+Arguments = TypeVar("Arguments", bound="TrainingArguments")
 
 
 @dataclass(frozen=True)
@@ -98,9 +100,9 @@ def supervised_fine_tuning(
     before = trained_weights(model)
     arguments = SFTConfig(
         output_dir=str(scratch), num_train_epochs=epochs, learning_rate=learning_rate, max_length=None,
-        per_device_train_batch_size=batch_size // processes.count(), lr_scheduler_type="cosine", warmup_steps=0.05, weight_decay=0.0,
-        seed=seed, data_seed=seed, save_strategy="no", logging_steps=25, report_to="none", bf16=config.bf16,
-        dataset_kwargs={"skip_prepare_dataset": True}, use_cpu=not torch.cuda.is_available(),
+        per_device_train_batch_size=batch_size // processes.count(), lr_scheduler_type="cosine", warmup_steps=0.05,
+        weight_decay=0.0, seed=seed, data_seed=seed, save_strategy="no", logging_steps=25, report_to="none",
+        bf16=config.bf16, dataset_kwargs={"skip_prepare_dataset": True}, use_cpu=not torch.cuda.is_available(),
         gradient_checkpointing=config.gradient_checkpointing, gradient_accumulation_steps=config.accumulate,
         dataloader_pin_memory=False, loss_type="nll",
     )  # fmt: skip
@@ -111,7 +113,7 @@ def supervised_fine_tuning(
     return trainer.state.log_history
 
 
-def on_one_device(arguments: "TrainingArguments") -> "TrainingArguments":
+def on_one_device(arguments: Arguments) -> Arguments:
     """The same, on a machine with several GPUs too: transformers would copy the model to each (DataParallel), and the
     copies would share the hooks of one set of feature tokens."""
     arguments._n_gpu = min(arguments.n_gpu, 1)  # as transformers itself does where a model lies on several
@@ -119,7 +121,7 @@ def on_one_device(arguments: "TrainingArguments") -> "TrainingArguments":
 
 
 def trained_weights(model: torch.nn.Module) -> dict[str, Tensor]:
-    """A copy of all that a trainer would change: of an adapted model the adapter, and a projection that is not frozen."""
+    """A copy of all that a trainer would change: an adapted model's adapter, and a projection that is not frozen."""
     return {name: weight.detach().clone() for name, weight in model.named_parameters() if weight.requires_grad}
 
 

@@ -150,8 +150,8 @@ def held_out_loss(
         count = int((labels[:, 1:] != -100).sum())
         nats += float(model(**padded, labels=labels).loss) * count
         tokens += count
-    known = [documents[index].nats for index in kept]
-    floor = None if any(value is None for value in known) else sum(known) / tokens
+    known = [value for index in kept if (value := documents[index].nats) is not None]
+    floor = sum(known) / tokens if len(known) == len(kept) else None
     return nats / tokens, floor
 
 

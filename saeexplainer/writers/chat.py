@@ -18,8 +18,8 @@ class ChatWriter:
         self._said: list[str] = []  # every answer without its thoughts
 
     def write(self, descriptions: Sequence[str]) -> dict[str, list[str]]:
-        """`config.texts` for each, without those of answers that were nothing but thoughts. Raises UserError if a prompt
-        and its text are more than the model reads."""
+        """`config.texts` for each, without those of answers that were nothing but thoughts. Raises UserError if a
+        prompt and its text are more than the model reads."""
         prompts = {
             description: chat_prompt(self.tokenizer, self.config.prompt.format(description=description))
             for description in distinct(descriptions)

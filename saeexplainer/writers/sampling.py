@@ -1,6 +1,6 @@
 """Drawing several texts for one explanation."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from saeexplainer.config.parts import ChatWriterSpec, SubjectWriterSpec
@@ -16,7 +16,7 @@ def distinct(descriptions: Iterable[str]) -> list[str]:
 
 
 def sampled(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", prompts: dict[str, Sequence[int]],
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", prompts: Mapping[str, Sequence[int]],
     config: SubjectWriterSpec | ChatWriterSpec, kept: Collection[int] = (),
 ) -> dict[str, list[str]]:  # fmt: skip
     """`config.texts` continuations of the prompt (token ids) of each description, drawn from torch's generator; with

@@ -1,8 +1,8 @@
 """Who turns an explanation into texts: one protocol, three ways to write.
 
-The subject continues a prompt, `writers/chat.py` asks a local chat model for one text at a time, `writers/endpoint.py` asks a
-served one for all texts of a description at once. A writer never sees the feature: a description is written once,
-however many features it was proposed for.
+The subject continues a prompt, `writers/chat.py` asks a local chat model for one text at a time, `writers/endpoint.py`
+asks a served one for all texts of a description at once. A writer never sees the feature: a description is written
+once, however many features it was proposed for.
 """
 
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,7 @@
 """What an experiment will take, answered without running it: `sae-explainer plan experiment=pydoc`.
 
-Settings are composed from conf/ as `tasks.settings.compose` does, and params.yaml stays as it is. Shapes of known models are in
-conf/shapes.yaml, what was measured in conf/throughput.yaml. Estimates: docs/SCALE.md.
+Settings are composed from conf/ as `tasks.settings.compose` does, and params.yaml stays as it is. Shapes of known
+models are in conf/shapes.yaml, what was measured in conf/throughput.yaml. Estimates: docs/SCALE.md.
 """
 
 import json

@@ -88,7 +88,8 @@ def example(comparison: dict) -> str:
     lines += [_told(name, tables[name][shown]) for name in names]
     lines += [
         "",
-        f"{len(mended)} of {len(first)} features went from at most {low:.0%} of their texts to at least {high:.0%}, {len(spoiled)} the other way.",
+        f"{len(mended)} of {len(first)} features went from at most {low:.0%} of their texts to at least {high:.0%}, "
+        f"{len(spoiled)} the other way.",
     ]
     return "\n".join(lines)
 

@@ -2,8 +2,9 @@
 
 The pipeline repeats its stages over `rounds` of params.yaml, which DVC reads before anything runs; so this loop stands
 outside of it. It brings the pipeline up to date as it is, adds a round and its evaluation to params.yaml, and runs this
-round's first two stages, which are what measures the newest explainer on valid features (`saeexplainer.figures.stop_rule`). If
-the round before was worth it, the new one stays and the whole pipeline goes on with it; if not, it is taken out again.
+round's first two stages, which are what measures the newest explainer on valid features
+(`saeexplainer.figures.stop_rule`). If the round before was worth it, the new one stays and the whole pipeline goes on
+with it; if not, it is taken out again.
 
 The round that was added and not yet decided on is named in TRIAL. All else is in params.yaml and with DVC, so the same
 command goes on after a kill.
@@ -39,8 +40,8 @@ def run(at_most: int) -> str:
     """
     if settings_params.load().evaluate.split == stop_rule.SPLIT:
         raise UserError(
-            f"{PARAMS}: evaluate.split: is {stop_rule.SPLIT}, on which this decides; report on test, so that no decision "
-            "is made on what is reported"
+            f"{PARAMS}: evaluate.split: is {stop_rule.SPLIT}, on which this decides; report on test, so that no "
+            "decision is made on what is reported"
         )
     with repro.holding("sae-explainer rounds"):
         while (why := _step(at_most)) is None:

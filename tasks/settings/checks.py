@@ -82,8 +82,8 @@ def _subject(params: Params) -> Iterator[str]:
     if subject.pretrained is not None:
         if not re.fullmatch(r"[^\s/]+", Path(subject.pretrained.source).name):
             yield (
-                f"prepare_subject.pretrained.source: is {subject.pretrained.source!r}; its last part names the subject in "
-                "feature ids and must be there, without spaces"
+                f"prepare_subject.pretrained.source: is {subject.pretrained.source!r}; its last part names the subject "
+                "in feature ids and must be there, without spaces"
             )
         return
     if subject.prepend_bos is not None:
@@ -185,7 +185,10 @@ def _labeller(params: Params) -> Iterator[str]:
     if labeller is None:
         return
     if Path(source) != CONTEXTS:
-        yield f"{key}: would not be asked, because label_features.source is {source!r}; give null here or {CONTEXTS} there"
+        yield (
+            f"{key}: would not be asked, because label_features.source is {source!r}; give null here or {CONTEXTS} "
+            "there"
+        )
     if labeller.kind == "endpoint" and "temperature" in labeller.endpoint.request:
         yield f"{key}.endpoint.request.temperature: is set twice; take it out, {key} says it"
 

@@ -6,9 +6,9 @@
 A registered model an MLflow experiment (`sae-explainer-sandbox`), a version a round. A version holds the explainer, its
 features and the rows on which it was measured, so that the next one can be compared with it when data/ is another.
 `champion` moves to the best round that beats the champion on `compare_rounds.criterion` and loses on none of
-`compare_rounds.guarded`, both paired by feature and beyond the 95 % interval (`saeexplainer.figures.gate`); the first champion
-has to beat what training started from. Results that measure other things (another subject, SAE, split, writer or probes) are not
-comparable: then it stays, and only a person moves it.
+`compare_rounds.guarded`, both paired by feature and beyond the 95 % interval (`saeexplainer.figures.gate`); the first
+champion has to beat what training started from. Results that measure other things (another subject, SAE, split, writer
+or probes) are not comparable: then it stays, and only a person moves it.
 """
 
 import argparse

@@ -4,7 +4,8 @@
     sae-explainer tracking relocate       after the workspace was moved: let the store find its artifacts here
 
 Metrics, parameters, tags and datasets come from reports/, params.yaml and dvc.lock alone. The sample explanations and
-the registered explainers (`tasks.tracking.registry`) need data/: where it is not there they are left out, and a line says so.
+the registered explainers (`tasks.tracking.registry`) need data/: where it is not there they are left out, and a line
+says so.
 
 An experiment of MLflow is an experiment of conf/. A pipeline run is a parent run with one child an evaluation; children
 carry the same metric names, so that the compare view lines the rounds up, and the parent carries them again with
@@ -152,7 +153,8 @@ def _log_runs(
 def run_of_the_result() -> tuple[str, str] | None:
     """Ids of the experiment and the parent run that hold the result in reports/, whoever made it; None if none does.
 
-    Changes nothing. Raises UserError for a store of another version or broken files, and whatever else the store raises.
+    Changes nothing. Raises UserError for a store of another version or broken files, and whatever else the store
+    raises.
     """
     if not (os.environ.get("MLFLOW_TRACKING_URI") or store.STORE.is_file()):
         return None

@@ -1,9 +1,9 @@
-"""How Data Docs look: what Great Expectations says of a preference set, on pages that need no network and run no script.
+"""How Data Docs look: what Great Expectations says of a preference set, on pages without network or scripts.
 
 GX's own views take tables, icons and styles from other hosts, so that an index is blank without a network, and put the
-values that failed into the markup as they are, so that an explanation may be a script. `SiteView` is named as the `view`
-in a site's configuration (tasks/validation/data_docs.py): GX still decides what is said, data_docs.html lays it out. Jinja escapes
-everything, and a policy in each page forbids scripts and other hosts besides.
+values that failed into the markup as they are, so that an explanation may be a script. `SiteView` is named as the
+`view` in a site's configuration (tasks/validation/data_docs.py): GX still decides what is said, data_docs.html lays it
+out. Jinja escapes everything, and a policy in each page forbids scripts and other hosts besides.
 """
 
 import base64

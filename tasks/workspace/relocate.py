@@ -1,8 +1,8 @@
-"""Have the commands of a virtual environment start the Python beside them: `.venv/bin/python -m tasks.workspace.relocate`.
+"""Have the commands of a virtual environment start its Python: `.venv/bin/python -m tasks.workspace.relocate`.
 
 pip writes the full path of Python into every command that it installs. In a folder that was moved, such a command
-starts nothing; in one that was copied, it starts the Python of the original. `make setup` runs this where `.venv` came along
-from another folder, so that nothing has to be installed again.
+starts nothing; in one that was copied, it starts the Python of the original. `make setup` runs this where `.venv` came
+along from another folder, so that nothing has to be installed again.
 """
 
 import re

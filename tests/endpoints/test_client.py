@@ -221,17 +221,30 @@ def test_thoughts_are_never_an_answer_and_a_cut_one_is_a_counted_failure(serve, 
 ANSWERS = {
     "behind thoughts": choice(f"<think>{DRAFT}</think>{GOOD}"),
     "behind thoughts that the template opened": choice(f"{DRAFT}</think>\n{GOOD}"),
-    "behind channels": choice(f"<|channel|>analysis<|message|>{DRAFT}<|end|><|start|>assistant<|channel|>final<|message|>{GOOD}"),
+    "behind channels": choice(
+        f"<|channel|>analysis<|message|>{DRAFT}<|end|><|start|>assistant<|channel|>final<|message|>{GOOD}"
+    ),
     "beside a field of thoughts": choice(GOOD, reasoning_content=DRAFT, reasoning=DRAFT),
-    "in parts": choice([{"type": "thinking", "text": DRAFT}, {"type": "text", "text": GOOD[:9]}, {"type": "text", "text": GOOD[9:]}]),
+    "in parts": choice([
+        {"type": "thinking", "text": DRAFT}, {"type": "text", "text": GOOD[:9]}, {"type": "text", "text": GOOD[9:]}
+    ]),
     "whole, then cut": choice(GOOD + "\n\n\n", "length"),
     "without a reason to end": choice(GOOD, None),
     "with a mark at its start": choice("\ufeff" + GOOD),
     "with slips": choice("{'texts': ['a dog', 'a cat',],}"),
-    "in a body with a mark": b"\xef\xbb\xbf" + json.dumps({"choices": [choice(GOOD)], "usage": {"prompt_tokens": 10.0, "completion_tokens": 5}}).encode(),
-    "beside nulls": json.dumps({"choices": [choice(GOOD)], "error": None, "usage": {"prompt_tokens": 10, "completion_tokens": 5, "details": None}}).encode(),
-    "beside what is no number": json.dumps({"choices": [choice(GOOD, logprobs=float("nan"))], "usage": {"prompt_tokens": 10, "completion_tokens": 5}}).encode(),
-    "of two choices": json.dumps({"choices": [choice(GOOD), choice(DRAFT)], "usage": {"prompt_tokens": 10, "completion_tokens": 5}}).encode(),
+    "in a body with a mark": b"\xef\xbb\xbf" + json.dumps(
+        {"choices": [choice(GOOD)], "usage": {"prompt_tokens": 10.0, "completion_tokens": 5}}
+    ).encode(),
+    "beside nulls": json.dumps({
+        "choices": [choice(GOOD)], "error": None,
+        "usage": {"prompt_tokens": 10, "completion_tokens": 5, "details": None},
+    }).encode(),
+    "beside what is no number": json.dumps(
+        {"choices": [choice(GOOD, logprobs=float("nan"))], "usage": {"prompt_tokens": 10, "completion_tokens": 5}}
+    ).encode(),
+    "of two choices": json.dumps(
+        {"choices": [choice(GOOD), choice(DRAFT)], "usage": {"prompt_tokens": 10, "completion_tokens": 5}}
+    ).encode(),
 }  # fmt: skip
 
 
@@ -276,7 +289,8 @@ def test_any_field_of_a_request_arrives_as_it_is_set(serve, tmp_path):
     server = serve()
     request = {
         "max_tokens": 800.0, "presence_penalty": -0.5, "reasoning_effort": "low", "store": False, "user": None,
-        "stop": ["\n\n", "END"], "logit_bias": {"50256": -100}, "chat_template_kwargs": {"enable_thinking": False, "budget": 1.0},
+        "stop": ["\n\n", "END"], "logit_bias": {"50256": -100},
+        "chat_template_kwargs": {"enable_thinking": False, "budget": 1.0},
     }  # fmt: skip
     Client(endpoint(server, tmp_path, request=request), "x").ask([TWO], "")
     assert {name: server.requests[0][name] for name in request} == request
@@ -326,10 +340,15 @@ SURROUNDINGS = {
     "a proxy that is gone": ({"HTTP_PROXY": "http://u:pw@127.0.0.1:1"}, "ConnectError .* by the proxy of HTTP_PROXY (http://127.0.0.1:1)"),
     "small letters win": ({"HTTP_PROXY": "http://127.0.0.1:1", "http_proxy": "127.0.0.1:2"}, "proxy of http_proxy (http://127.0.0.1:2)"),
     "one for all by SOCKS": ({"ALL_PROXY": "socks5://127.0.0.1:1"}, "proxy of ALL_PROXY (socks5://127.0.0.1:1)"),
-    "another kind of SOCKS": ({"ALL_PROXY": "socks4://u:pw@127.0.0.1:1"}, "ALL_PROXY: holds no proxy's address; give one like http://host:3128 or socks5://host:1080, or unset it"),
+    "another kind of SOCKS": (
+        {"ALL_PROXY": "socks4://u:pw@127.0.0.1:1"},
+        "ALL_PROXY: holds no proxy's address; give one like http://host:3128 or socks5://host:1080, or unset it",
+    ),
     "no port": ({"HTTPS_PROXY": "http://127.0.0.1:port"}, "HTTPS_PROXY: holds no proxy's address"),
     "no host": ({"HTTPS_PROXY": "http://"}, "HTTPS_PROXY: holds no proxy's address"),
-    "certificates that are gone": ({"SSL_CERT_FILE": "/nowhere.pem"}, "SSL_CERT_FILE: /nowhere.pem holds no certificates (No such file"),
+    "certificates that are gone": (
+        {"SSL_CERT_FILE": "/nowhere.pem"}, "SSL_CERT_FILE: /nowhere.pem holds no certificates (No such file",
+    ),
     "certificates that are none": ({"SSL_CERT_FILE": __file__}, "test_client.py holds no certificates ("),
     "a folder of none": ({"SSL_CERT_DIR": "/nowhere"}, "SSL_CERT_DIR: /nowhere is no folder; "),
     "an entry with brackets": ({"NO_PROXY": "[::1]"}, "NO_PROXY: has an entry that is no host ("),

@@ -33,7 +33,7 @@ def test_overlap_is_intersection_over_union_however_the_tokens_are_batched(seed,
 
 
 def test_half_are_near_by_direction_and_half_by_company():
-    # Of latent 0: latent 1 points almost its way, latent 3 fires with it most often, latent 2 neither, latent 4 is dead.
+    # Latent 1 points almost the way of latent 0, latent 3 fires with it most often, 2 does neither, latent 4 is dead.
     decoder = torch.tensor([[1.0, 0.0], [2.0, 0.2], [0.0, 1.0], [-1.0, 0.1], [1.0, 0.0]])
     firing = CoFiring(5)
     firing.update(

@@ -1,4 +1,4 @@
-"""The control room as its users use it: one real start of it in a toy workspace, its API, its pages, and its mistakes."""
+"""The control room as its users use it: one real start in a toy workspace, its API, its pages, and its mistakes."""
 
 import asyncio
 import json
@@ -188,7 +188,9 @@ def test_a_workspace_whose_run_was_killed_outright_recovers(room: Room) -> None:
     """The whole session dies at once, DVC with its lock files."""
     (room.folder / "pids").unlink()
     (room.folder / "step.py").write_text(ENDLESS)
-    code = "from tasks.workspace import repro\nwith repro.holding('x'), repro.started('dvc', 'repro') as child: list(child)"
+    code = (
+        "from tasks.workspace import repro as r\nwith r.holding('x'), r.started('dvc', 'repro') as child: list(child)"
+    )
     with subprocess.Popen([sys.executable, "-c", code], cwd=room.folder, env=toys.environment()) as process:
         started = pids(room.folder)
         lock = json.loads((room.folder / ".dvc/tmp/rwlock").read_text())
@@ -350,7 +352,8 @@ def test_no_server_at_the_address_is_one_line(tmp_path: Path) -> None:
         )  # fmt: skip
         assert done.returncode == 2
         assert done.stderr == (
-            f"error: PREFECT_API_URL: no Prefect server answers at {url}; start one (`make ui`) or correct the address\n"
+            f"error: PREFECT_API_URL: no Prefect server answers at {url}; start one (`make ui`) or correct the "
+            "address\n"
         )
 
 

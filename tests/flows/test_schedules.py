@@ -1,4 +1,4 @@
-"""Schedules as people rely on them: a real server plans the runs of a cron line, starts the next one, and it ends well."""
+"""Schedules as people rely on them: a real server plans the runs of a cron line, starts the next, and it ends well."""
 
 import re
 import subprocess

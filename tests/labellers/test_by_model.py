@@ -41,8 +41,8 @@ def served(server: Server, folder: Path, **changes) -> EndpointLabellerSpec:
 def local(folder: Path, follows: dict[str, list[str]], **more) -> ChatLabellerSpec:
     """A chat model that says what follows."""
     return ChatLabellerSpec(
-        kind="chat", model=pretrained(saying(folder, follows, **more)), prompt=PROMPT, max_new_tokens=9, temperature=0.0,
-        batch_size=2,
+        kind="chat", model=pretrained(saying(folder, follows, **more)), prompt=PROMPT, max_new_tokens=9,
+        temperature=0.0, batch_size=2,
     )  # fmt: skip
 
 
@@ -77,7 +77,9 @@ ALOUD = {
     "marks that are text": (
         {"<assistant>": ["<think>"], "<think>": ["DRAFT"], "DRAFT": ["</think>"], "</think>": ["a dog"]}, {},
     ),
-    "channels": ({"<|message|>": ["a dog"], "assistant": ["DRAFT"]}, {"begins": "<|start|>assistant", "special": CHANNELS}),
+    "channels": (
+        {"<|message|>": ["a dog"], "assistant": ["DRAFT"]}, {"begins": "<|start|>assistant", "special": CHANNELS},
+    ),
     "a template that opens them": (
         {"<think>": ["DRAFT"], "\u010a": ["a dog"]}, {"begins": "<assistant><think>"}  # the byte of a line break
     ),

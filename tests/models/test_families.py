@@ -249,7 +249,7 @@ class Refusing(BaseHTTPRequestHandler):
         self.send_header("Content-Length", "0")
         self.end_headers()
 
-    do_GET = do_HEAD
+    do_GET = do_HEAD  # noqa: N815 (the name that http.server calls)
 
     def log_message(self, *_: object) -> None:
         pass

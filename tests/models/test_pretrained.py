@@ -115,7 +115,7 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @torch.no_grad()
 def plainly(model: Path, sae_folder: Path, prepend_bos: bool | None) -> list[Tensor]:
-    """Activations [valid_tokens, d_sae] of each document of the pass, by transformers and sae-lens alone, one by one."""
+    """Activations [valid_tokens, d_sae] of each document of the pass, by transformers and sae-lens alone."""
     plain = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     tokenizer = tokenizers.load_tokenizer(model, prepend_bos=prepend_bos)
     one = lens.SAE.load_from_disk(sae_folder)

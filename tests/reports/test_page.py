@@ -95,7 +95,8 @@ def test_a_feature_in_full():
     assert list(detail["rounds"]) == ["r1"], "a round that never saw the feature says nothing"
     candidates = [(row["explanation"], row["reward"], row["role"]) for row in detail["rounds"]["r1"]["candidates"]]
     assert candidates == [
-        ("the word dog", 0.9, "chosen"), ("the word dog", 0.9, ""), ("an animal", 0.4, ""), ("any tool", 0.1, "rejected"),
+        ("the word dog", 0.9, "chosen"), ("the word dog", 0.9, ""), ("an animal", 0.4, ""),
+        ("any tool", 0.1, "rejected"),
     ]  # fmt: skip
     summary = payload.summary(records)
     assert summary["rounds"] == {"r1": [0.9, "the word dog", "1 pair"]}
@@ -138,7 +139,10 @@ def test_an_unknown_feature_has_dashes_and_not_numbers():
 def comparison() -> dict:
     rows = {"open_loop": [0.5, 0.5], "sft": [0.0, 0.25], "r1": [0.5, 1.0]}
     return summarise(
-        {name: [evaluated(f"sandbox/main/{at}", value) for at, value in enumerate(values)] for name, values in rows.items()},
+        {
+            name: [evaluated(f"sandbox/main/{at}", value) for at, value in enumerate(values)]
+            for name, values in rows.items()
+        },
         100, 0,
     )  # fmt: skip
 

@@ -55,7 +55,8 @@ def folder(tmp_path: Path) -> Path:
 def ran(folder: Path) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-c", "import probe, tasks.stage as s, saeexplainer.runs.processes as p; "
-         "launch = p.launch; p.launch = lambda module, count: launch(['probe'], count); s.main(probe.run, [], parallel=True)"],
+         "launch = p.launch; p.launch = lambda module, count: launch(['probe'], count); "
+         "s.main(probe.run, [], parallel=True)"],
         cwd=folder, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
 

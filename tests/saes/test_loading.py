@@ -94,7 +94,7 @@ class Width:
 
 
 class Mirror:
-    """Codes are the positive and the negative part of the input and a latent that never fires; scale 1 loses nothing."""
+    """Codes are the positive and negative part of the input and a latent that never fires; scale 1 loses nothing."""
 
     cfg = Width(2 * WIDTH + 1)
 

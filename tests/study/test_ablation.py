@@ -125,7 +125,8 @@ def test_a_missing_seed_leaves_the_others_and_is_named() -> None:
     helps = variant("up0", "up", rounds([value + 0.25 for value in LEVELS]), "base0")
     found = ablated(base(1), helps, absent("up1", "up", "base1", ["up=on"], "not run"))
     assert study_ablation.verdict_lines(found) == [
-        "one run only: `up` (`up=on`): generative accuracy **+25.0 (+25.0 to +25.0)**, 1 run, 4 features; also better: mean activation **+12.5 (+12.5 to +12.5)**; up1: not run"
+        "one run only: `up` (`up=on`): generative accuracy **+25.0 (+25.0 to +25.0)**, 1 run, 4 features; "
+        "also better: mean activation **+12.5 (+12.5 to +12.5)**; up1: not run"
     ]
 
 

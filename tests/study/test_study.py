@@ -147,7 +147,7 @@ def test_what_variants_share_runs_once_and_a_failure_stops_nobody_else(toy: Path
 
 
 def check_the_other_plan(toy: Path) -> None:
-    """Its variants of the same names have folders of their own, share what was run, and leave the study's page alone."""
+    """Its variants of the same names have own folders, share what was run, and leave the study's page alone."""
     before = (toy / "docs/STUDY.md").read_bytes()
     process = started(toy, "--plan", "ablation")
     printed = process.communicate(timeout=240)[0].splitlines()

@@ -31,7 +31,7 @@ def free_port() -> int:
 
 @contextmanager
 def program(folder: Path, *command: str, says: str, **more: str) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
-    """`python -m <command>` in a folder once it has said something, and the file of what it says; stopped by SIGTERM."""
+    """`python -m <command>` in a folder once it has said something, and the file of what it says; SIGTERM ends it."""
     log = folder / f"{command[0]}.log"
     with log.open("wb") as file:
         process = subprocess.Popen(

@@ -8,7 +8,8 @@ from rows import evaluation, score
 from saeexplainer.records import ContextRow, EvaluationRow, FeatureRow, PreferencePair, ScoreRow
 
 FEATURE = FeatureRow("sandbox/main/7", "main", 7, "test", maximum=20.0, density=0.01)
-NASTY = """</script><script>alert(1)</script> "quoted" & 'so' <!-- 🦊 שלום \\u2028\u2028 {{ 7 * 7 }} ${x} $id "><img src=x>"""
+NASTY = """</script><script>alert(1)</script> "quoted" & 'so' <!-- 🦊 שלום \\u2028\u2028 {{ 7 * 7 }} \
+${x} $id "><img src=x>"""
 
 
 def context(rank: int = 0, feature_id: str = FEATURE.feature_id) -> ContextRow:

@@ -1,4 +1,4 @@
-"""Rows for tests that care about a few fields: the others are empty or zero, whichever fields the record comes to have."""
+"""Rows for tests that care about a few fields: the others are empty or zero, whatever fields the record has."""
 
 import math
 from dataclasses import fields
@@ -31,7 +31,7 @@ def evaluated(
 
 
 def _consistent(accuracy: float, index: int, truth: float, sae: str) -> dict:
-    return dict(
+    return dict(  # noqa: C408 (fields as a call has them)
         feature_id=f"sandbox/{sae}/{index}",
         explanation="the word dog",
         log_probability=math.nan,

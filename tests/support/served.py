@@ -1,4 +1,4 @@
-"""A chat completions server that answers judges, writers and labellers, misbehaves by a script, and counts what was paid for.
+"""A chat completions server that answers judges, writers and labellers, misbehaves by a script, and counts its bill.
 
 Beside it a chat model that says what it is told to say."""
 

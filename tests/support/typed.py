@@ -14,7 +14,8 @@ from pathlib import Path
 
 PATIENCE = 300  # seconds that one command may take on a busy machine
 PRELOADED = [
-    "sae_lens", "transformers", "saeexplainer.training.subject", "saeexplainer.saes.loading", "saeexplainer.saes.text_activations", "hydra",
+    "sae_lens", "transformers", "saeexplainer.training.subject", "saeexplainer.saes.loading",
+    "saeexplainer.saes.text_activations", "hydra",
 ]  # fmt: skip
 
 _context = multiprocessing.get_context("forkserver")

@@ -243,7 +243,8 @@ def test_runs_say_what_they_are_of_and_how_long_their_stages_took(project):
 def test_stages_that_evaluations_share_ran_before_their_own():
     timings = {"prepare_sae": 10.0, "train_dpo@r1": 2.0, "evaluate@r1": 1.0, "evaluate@sft": 0.5, "evaluate@gone": 4.0}
     assert tracking_runs.spans_of(timings, ["sft", "r1"], 100_000) == {
-        "": tracking_runs.Span(82_500, 100_000), "sft": tracking_runs.Span(96_500, 97_000), "r1": tracking_runs.Span(97_000, 100_000)
+        "": tracking_runs.Span(82_500, 100_000), "sft": tracking_runs.Span(96_500, 97_000),
+        "r1": tracking_runs.Span(97_000, 100_000),
     }  # fmt: skip
 
 
@@ -310,7 +311,7 @@ def test_a_moved_store_that_may_not_be_written_is_one_line(project, tmp_path, tm
 
 
 def test_the_own_store_is_the_same_by_a_relative_address(project, tmp_path, monkeypatch):
-    """As docs/MLFLOW.md exports it for `mlflow models serve`; a run of that shell leaves artifacts where they belong."""
+    """As docs/MLFLOW.md exports it for `mlflow models serve`; a run there leaves artifacts where they belong."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlruns/mlflow.db")
     tracking_runs.log(params.load(), project)
     assert {path.name for path in Path("mlruns").iterdir()} == {"mlflow.db", "artifacts"}

@@ -23,8 +23,8 @@ def test_what_prefect_cannot_use_is_one_line_before_it_is_imported(module: str) 
     done = typed("-m", module, SSL_CERT_FILE="/nowhere.pem", HTTP_PROXY="http://127.0.0.1:1")
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr == (
-        "error: SSL_CERT_FILE: /nowhere.pem holds no certificates (No such file or directory); name a PEM file that does, "
-        "or unset it\n"
+        "error: SSL_CERT_FILE: /nowhere.pem holds no certificates (No such file or directory); name a PEM file that "
+        "does, or unset it\n"
     )
 
 

@@ -64,8 +64,8 @@ def served(server: Server | int, folder: Path, **changes) -> WriterConfig:
     own = {"texts", "temperature"} & changes.keys()
     more = {name: changes.pop(name) for name in own}
     return EndpointWriterSpec(
-        kind="endpoint", endpoint=endpoint(server, folder, **changes), prompt="Write {count} texts about {description}.",
-        **SHARED | {"max_new_tokens": 40} | more,
+        kind="endpoint", endpoint=endpoint(server, folder, **changes),
+        prompt="Write {count} texts about {description}.", **SHARED | {"max_new_tokens": 40} | more,
     )  # fmt: skip
 
 
@@ -109,8 +109,8 @@ def test_thoughts_of_a_chat_model_are_no_texts(tmp_path):
     found = [text for some in texts.values() for text in some]
     assert set(found) == {"A dog barks."} and 0 < len(found) < 40
     assert writer.notes() == [
-        f"{40 - len(found)} of 40 answers of the chat model are empty or thoughts alone; if it thinks before it answers, "
-        "raise evaluate.writer.max_new_tokens"
+        f"{40 - len(found)} of 40 answers of the chat model are empty or thoughts alone; if it thinks before it "
+        "answers, raise evaluate.writer.max_new_tokens"
     ]
 
 

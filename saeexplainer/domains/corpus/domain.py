@@ -1,9 +1,10 @@
 """Text from outside as a domain: documents, and nothing known about their words.
 
-It has no concepts, lessons or tokenizer, so labels come from a table, there is no warm-up, and the subject is one of
-others. `saeexplainer.domains.corpus.text` reads the source; here its documents are dealt out to the streams and, where the corpus is packed,
-joined and cut to what the subject reads at once. A document's stream follows from its text and the seed: no two streams
-share one, and copies of a text stay together, so nothing held out is seen elsewhere in another place of the source.
+It has no concepts, lessons or tokenizer, so labels come from a table, there is no warm-up, and the subject is
+pretrained. `saeexplainer.domains.corpus.text` reads the source; here its documents are dealt out to the streams and,
+where the corpus is packed, joined and cut to what the subject reads at once. A document's stream follows from its text
+and the seed: no two streams share one, and copies of a text stay together, so nothing held out is seen elsewhere in
+another place of the source.
 """
 
 import hashlib
@@ -49,10 +50,11 @@ class CorpusDomain:
         Raises UserError if the source cannot be read or the stream has no document at all, ValueError if a packed
         corpus was opened without its reader.
         """
-        if self.corpus.packed and self.reader is None:
-            raise ValueError("a packed corpus needs the reader that it is cut for")
-        texts = self._texts(stream)
-        pieces = texts if not self.corpus.packed else packed(texts, self.reader)
+        pieces = self._texts(stream)
+        if self.corpus.packed:
+            if self.reader is None:
+                raise ValueError("a packed corpus needs the reader that it is cut for")
+            pieces = packed(pieces, self.reader)
         return (Document(text, None) for text in islice(pieces, count))
 
     def lessons(self, stream: str, count: int) -> Iterator[Lesson]:

@@ -10,7 +10,7 @@ be read is one line that names the file and the line or row.
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from saeexplainer.config import Corpus
 from saeexplainer.errors import UserError, first_line
@@ -128,11 +128,11 @@ def hub_texts(corpus: Corpus) -> Iterator[str]:
             corpus.source, corpus.subset, split=corpus.split, revision=corpus.revision, streaming=True
         )  # fmt: skip
         for number, row in enumerate(rows, start=1):
-            yield from _text(row, corpus.column, f"{corpus.source}:row {number}")
+            yield from _text(cast("dict[str, Any]", row), corpus.column, f"{corpus.source}:row {number}")
     except (OSError, ValueError, httpx.HTTPError, exceptions.DatasetsError) as error:
         raise UserError(
-            f"{place}: cannot be read ({first_line(error)}); check source, revision, subset, split and the connection; a "
-            "gated data set needs its terms accepted and HF_TOKEN in the environment"
+            f"{place}: cannot be read ({first_line(error)}); check source, revision, subset, split and the connection; "
+            "a gated data set needs its terms accepted and HF_TOKEN in the environment"
         ) from None
 
 

@@ -1,9 +1,9 @@
 """Python's own documentation as a domain: real English that is always at hand, without a known truth.
 
 The concepts are hypotheses about surface form (this word, after that word, in parentheses, from this module's
-documentation), never claims about meaning. `saeexplainer.domains.pydoc.text` finds and cuts the text; here are the concepts, the language of
-descriptions, the order of the streams and the tokenizer. Everything is a function of the seed and of the installed
-Python: another Python version gives another corpus.
+documentation), never claims about meaning. `saeexplainer.domains.pydoc.text` finds and cuts the text; here are the
+concepts, the language of descriptions, the order of the streams and the tokenizer. Everything is a function of the seed
+and of the installed Python: another Python version gives another corpus.
 """
 
 import hashlib

@@ -144,7 +144,7 @@ def _shuffled(items: Iterable[str], random: Random) -> list[str]:
     return shuffled
 
 
-def _zipf(words: Sequence[str], random: Random, exponent: float = ZIPF_EXPONENT) -> dict[str, float]:
+def _zipf(words: Sequence[str], random: Random, exponent: float = ZIPF_EXPONENT) -> Mapping[str, float]:
     return choice({word: rank**-exponent for rank, word in enumerate(_shuffled(words, random), 1)}).probability
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from saeexplainer.domains import domain
 from saeexplainer.domains.domain import Annotation, Document, Lesson
@@ -45,7 +45,7 @@ class World:
     """A domain whose concepts are the truth. Two worlds of one seed are the same world."""
 
     seed: int  # decides frequencies, habits and topics, and with a stream's name every text
-    truth_known = True
+    truth_known: ClassVar[bool] = True
 
     @cached_property
     def habits(self) -> Habits:

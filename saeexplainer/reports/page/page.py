@@ -2,8 +2,8 @@
 
     write(Path("reports/report.html"), comparison, sources, truth, facts)
 
-The file has to open and search fast with 30,000 features, so it keeps two things apart. The index, one line a feature, is
-parsed when the page opens. Details lie in blocks of BLOCK features, each deflated and in base64, and the browser
+The file has to open and search fast with 30,000 features, so it keeps two things apart. The index, one line a feature,
+is parsed when the page opens. Details lie in blocks of BLOCK features, each deflated and in base64, and the browser
 inflates a block when one of its features is looked at. Nothing here holds more than the tables as columns and one block
 of records. Equal inputs give equal bytes.
 """
@@ -76,13 +76,14 @@ class RoundFacts:
 class Columns:
     """A table as columns; its rows come out as records, feature by feature."""
 
-    def __init__(self, path: Path, record: type, ids: Any, rows: Any = None) -> None:
+    def __init__(self, path: Path, record: type[Any], ids: Any, rows: Any = None) -> None:
         """`ids` are the page's features in order; `rows` are filters as pyarrow takes them."""
         import pyarrow.compute as pc
 
         self.record = record
         self.table = _read(path, record, rows)
-        numbers = pc.index_in(self.table["feature_id"], value_set=ids).fill_null(-1).to_numpy()
+        found = pc.index_in(self.table["feature_id"], value_set=ids)  # ty: ignore[missing-attribute] (made at import)
+        numbers = found.fill_null(-1).to_numpy()
         self.order = np.argsort(numbers, kind="stable")
         self.starts = np.searchsorted(numbers[self.order], np.arange(len(ids) + 1))
 
@@ -94,7 +95,7 @@ class Columns:
         return [rows[a:b] for a, b in pairwise(cuts)]
 
 
-def _read(path: Path, record: type, rows: Any = None) -> Any:
+def _read(path: Path, record: type[Any], rows: Any = None) -> Any:
     """The table, empty where the file is not there. Raises UserError if it is of another shape."""
     import pyarrow as pa
     import pyarrow.parquet as pq

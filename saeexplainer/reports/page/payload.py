@@ -28,8 +28,8 @@ from saeexplainer.records import (
 
 FIRES, COLLIDES, HALLUCINATED, MISSING = "fires", "fires, collides", "hallucinated", "missing"
 RIGHT, PARTLY, WRONG, UNCLEAR = "right", "partly right", "wrong", "unclear"
-# With a lower F1 than this, feature and concept disagree on more than twice as many tokens as they share: then the concept
-# with the best F1 is only the least bad one, and an explanation that does not name it is not wrong for that.
+# With a lower F1 than this, feature and concept disagree on more than twice as many tokens as they share: then the
+# concept with the best F1 is only the least bad one, and an explanation that does not name it is not wrong for that.
 CLEAR_F1 = 0.5
 
 
@@ -57,8 +57,8 @@ LEGEND = {
     "accuracy": Word("share of the texts written from the explanation that make the feature fire"),
     **VERDICTS,
     "F1": Word(
-        "how far the tokens on which a feature fires are those for which a concept or an explanation holds: 1 if they are "
-        "the same, 0 if they share none"
+        "how far the tokens on which a feature fires are those for which a concept or an explanation holds: 1 if they "
+        "are the same, 0 if they share none"
     ),
     **TRUTHS,
     "reward": Word("what a round measured of a candidate explanation: the texts written from it make the feature fire"),
