@@ -49,8 +49,9 @@ def measure(
     their ids. Of each, `contexts` are kept, with `context_tokens` on each side of the strongest token.
 
     The vectors are the feature's decoder row and, unless it is silent, its mean_activation: the mean activation of the
-    SAE's site at the strongest tokens of the first `direction_contexts` contexts, minus that of all tokens. The texts are read once, and those with a context again. Takes 4 bytes a latent of the SAE and token of a
-    batch, and 12 a latent and context. Raises UserError if there is no text or no such feature.
+    SAE's site at the strongest tokens of the first `direction_contexts` contexts, minus that of all tokens. The texts
+    are read once, and those with a context again. It takes 4 bytes a latent of the SAE and token of a batch, and 12 a
+    latent and context. Raises UserError if there is no text or no such feature.
     """
     if not any(text.strip() for text in texts):
         raise UserError("texts: there is none; give some of the kind that the SAE was trained on")
