@@ -50,7 +50,7 @@ class Control:
     attempts: int  # further ones at a stage that may pass
     retry_seconds: float  # before each
     deployments: list[Deployed]
-    notify: str | None  # the environment variable with the webhook that hears of failed scheduled runs; None is nobody
+    notify: str | None  # the environment variable with the webhook that hears of failed scheduled runs; None is none
     ports: Ports
 
     def limit(self, stage: str) -> tuple[str, float]:

@@ -1,7 +1,7 @@
 """The rows of every table, as frozen dataclasses: what is stored is defined here and nowhere else.
 
 A table is parquet with one column a field (`storage.write_rows`, `storage.read_rows`). The Great Expectations suite of
-the preference sets is built from `PreferencePair`. A feature's id is the reference's: subject/sae/index.
+the preference sets is built from `PreferencePair`. A feature's id is written as in the paper: subject/sae/index.
 
 Glossary of shape names: batch, tokens (positions of a sequence), d_model (width of the residual stream), d_sae (latents
 of an SAE), features (rows of a feature table), texts (texts of one explanation), rows (feature tokens).
@@ -138,7 +138,7 @@ class ScoreRow:
     neighbour_activations: list[
         float
     ]  # of each text: the hardest that a nearest neighbour fires, in units of its maximum
-    reward: float | None  # `rewards.reward`; None where nobody knows, as its texts are `unwritten`
+    reward: float | None  # `rewards.reward`; None where it is unknown, as its texts are `unwritten`
 
 
 @dataclass(frozen=True)

@@ -169,7 +169,7 @@ def run(params: Params) -> Report:
 
 
 def subject_name(params: Params) -> str:
-    """What feature ids call the subject: its domain and family, or the name of a model of others, in one word."""
+    """What feature ids call the subject: its domain and family, or the name of a pretrained model, in one word."""
     if params.prepare_subject.pretrained is not None:
         return "-".join(Path(os.path.abspath(params.prepare_subject.pretrained.source)).name.split())
     return f"{params.prepare_subject.domain}-{params.prepare_subject.architecture}"

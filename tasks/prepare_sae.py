@@ -34,7 +34,7 @@ MEASURED_TOKENS = 2**16  # at most; and enough for it
 
 
 def run(params: Params) -> Report:
-    """Take those of others; read the site once, train the rest on it; measure each."""
+    """Take the pretrained ones; read the site once, train the rest on it; measure each."""
     config, context = params.prepare_sae, params.prepare_subject.context_length
     model, tokenizer = pointer.open_model(SUBJECT), pointer.open_tokenizer(SUBJECT)
     domain = open_domain(
@@ -71,7 +71,7 @@ def run(params: Params) -> Report:
 
 
 def take(params: Params, at: int, spec: TakenSae, width: int, begins_with_bos: bool) -> "SAE":
-    """The SAE of others that stands at this place of the list. Raises UserError if it does not fit the settings."""
+    """The pretrained SAE that stands at this place of the list. Raises UserError if it does not fit the settings."""
     wanted, key = spec.pretrained, f"prepare_sae.saes[{at}]"
     found = loading.load(wanted.source, width, sae_id=wanted.sae_id, norm_scaling_factor=wanted.norm_scaling_factor)
     if found.cfg.d_sae != spec.d_sae:
@@ -88,7 +88,7 @@ def take(params: Params, at: int, spec: TakenSae, width: int, begins_with_bos: b
 
 
 def train(params: Params, reader: Reader, documents: Iterable[Document], folder: Path) -> None:
-    """Train those of the SAEs that nobody else did, all on the same activations."""
+    """Train the SAEs that are not pretrained, all on the same activations."""
     config = params.prepare_sae
     wanted = [spec for spec in config.saes if isinstance(spec, TrainedSae)]
     if not wanted:
@@ -100,7 +100,7 @@ def train(params: Params, reader: Reader, documents: Iterable[Document], folder:
 
 
 def check_fit(params: Params, reports: dict[str, quality.SaeReport]) -> None:
-    """Raise UserError if an SAE of others says less about the subject's activations than their mean."""
+    """Raise UserError if a pretrained SAE says less about the subject's activations than their mean."""
     for at, spec in enumerate(params.prepare_sae.saes):
         unexplained = reports[spec.name].fraction_variance_unexplained
         if isinstance(spec, TakenSae) and unexplained >= 1:

@@ -1,9 +1,9 @@
-"""The subject: trained on its domain, an ordinary transformers folder, or a model of others that the folder points to.
+"""The subject: trained on its domain, an ordinary transformers folder, or a pretrained one that the folder points to.
 
     python -m tasks.prepare_subject
 
 Writes data/subject, and reports/subject.json: its loss on held-out documents beside the entropy floor, where known. A
-model of others (prepare_subject.pretrained) stays where it is: what is missing, gated or too short fails here.
+pretrained model (prepare_subject.pretrained) stays where it is: what is missing, gated or too short fails here.
 """
 
 from dataclasses import asdict
@@ -53,7 +53,7 @@ def trained(params: Params, domain: Domain, seed: int) -> SubjectReport:
 
 
 def pointed(params: Params, pretrained: Pretrained) -> SubjectReport:
-    """Load, measure and point to a model of others. Raises UserError if it cannot be had, or reads too few tokens."""
+    """Load, measure and point to a pretrained model. Raises UserError if it cannot be had, or reads too few tokens."""
     config = params.prepare_subject
     tokenizer = tokenizers.load_tokenizer(pretrained.source, pretrained.revision, prepend_bos=config.prepend_bos)
     model = loading.load_pretrained(pretrained)

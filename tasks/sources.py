@@ -162,7 +162,7 @@ class Trial:
 
     texts: list[str]  # by the writer; none for an empty explanation
     found: Responses
-    reward: float | None  # None where nobody knows, as its texts are `unwritten`
+    reward: float | None  # None where it is unknown, as its texts are `unwritten`
     threshold: float  # at which a text counts as firing, in units of the feature's corpus maximum
     calls: int  # of the writer
     tokens: int  # of its texts with their prompts

@@ -78,7 +78,7 @@ def shallow_subject(workspace: Path) -> None:
 
 
 def of_others(source: str, **changes: Any) -> Callable[[Path], None]:
-    """A model of others as the subject."""
+    """A pretrained model as the subject."""
     return edit(prepare_subject__pretrained=in_folder(source), **changes)
 
 
@@ -135,10 +135,10 @@ WRONG: dict[str, tuple[str, Callable[[Path], None], str]] = {
         ),
         "prepare_subject.context_length: 4, and no held-out document is that short; raise it",
     ),
-    "a model of others that is not there": (
+    "a pretrained model that is not there": (
         "prepare_subject", of_others("models/absent"), "models/absent: no such folder, and a model of the hub needs",
     ),
-    "a context longer than the model of others reads": (
+    "a context longer than the pretrained model reads": (
         "prepare_subject",
         of_others("data/subject", prepare_subject__context_length=200),
         "prepare_subject.context_length: 200 tokens, but the model reads 128 at most; lower it",

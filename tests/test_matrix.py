@@ -1,4 +1,4 @@
-"""Models and SAEs of others through the whole pipeline: four families by four architectures, both rounds.
+"""Pretrained models and SAEs through the whole pipeline: four families by four architectures, both rounds.
 
 Every stage runs as `dvc repro` would run it: text from files, labels from a table, LoRA on a chat explainer. The suite
 takes a Latin square: each family and each architecture once, between them three sites, both local writers, both local
@@ -114,7 +114,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def base() -> DictConfig:
-    """The settings of a run on a model of others and a corpus, before models and sizes are named."""
+    """The settings of a run on a pretrained model and a corpus, before models and sizes are named."""
     composed = compose.composed(
         [
             "experiment=nano", "subject=corpus", "explainer=lora", f"label_features.source={LABELS}",

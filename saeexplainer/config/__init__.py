@@ -61,7 +61,7 @@ class Adapter:
 
 @dataclass(frozen=True, config=CLOSED)
 class PrepareSubject:
-    """The subject model: trained here, where it is writer and start of the explainer too, or one of others."""
+    """The subject model: trained here, where it is writer and start of the explainer too, or a pretrained one."""
 
     pretrained: Pretrained | None  # null: it is trained here, as the fields from architecture on say
     prepend_bos: Flag | None  # whether texts start with BOS, as in the SAE's training; null: as the tokenizer has it
@@ -199,7 +199,7 @@ class TrainSft:
     accumulate: Count  # batches whose gradients are added up before a step, warm-up's too
     direction: Direction  # what the explainer reads of a feature
     injection_block: Natural  # the direction is added after this block (0-based) of the explainer
-    injection_scale: Positive  # c of METHOD: the added vector's norm over the residual's norm
+    injection_scale: Positive  # c in docs/METHOD.md section 2: the added vector's norm over the residual's norm
     warmup_examples: Natural  # raw activations to verbalise; no SAE feature is seen; 0: there is no warm-up
     warmup_epochs: Positive  # over the warm-up examples
     warmup_batch_size: Count  # sequences at once
@@ -229,11 +229,11 @@ class Reward:
     normalised activation + weight_max * maximum normalised activation - weight_neighbours * mean over texts of the
     clipped activation of the hardest firing neighbour; never below 0. All in units of each feature's own maximum."""
 
-    threshold: PositiveShare  # share of the feature's corpus maximum that counts as firing (METHOD: one half)
+    threshold: PositiveShare  # share of the feature's corpus maximum that counts as firing (the paper: one half)
     weight_share: Amount  # reward of a candidate all of whose texts reach the threshold
     weight_any: Amount  # reward added if one text does
     weight_mean: Amount  # reward per unit of mean activation, each text clipped at 1
-    weight_max: Amount  # alone at 1.0 this is the reference's reward, normalised
+    weight_max: Amount  # alone at 1.0 this is the paper's reward, normalised
     weight_neighbours: Amount  # reward lost where a nearest neighbour fires: an explanation must single out its feature
     shuffle: Flag  # control: rewards are permuted among the candidates of each feature
 

@@ -80,7 +80,7 @@ class Architecture(StrEnum):
 class Direction(StrEnum):
     """Which vector a feature's token carries into the explainer."""
 
-    decoder = "decoder"  # the reference's: the feature's decoder row
+    decoder = "decoder"  # the paper's: the feature's decoder row
     mean_activation = "mean_activation"  # mean residual at the feature's top tokens minus the corpus mean
 
 
@@ -102,7 +102,7 @@ class PairingRule(StrEnum):
 class DpoLoss(StrEnum):
     """What DPO minimises over the difference of log-probability ratios."""
 
-    sigmoid = "sigmoid"  # -log sigmoid(beta * difference): the reference's
+    sigmoid = "sigmoid"  # -log sigmoid(beta * difference): the paper's
     ipo = "ipo"  # (difference a token - 1 / (2 beta))^2, arXiv 2310.12036: beta is on another scale than sigmoid's
 
 
@@ -186,7 +186,7 @@ Labeller = Annotated[ChatLabellerSpec | EndpointLabellerSpec, Field(discriminato
 
 @dataclass(frozen=True, config=CLOSED)
 class WriterSpec:
-    """What all writers have: how an explanation becomes texts (docs/METHOD.md, Writers)."""
+    """What all writers have: how an explanation becomes texts (docs/METHOD.md section 10)."""
 
     texts: Count  # an explanation
     temperature: Positive  # of sampling
@@ -227,7 +227,7 @@ Writer = Annotated[SubjectWriterSpec | ChatWriterSpec | EndpointWriterSpec, Fiel
 
 @dataclass(frozen=True, config=CLOSED)
 class LikelihoodJudgeSpec:
-    """The subject: how much an explanation raises its probability of a text (docs/METHOD.md, Judges)."""
+    """The subject: how much an explanation raises its probability of a text (docs/METHOD.md section 11)."""
 
     kind: Literal["likelihood"]
     prompt: DescriptionPrompt  # what the subject reads before a text

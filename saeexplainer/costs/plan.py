@@ -146,7 +146,7 @@ def _widths(params: Params) -> list[int]:
 
 
 def _tables(params: Params) -> int:
-    """Those trained here are TopK SAEs; most of others are JumpReLU SAEs, or are stored as such."""
+    """Those trained here are TopK SAEs; most pretrained ones are JumpReLU SAEs, or are stored as such."""
     return memory.JUMPRELU if any(isinstance(spec, TakenSae) for spec in params.prepare_sae.saes) else memory.TOPK
 
 

@@ -138,7 +138,7 @@ def _subject(params: Params, lengths: Lengths) -> Load:
 
 
 def _saes(params: Params, lengths: Lengths) -> Load:
-    """SAEs of others are neither trained nor given documents to be trained on."""
+    """Pretrained SAEs are neither trained nor given documents to be trained on."""
     config = params.prepare_sae
     own = sum(isinstance(spec, TrainedSae) for spec in config.saes)
     read = config.documents * lengths.document if own else 0
@@ -204,7 +204,7 @@ def _texts(writer: Writer, lengths: Lengths, descriptions: int) -> Load:
 
 
 def _preferences(params: Params, lengths: Lengths, split: Features) -> Load:
-    """Both sides of every pair, by the policy that learns and the reference that reads."""
+    """Both sides of every pair, by the policy that learns and the reference model that reads."""
     pairs = split.dpo * params.build_preferences.max_pairs
     tokens = params.train_dpo.epochs * 2 * pairs * (explain_prompt(params) + lengths.description)
     return Load(read_tokens=tokens, trained_tokens=tokens)

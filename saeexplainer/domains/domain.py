@@ -25,7 +25,7 @@ class Document:
     """One piece of plain text as the subject reads it."""
 
     text: str  # no special tokens
-    nats: float | None  # -log p of the whole text under its generator; None where nobody knows it
+    nats: float | None  # -log p of the whole text under its generator; None where it is unknown
     structure: Any = None  # whatever the domain needs to annotate the text later; opaque to everyone else
 
 

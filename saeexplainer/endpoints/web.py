@@ -23,7 +23,7 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 def client(url: str, timeout_seconds: float, headers: Mapping[str, str]) -> "httpx.Client":
     """A client for one server; nothing of the environment can keep it from one on this machine. Raises UserError on a
-    proxy or certificates that nobody can use."""
+    proxy or certificates that cannot be used."""
     import httpx
 
     address = urlsplit(url)

@@ -27,7 +27,7 @@ class Hypothesis:
     """A hypothesis with what its texts earned."""
 
     explanation: str
-    reward: float | None  # None where nobody knows, as every call for its texts failed
+    reward: float | None  # None where it is unknown, as every call for its texts failed
     settled: bool  # every text made the feature fire: nothing is left to refine
 
 

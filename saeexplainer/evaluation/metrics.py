@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 FIRING = 0.5  # share of the corpus maximum from which a feature fires: METHOD section 2, T_f
-CHANCE_AUC = 0.5  # of whoever knows nothing, and so of a missing explanation
+CHANCE_AUC = 0.5  # of a judge that knows nothing, and so of a missing explanation
 
 
 def generative_accuracy(activations: Sequence[float] | Float[np.ndarray, "texts"]) -> float:

@@ -1,4 +1,4 @@
-"""Feature records as Neuronpedia and the reference exchange them: JSON to our columns and back. Pure.
+"""Feature records as Neuronpedia and the paper's authors exchange them: JSON to our columns and back. Pure.
 
 A file has one feature a line, or it is one JSON array of features, as an API answers. Two shapes of a feature are read:
 the paper's (docs/EXCHANGE.md, Fields: `feature_id`, `explanation`, ...), which is also the one that is written, as
@@ -140,7 +140,7 @@ def _context(name: str, given: Any) -> dict[str, Any]:
 
 
 def _from_neuronpedia(payload: dict[str, Any]) -> dict[str, Any]:
-    """Neuronpedia's shape in the reference's. Its explanations come best first, so the first one is taken; the list of
+    """Neuronpedia's shape in the paper's. Its explanations come best first, so the first one is taken; the list of
     them stays among the further fields. Of the activations, which come token by token, texts and maxima are taken."""
     model, source = (_text(name, payload.get(name)) for name in ("modelId", "layer"))
     index = _whole(payload.get("index"))
@@ -181,7 +181,7 @@ def _from_activation(name: str, given: Any) -> dict[str, Any]:
 
 
 def to_dict(record: FeatureRecord) -> dict[str, Any]:
-    """A record in the reference's shape; `from_dict` makes the same record of it."""
+    """A record in the paper's shape; `from_dict` makes the same record of it."""
     contexts = zip(
         record.context_texts, record.context_maxima, record.context_tokens, record.context_token_indices,
         record.context_extras, strict=True,
@@ -271,7 +271,7 @@ def metadata(
 
 
 def preference(pair: PreferencePair, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """A pair in the reference's shape: the split goes into the metadata."""
+    """A pair in the paper's shape: the split goes into the metadata."""
     row = asdict(pair)
     return _without(row, {"split"}) | {"metadata": {**metadata, "split": row["split"]}}
 

@@ -39,7 +39,7 @@ class Parts:
 
 
 def start(config: TrainSft, subject: Path, width: int, seed: int) -> Parts:
-    """The explainer before any training: a model of others, or the subject in folder `subject`, whose residual stream
+    """The explainer before any training: a pretrained model, or the subject in folder `subject`, whose residual stream
     has `width`. A new adapter draws from torch's generator, a new projection from `seed`.
 
     Raises UserError if there is no such model.

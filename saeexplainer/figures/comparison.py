@@ -44,7 +44,7 @@ def summarise(
     """comparison.json: {"rounds", "differences", "seed", "subject", "sae"}, evaluations in the order given.
 
     `starts` maps each round to the explainer it starts from; without it, evaluations named r1, r2, ... are the rounds,
-    each started from the one before and the first from sft. Metrics that nobody knows are left out. Raises UserError
+    each started from the one before and the first from sft. Unknown metrics are left out. Raises UserError
     on an empty evaluation, a feature measured twice, a NaN where none may be, or features that do not match.
     """
     starts = default_starts(evaluations) if starts is None else starts

@@ -1,6 +1,6 @@
 """How figures are written, wherever people read them: tables in markdown, metrics in words, intervals in percent.
 
-An interval is {"value", "low", "high"} as the JSON files keep it, or None where nobody knows it.
+An interval is {"value", "low", "high"} as the JSON files keep it, or None where it is unknown.
 """
 
 import re

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from sae_lens import SAE
 
-CONTEXT = 128  # tokens of a text that are read where nobody says how many
+CONTEXT = 128  # tokens of a text that are read where the caller does not say how many
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def open_subject(
     name: str | None = None,
     sae_name: str | None = None,
 ) -> Subject:
-    """Open a language model and an SAE of it. Nothing is written, and no code of others is run.
+    """Open a language model and an SAE of it. Nothing is written, and no code that comes with them is run.
 
     model: a folder that transformers saved, or a hub id with the commit (40 hex digits) in `revision`.
     sae: a folder that sae-lens saved, or a release that sae-lens knows with the SAE's name in `sae_id`. It says itself

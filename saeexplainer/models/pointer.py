@@ -48,7 +48,7 @@ def open_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
 
 
 def write_pointer(folder: Path, pretrained: Pretrained, prepend_bos: bool | None, place: str | None = None) -> None:
-    """Make `folder` stand for a model of others; the fields of `Pointer`."""
+    """Make `folder` stand for a pretrained model; the fields of `Pointer`."""
     fields = asdict(Pointer(pretrained, prepend_bos, place))
     # Stages leave the place out: what they write does not depend on where the workspace lies.
     write_json(folder / POINTER, fields if place else {key: fields[key] for key in fields if key != "place"})

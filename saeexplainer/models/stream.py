@@ -1,4 +1,4 @@
-"""Whether a model of others is one that the pipeline can read, change and sample from: asked of the model itself.
+"""Whether a pretrained model is one that the pipeline can read, change and sample from: asked of the model itself.
 
 Every block must take the residual stream and give it on, changed by an addition: what leaves a block is what enters the
 next. Padding must change nothing, because texts are read and written in batches. State-space and hybrid models are as

@@ -12,7 +12,7 @@ def reward(activations: Sequence[float], neighbours: Sequence[float], config: Re
     """The reward of one explanation from what its texts do to its feature and to the hardest firing neighbour of each
     text, all in units of the latent's own corpus maximum.
 
-    With weight_max 1 and the others 0 this is the reference's reward (docs/METHOD.md section 5), normalised; raw and
+    With weight_max 1 and the others 0 this is the paper's reward (docs/METHOD.md section 5), normalised; raw and
     normalised maxima rank the candidates of a feature alike. The neighbours' term makes it discriminative. No text,
     as of an empty explanation, earns 0, and no reward is below 0.
     """

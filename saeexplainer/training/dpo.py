@@ -1,4 +1,4 @@
-"""One preference round: TRL's DPOTrainer, the reference being the round's own start (docs/METHOD.md section 7).
+"""One preference round: TRL's DPOTrainer, whose reference model is the round's own start (docs/METHOD.md section 7).
 
 The best checkpoint by validation preference accuracy, ties by reward margin, is kept in memory: no pickled optimizer
 state ever touches the disk.
@@ -43,7 +43,7 @@ def train(
     scratch: Path,
 ) -> list[dict[str, float]]:  # fmt: skip
     """Train `model` in place; the models carry their feature tokens already. Returns the log. No reference is given
-    with an adapted model: a frozen copy of the adapter it starts with is the reference then, on the same base.
+    with an adapted model: a frozen copy of the adapter it starts with is the reference model then, on the same base.
 
     Raises UserError if there are no pairs or too few for two steps, RuntimeError if training left the weights
     unchanged.

@@ -29,12 +29,12 @@ LESSON_FORMS = (f"{ABOUT} {{description}} {TEXT} {{text}}", f"{EXAMPLE} {{descri
 
 @dataclass(frozen=True)
 class SubjectReport:
-    """What training reached, or a model of others does."""
+    """What training reached, or what a pretrained model does."""
 
     loss: float  # mean nats a token of held-out plain documents; of one trained here, the end of document included
-    entropy_floor: float | None  # the generator's own nats a token on the same documents; None where nobody knows
+    entropy_floor: float | None  # the generator's own nats a token on the same documents; None where it is unknown
     parameters: int
-    tokens_seen: int  # training tokens, padding left out; 0 of a model of others: nobody here knows
+    tokens_seen: int  # training tokens, padding left out; 0 of a pretrained model: it is not known here
 
 
 def build_model(config: PrepareSubject, tokenizer: "PreTrainedTokenizerFast") -> "PreTrainedModel":

@@ -143,7 +143,7 @@ def export_explanations(evaluation: str | None, to: Path, force: bool) -> str:
 
 
 def export_imported(name: str, to: Path, force: bool) -> str:
-    """Write an imported file again, all its records in the reference's shape. Raises UserError."""
+    """Write an imported file again, all its records in the paper's shape. Raises UserError."""
     _may_write(to, force)
     known = sorted(path.name.partition(".")[0] for path in IMPORTED.glob("*.records.parquet"))
     _choose("--imported", name, known)

@@ -128,7 +128,7 @@ def _choose(option: str, value: str, known: list[str] | tuple[str, ...]) -> None
 Force = Annotated[bool, typer.Option("--force", help="Replace what an earlier command wrote there.")]
 
 
-@app.command("import", short_help="Bring explanations of others.")
+@app.command("import", short_help="Bring explanations from elsewhere.")
 def import_(
     files: Annotated[
         list[Path],

@@ -100,7 +100,7 @@ def _explainer(params: Params, choice: Choice, subject: Held) -> Held:
 
 
 def _held(pretrained: Pretrained, key: str, choice: Choice) -> Held:
-    """A model of others that is only asked; `key` names the setting."""
+    """A pretrained model that is only asked; `key` names the setting."""
     setup = Setup(BYTES[_dtype(choice, pretrained)], 0, checkpointing=False)
     loaded = f"{pretrained.source}@{pretrained.revision}"
     return Held(_named(pretrained.source, f"{key}.source"), setup, loaded)
@@ -111,7 +111,7 @@ def _dtype(choice: Choice, pretrained: Pretrained | None) -> str:
 
 
 def _subject(params: Params, model: str | None) -> Shape:
-    """The shape of the model that is asked about: given, of others, or made here."""
+    """The shape of the model that is asked about: given, pretrained, or made here."""
     if model is not None:
         return _named(model, "--model")
     pretrained = params.prepare_subject.pretrained
@@ -179,7 +179,7 @@ def _named(model: str, field: str) -> Shape:
 
 
 def _made_here(params: Params) -> Shape:
-    """The shape of the subject that prepare_subject trains. Raises UserError if it is a model of others."""
+    """The shape of the subject that prepare_subject trains. Raises UserError if it is a pretrained model."""
     if params.prepare_subject.pretrained is not None:
         raise UserError(
             f"prepare_subject.pretrained: {params.prepare_subject.pretrained.source} is not trained here; add --model "

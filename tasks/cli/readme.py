@@ -4,7 +4,7 @@ The text between `<!-- WHAT:NAME:start -->` and `<!-- WHAT:NAME:end -->` is repl
 NAME:
 `headline` and `results` are tables of its comparison, `example` is a feature that the rounds mended. The comparison is
 reports/comparison.json if params.yaml is that experiment, else docs/results/NAME.json, kept from an earlier run. An
-example needs data/. A block that nobody can fill here stays as it is.
+example needs data/. A block that cannot be filled here stays as it is.
 """
 
 import re

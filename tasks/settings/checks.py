@@ -121,7 +121,7 @@ def _text(params: Params) -> Iterator[str]:
         return
     yield from _hub("prepare_subject.corpus", corpus)
     if subject.pretrained is None:
-        yield "prepare_subject.pretrained: is null; a corpus has no lessons and no tokenizer, name a model of others"
+        yield "prepare_subject.pretrained: is null; a corpus has no lessons and no tokenizer, name a pretrained model"
     if Path(params.label_features.source) == CONTEXTS and params.label_features.labeller is None:
         yield (
             f"label_features.source: is {CONTEXTS}, but a corpus has no concepts to label it with; name a table that "

@@ -133,8 +133,8 @@ def _number(value: float | None) -> float:
 def _required_gap(relative: float, spread: float, settings: BuildPreferences) -> float:
     """The least relative gap that the rule promises for this pair.
 
-    The reference falls back to the lowest candidate when none shows the gap (docs/METHOD.md section 6): its gap is then
-    the whole spread, and the spread is what is promised.
+    The paper's rule falls back to the lowest candidate when none shows the gap (docs/METHOD.md section 6): its gap is
+    then the whole spread, and the spread is what is promised.
     """
     fell_back = settings.rule is PairingRule.reference and abs(relative - spread) <= TOLERANCE
     return min(settings.min_gap, settings.min_spread) if fell_back else settings.min_gap

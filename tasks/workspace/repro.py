@@ -98,7 +98,7 @@ def holding(
 
 
 def holder(folder: Path = Path()) -> Holder | None:
-    """Who writes in the workspace now, this process included; None if nobody does."""
+    """Who writes in the workspace now, this process included; None if there is none."""
     try:
         with (folder / LOCK).open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -477,7 +477,7 @@ WRONG = {
     "a type": (["--dtype", "int4"], "--dtype int4: unknown; choose from float32, bfloat16, float16"),
     "an override": (["train_sft.epoch=1"], "did you mean train_sft.epochs?"),
     "an experiment": (["experiment=nope"], "choose from decoder_row"),
-    "a subject of others": (
+    "a pretrained subject": (
         [
             "subject=corpus", "label_features.source=data/imported/x.parquet", "train_sft.warmup_examples=0",
             "train_sft.replay_share=0", "prepare_subject.pretrained.source=nobody/model",

@@ -70,7 +70,7 @@ CONTEXTS = st.tuples(
 
 @st.composite
 def records(draw: st.DrawFn) -> dict:
-    """A line in the reference's shape with fields that nobody here knows."""
+    """A line in the paper's shape with fields that it is not known here."""
     index = draw(INDICES)
     return {
         **draw(OTHERS),

@@ -1,4 +1,4 @@
-"""Subjects and SAEs of others through the stages: what is measured equals a plain run, and misfits are one line."""
+"""Pretrained subjects and SAEs through the stages: what is measured equals a plain run, and misfits are one line."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -71,7 +71,7 @@ def save_sae(model: Path, prepend_bos: bool | None, kind: str, folder: Path, **m
 
 
 def brought(model: Path | str, folders: dict[str, Path], prepend_bos: bool | None, **more: object) -> Params:
-    """Settings of a run on a model and SAEs of others, small."""
+    """Settings of a run on a pretrained model and SAEs, small."""
     given, small = SETTINGS, {"context_length": 40, "held_out_documents": 6}
     pretrained = Pretrained(**{"source": str(model), "revision": None, "dtype": "float32", "device_map": None,
                                "attention": None, **more})  # fmt: skip

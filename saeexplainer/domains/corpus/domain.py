@@ -36,7 +36,7 @@ class CorpusDomain:
 
     seed: int  # of which stream a document goes to
     corpus: Corpus  # read when documents are asked for, not before
-    reader: ReadingLimit | None  # who reads the documents; None where nobody asks for packed ones
+    reader: ReadingLimit | None  # who reads the documents; None where packed ones are not asked for
 
     truth_known: ClassVar[bool] = False
 

@@ -113,7 +113,7 @@ function change(at) {
   return now === null || before === null ? null : now - before;
 }
 
-/** The explanation of a feature and where it comes from; features that nobody evaluated have candidates or a label. */
+/** The explanation of a feature and where it comes from; features without an evaluation have candidates or a label. */
 function explanationOf(at) {
   const row = measured(view.shown, at);
   if (row) return ["", row[0]];

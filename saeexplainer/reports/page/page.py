@@ -245,7 +245,7 @@ SUMMARY = ("id", "split", "maximum", "density", "tokens", "label", "truth")
 def write(
     path: Path, comparison: Mapping, sources: Sources, truth: Mapping[str, Sequence], starts: Mapping[str, str]
 ) -> None:
-    """Write the page. `truth` is `true_concepts`, empty where nobody knows; `starts` has each round's start.
+    """Write the page. `truth` is `true_concepts`, empty where it is unknown; `starts` has each round's start.
 
     Raises UserError if a table is of another shape than its record.
     """

@@ -1,7 +1,7 @@
 """What the report page says about one feature: pure, records in, plain JSON values out.
 
 Two shapes leave here. A `detail` is everything about a feature and is looked at one feature at a time; a `summary` is
-its line in the table and is held for all of them. A number nobody knows is None, never NaN, which JSON does not have.
+its line in the table and is held for all of them. An unknown number is None, never NaN, which JSON does not have.
 
 A text is a flat list: strings, and after each token on which the feature fires a number, its activation in units of the
 feature's maximum. `["the ", "dog", 0.9, " barks"]` fires on "dog" alone. Tokens that do nothing are joined, which
@@ -102,7 +102,7 @@ class FeatureRecords:
     label: str = ""  # the open-loop label; empty where there is none
     evaluations: Mapping[str, EvaluationRow] = field(default_factory=dict)  # by name, those that measured it
     rounds: Mapping[str, RoundRecords] = field(default_factory=dict)  # by name
-    truth: Sequence[tuple[str, float]] = ()  # concepts with their F1, best first; empty where nobody knows
+    truth: Sequence[tuple[str, float]] = ()  # concepts with their F1, best first; empty where it is unknown
 
 
 def number(value: float | None, digits: int = 3) -> float | None:
@@ -111,7 +111,7 @@ def number(value: float | None, digits: int = 3) -> float | None:
 
 
 def segments(tokens: Sequence[str], values: Sequence[float], rest: str = "") -> Segments:
-    """A text as the page stores it. `values` are in units of the maximum; `rest` is text that nobody read."""
+    """A text as the page stores it. `values` are in units of the maximum; `rest` is text that was not read."""
     found: Segments = []
     plain = ""
     for token, value in zip(tokens, values, strict=True):
@@ -139,7 +139,7 @@ def spaced(text: str, tokens: Sequence[str]) -> list[str]:
 
 
 def verdict(row: EvaluationRow) -> str | None:
-    """One of VERDICTS; None where nobody knows, because the texts of the explanation failed."""
+    """One of VERDICTS; None where it is unknown, because the texts of the explanation failed."""
     if not row.explanation.strip():
         return MISSING
     if math.isnan(row.hallucination):
