@@ -55,7 +55,7 @@ def load_model(
     attention: str | None = None,
     blocks: int | None = None,
 ) -> "PreTrainedModel":
-    """Load a causal LM from a local folder or, given a commit, from the hub. Only safetensors are read, and no code is run.
+    """Load a causal LM from a folder or, given a commit, from the hub. Only safetensors are read, and no code is run.
 
     dtype: one of `config.parts.Dtype`. device_map, attention: as transformers' `device_map` and `attn_implementation`;
     None is its own choice (the CPU; eager where a model caps its attention logits, as Gemma 2 does). blocks: keep only
