@@ -6,7 +6,7 @@ state ever touches the disk.
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -54,10 +54,10 @@ def train(
             "loosen build_preferences or raise generate_explanations.candidates"
         )
     before, best = trained_weights(model), best_checkpoint()
-    arguments = on_one_device(_arguments(config, round_, how, len(training), seed, scratch))
+    arguments = _arguments(config, round_, how, len(training), seed, scratch)
     trainer = prepared_trainer()(
-        model=model, ref_model=reference, args=arguments, train_dataset=training, eval_dataset=validation,
-        processing_class=tokenizer, callbacks=[best],
+        model=model, ref_model=reference, args=cast("DPOConfig", on_one_device(arguments)), train_dataset=training,
+        eval_dataset=validation, processing_class=tokenizer, callbacks=[best],
     )  # fmt: skip
     trainer.train()
     trainer.evaluate()

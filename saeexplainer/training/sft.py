@@ -9,7 +9,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainingArguments
-
-Arguments = TypeVar("Arguments", bound="TrainingArguments")
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,7 @@ def supervised_fine_tuning(
     return trainer.state.log_history
 
 
-def on_one_device(arguments: Arguments) -> Arguments:
+def on_one_device(arguments: "TrainingArguments") -> "TrainingArguments":
     """The same, on a machine with several GPUs too: transformers would copy the model to each (DataParallel), and the
     copies would share the hooks of one set of feature tokens."""
     arguments._n_gpu = min(arguments.n_gpu, 1)  # as transformers itself does where a model lies on several
