@@ -339,7 +339,7 @@ def planned_generation(bench: Bench) -> Memory:
 def planned_preference(bench: Bench) -> Memory:
     """The plan of a step of DPO; the reference needs no copy of the adapters, and none is kept."""
     length = bench.prompt_tokens + bench.answer_tokens
-    return memory.training(whole(bench), Setup(BFLOAT16, bench.rank, True), 2 * bench.pairs, length, copies=1)
+    return memory.training(whole(bench), Setup(BFLOAT16, bench.rank, True), 2 * bench.pairs * length, copies=1)
 
 
 PARTS = {

@@ -1,12 +1,15 @@
 """Memory of models at work, in bytes, from their shapes: pure. docs/SCALE.md says what is counted and what is not.
 
+One formula for all stages: weights, gradients and moments of what is trained, what the blocks keep or have at work, the
+cache of generation, and logits; an SAE counts likewise.
+
 SAEs, adapters and what is computed from logits are float32, whatever the model's own type is.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-from saeexplainer.costs.shapes import FLOAT32, Shape, adapter_kept_bytes, adapter_parameters, kept_bytes, parameters
+from saeexplainer.costs.shapes import FLOAT32, Shape, adapter_parameters, matrices, parameters
 
 GIB = 2**30
 # Tables of [tokens, latents] that sae-lens' `encode` has at once: before and after the activation function; a JumpReLU
@@ -16,8 +19,7 @@ ROOM = 2**28  # numbers in one of these tables at most, where texts are read: `s
 # Bytes a logit while sampling: as it is, scaled, and as a probability; with a nucleus also sorted, with 8-byte places,
 # summed up and masked.
 PLAIN, NUCLEUS = 12, 40
-# TRL computes log-probabilities of so many tokens and words at once (trl/kernels/chunked_logprob.py, trainer/utils.py).
-TILE_TOKENS, TILE_WORDS = 4096, 32768
+LOGITS = 2**27  # that TRL computes at once in a step, whatever the vocabulary; of few tokens they are fewer
 
 
 @dataclass(frozen=True)
@@ -103,66 +105,33 @@ def scoring(shape: Shape, setup: Setup, sequences: int, tokens: int) -> Memory:
     return Memory(weights=held(shape, setup), activations=working(shape, setup, read) + logits)
 
 
-def training(shape: Shape, setup: Setup, sequences: int, tokens: int, copies: int) -> Memory:
-    """One step of a trainer of TRL with Adam on `sequences` of `tokens` tokens. `copies` are those of all that is
-    trained: the policy, and what is kept of it; with LoRA they are the adapter's, and the model is there once."""
+def training(shape: Shape, setup: Setup, tokens: int, copies: int) -> Memory:
+    """A step of a trainer of TRL with Adam on `tokens` tokens in all. `copies` are those of all that is trained: the
+    policy, and what is kept of it; with LoRA they are the adapter's, and the model is there once."""
     if setup.lora_rank:
         trained, size = adapter_parameters(shape, setup.lora_rank), FLOAT32
         weights = held(shape, setup) + copies * trained * size
     else:
         trained, size = parameters(shape).total, setup.weight_bytes
         weights = copies * trained * size
-    read = sequences * tokens
-    kept = read * _kept_by_blocks(shape, setup, tokens)
-    loss = _tile(shape, setup, read) + read * shape.width * FLOAT32
-    at_work = read * _recomputed(shape, setup, tokens)
-    return Memory(weights, 3 * trained * size, kept + max(loss, at_work))
+    return Memory(weights, 3 * trained * size, kept(shape, setup, tokens) + LOGITS * setup.weight_bytes)
 
 
-def pretraining(shape: Shape, setup: Setup, sequences: int, tokens: int) -> Memory:
+def pretraining(shape: Shape, setup: Setup, tokens: int) -> Memory:
     """As `training`, with Muon's one moment for the blocks' matrices and Adam's two for the rest, and with all logits,
     their float32 log-probabilities and the gradient; no copy is kept."""
     found = parameters(shape)
     moments = found.attention + found.mlp + 2 * (found.total - found.attention - found.mlp)
-    logits = shape.vocabulary * (setup.weight_bytes + 2 * FLOAT32)
-    kept = sequences * tokens * (_kept_by_blocks(shape, setup, tokens) + _recomputed(shape, setup, tokens) + logits)
-    return Memory(held(shape, setup), (found.total + moments) * setup.weight_bytes, kept)
+    logits = tokens * shape.vocabulary * (setup.weight_bytes + 2 * FLOAT32)
+    return Memory(held(shape, setup), (found.total + moments) * setup.weight_bytes, kept(shape, setup, tokens) + logits)
 
 
-def _kept_by_blocks(shape: Shape, setup: Setup, tokens: int) -> int:
-    """Bytes for each token that all blocks keep for the backward pass; checkpointing keeps their inputs."""
-    if setup.checkpointing:
-        return shape.layers * shape.width * setup.weight_bytes
-    return shape.layers * _kept_by_block(shape, setup, tokens)
-
-
-def _kept_by_block(shape: Shape, setup: Setup, tokens: int) -> int:
-    adapters = adapter_kept_bytes(shape, setup.lora_rank, setup.weight_bytes) if setup.lora_rank else 0
-    return kept_bytes(shape, tokens, setup.weight_bytes) + adapters
-
-
-def _recomputed(shape: Shape, setup: Setup, tokens: int) -> int:
-    """Bytes for each token that one block has at work beside what all keep: itself, where it is not kept, and the
-    output of an adapter of the MLP in float32, before and after it is added, while the last adapter's input, which is
-    as wide, is not there yet."""
-    block = _kept_by_block(shape, setup, tokens) if setup.checkpointing else 0
-    return block + (shape.intermediate * FLOAT32 if setup.lora_rank else 0)
-
-
-def _tile(shape: Shape, setup: Setup, read: int) -> int:
-    """Bytes of the logits that TRL has at once, and of the head's gradient in float32 where it is trained."""
-    head = 0 if setup.lora_rank else shape.vocabulary * shape.width * FLOAT32
-    return min(read, TILE_TOKENS) * TILE_WORDS * setup.weight_bytes + head
-
-
-def preference_training(shape: Shape, setup: Setup, pairs: int, tokens: int) -> Memory:
-    """One DPO step on `pairs` pairs of sequences of `tokens` tokens, or the evaluation between steps, which reads four
-    times as many. Copies: policy, reference, the start that the result is compared with, the best checkpoint."""
-    copies = 4
-    step = training(shape, setup, 2 * pairs, tokens, copies)
-    read = 8 * pairs * tokens
-    evaluated = max(working(shape, setup, read), _tile(shape, setup, read))
-    return largest([step, Memory(step.weights, step.optimizer, evaluated)])
+def kept(shape: Shape, setup: Setup, tokens: int) -> int:
+    """Bytes that the blocks keep of `tokens` tokens for the backward pass: what their matrices read and give, and what
+    two norms read in float32. With checkpointing each block keeps its input, and one is computed again."""
+    size = setup.weight_bytes
+    block = sum(inputs + outputs for inputs, outputs in matrices(shape)) * size + 2 * shape.width * FLOAT32
+    return tokens * (shape.layers * shape.width * size + block if setup.checkpointing else shape.layers * block)
 
 
 def sae_training(shape: Shape, setup: Setup, stored: int, batch: int, saes: Sequence[int]) -> Memory:

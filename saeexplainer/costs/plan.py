@@ -95,19 +95,20 @@ def memories(params: Params, models: Models, split: Features, trained_here: bool
     explainer, sft = models.explainer, params.train_sft
     answer = workload.explain_prompt(params) + params.generate_explanations.max_new_tokens
     batch = max(sft.warmup_batch_size, sft.batch_size)
-    found["train_sft"] = memory.training(explainer.shape, explainer.setup, batch, answer, copies=2)
+    found["train_sft"] = memory.training(explainer.shape, explainer.setup, batch * answer, copies=2)
     widths, about = _widths(params), workload.asked_about(split)
     candidates = params.generate_explanations.candidates * about
     near = min(sum(widths), about * (1 + params.extract_activations.neighbours))
     writer, opened = params.score_explanations.writer, [models.subject, models.writer]
     scoring = _writing_memory(params, writer, models.writer, models.subject, candidates, widths, near, opened)
+    # Copies: policy, reference, the start that the result is compared with, the best checkpoint.
+    sides = 2 * params.train_dpo.batch_size
+    preferring = memory.training(explainer.shape, explainer.setup, sides * answer, copies=4)
     for name in params.rounds:
         found |= {
             f"generate_explanations@{name}": _explaining(params, explainer),
             f"score_explanations@{name}": scoring,
-            f"train_dpo@{name}": memory.preference_training(
-                explainer.shape, explainer.setup, params.train_dpo.batch_size, answer
-            ),
+            f"train_dpo@{name}": preferring,
         }
     measured = _evaluating(params, models, getattr(split, params.evaluate.split))
     return found | {f"evaluate@{name}": measured for name in params.evaluations}
@@ -118,7 +119,7 @@ def _subject_memories(params: Params, subject: Held, trained_here: bool) -> dict
     config, context = params.prepare_subject, params.prepare_subject.context_length
     shape, setup, widths, found = subject.shape, subject.setup, _widths(params), {}
     if trained_here:
-        found["prepare_subject"] = memory.pretraining(shape, setup, config.batch_size, context)
+        found["prepare_subject"] = memory.pretraining(shape, setup, config.batch_size * context)
     found["prepare_sae"] = _sae_memory(params, subject)
     tokens = params.extract_activations.batch_size * context
     top = 3 * params.extract_activations.top_contexts * sum(widths)  # a value and a number of eight bytes each

@@ -1,4 +1,4 @@
-"""The size of a language model, without loading it: parameters, adapters and what training keeps, from its config.json.
+"""The size of a language model, without loading it: parameters and adapters, from its config.json.
 
 A `Shape` holds what decides the size. `shape_of` reads it from the keys of a transformers config, so that a model's own
 config.json is all that is asked for. Counts are exact; the tests compare them with transformers' own models.
@@ -28,12 +28,11 @@ class Shape:
     vocabulary: int  # rows of the embedding
     positions: int  # rows of learned position embeddings; 0 with rotary ones
     tied: bool  # the output head is the embedding
-    gated: bool = True  # the MLP has three matrices; else two, and GELU by its tanh formula
+    gated: bool = True  # the MLP has three matrices; else two
     layer_norm: bool = False  # norms with a bias, and biases on every matrix; else RMS norms and none
     fused_qkv: bool = False  # query, key and value are one matrix, which one LoRA adapter serves
     head_norms: bool = False  # RMS norms on queries and keys
     post_norms: bool = False  # further norms behind attention and MLP
-    fused_attention: bool = True  # attention keeps no scores for the backward pass
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ FAMILIES: dict[str, dict[str, bool]] = {
     "llama": {},
     "mistral": {},
     "qwen3": {"head_norms": True},
-    "gemma2": {"post_norms": True, "fused_attention": False},  # soft-capped scores: eager attention
+    "gemma2": {"post_norms": True},
     "gpt2": {"gated": False, "layer_norm": True, "fused_qkv": True},
 }
 # What a config.json leaves out when it is the family's default.
@@ -154,31 +153,3 @@ def parameters(shape: Shape) -> Parameters:
 def adapter_parameters(shape: Shape, rank: int) -> int:
     """Weights of LoRA adapters of that rank on every linear layer of every block."""
     return shape.layers * sum(rank * (inputs + outputs) for inputs, outputs in matrices(shape))
-
-
-def adapter_kept_bytes(shape: Shape, rank: int, size: int) -> int:
-    """Bytes that one block's LoRA adapters keep beside, for each token, `size` being that of the model's own weights:
-    the input of each in float32, where the model has another type, and its product with the first matrix."""
-    copied = size != FLOAT32
-    return sum((copied * inputs + rank) * FLOAT32 for inputs, _ in matrices(shape))
-
-
-def kept_bytes(shape: Shape, tokens: int, size: int) -> int:
-    """Bytes that one block keeps for the backward pass, for each token of a sequence of `tokens`; `size` is that of a
-    weight, and there is no dropout.
-
-    What each operation saves, as transformers writes it. A norm: its input, the normalised input, and its output for
-    the matrices behind it; RMS norms compute in float32, a layer norm keeps no second one. Fused attention: queries,
-    keys, values, output; an eager one all heads' keys and values, and the scores after the cap and after a float32
-    softmax. The MLP: four inner vectors, with GELU's tanh formula five.
-    """
-    query, key = shape.heads * shape.head_width, shape.kv_heads * shape.head_width
-    normalised = FLOAT32 if shape.post_norms else size  # Gemma multiplies by the norm's weight in float32 too
-    norms = 2 * shape.width * (2 * size if shape.layer_norm else FLOAT32 + normalised + size)
-    norms += shape.post_norms * 2 * shape.width * (FLOAT32 + normalised)
-    norms += shape.head_norms * (query + key) * (FLOAT32 + size)
-    attention = (2 * query + 2 * key) * size
-    if not shape.fused_attention:
-        scores = size + FLOAT32 + (size if size < FLOAT32 else 0)
-        attention = 4 * query * size + shape.heads * tokens * scores
-    return norms + attention + (4 if shape.gated else 5) * shape.intermediate * size
