@@ -18,9 +18,9 @@ from saeexplainer.records import DroppedFeature, FeatureRow, PreferencePair, Qua
 from saeexplainer.runs.storage import read_rows, replacing, write_json, write_rows
 from tasks.places import DATA_DOCS, EXPLAINERS, ROUNDS
 from tasks.stage import Report, main
-from tasks.validation import expectations, rules as validation_rules
+from tasks.validation import pair_suite, set_suite
 from tasks.validation.data_docs import VERDICT, Outcome, Validator, fingerprint, write_index
-from tasks.validation.rules import SetRule
+from tasks.validation.set_suite import SetRule
 
 FEATURES = Path("data/activations/features.parquet")
 
@@ -83,18 +83,18 @@ def examined(params: Params, item: str) -> Examination:
     before = _figures_before(params.rounds[item].start)
     with replacing(DATA_DOCS / item) as docs:
         validator = Validator(docs)
-        columns = expectations.pair_columns(pairs, features, params)
-        about_pairs = validator.check("pair", columns, expectations.pair_expectations(params))
+        columns = pair_suite.pair_columns(pairs, features, params)
+        about_pairs = validator.check("pair", columns, pair_suite.pair_expectations(params))
         sound = sorted(set(range(len(pairs))) - _reasons(about_pairs).keys())
-        columns = expectations.measured_columns(pairs, scores, sound)
-        about_pairs += validator.check("measured", columns, expectations.measured_expectations())
+        columns = pair_suite.measured_columns(pairs, scores, sound)
+        about_pairs += validator.check("measured", columns, pair_suite.measured_expectations())
         reasons = _reasons(about_pairs)
         left = [pair for row, pair in enumerate(pairs) if row not in reasons]
         now = figures(left, pairs, dropped)
         not_applicable = _without_drift(params.rounds[item].start, before, now)
         drifted = None if before is None or not_applicable else drift(now, before)
-        rules = validation_rules.set_rules(left, pairs, dropped, drifted, params)
-        columns, suite = validation_rules.set_columns(rules), validation_rules.set_expectations(rules)
+        rules = set_suite.set_rules(left, pairs, dropped, drifted, params)
+        columns, suite = set_suite.set_columns(rules), set_suite.set_expectations(rules)
         about_set = validator.check("set", columns, suite, "; ".join(_notes(not_applicable)))
         found = Examination(pairs, reasons, [*about_pairs, *about_set], rules, now, not_applicable)
         validator.write_docs()
@@ -116,7 +116,7 @@ def _without_drift(start: str, before: Figures | None, now: Figures) -> dict[str
         why = "no pair is left to compare"
     else:
         return {}
-    return dict.fromkeys(validation_rules.DRIFT_RULES, why)
+    return dict.fromkeys(set_suite.DRIFT_RULES, why)
 
 
 def _notes(not_applicable: dict[str, str]) -> list[str]:

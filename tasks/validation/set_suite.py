@@ -15,7 +15,7 @@ from saeexplainer.preferences.sets import (
     top_share,
 )
 from saeexplainer.records import DroppedFeature, DropReason, PreferencePair
-from tasks.validation.expectations import TOLERANCE, named
+from tasks.validation.pair_suite import TOLERANCE, named
 
 if TYPE_CHECKING:
     import pandas as pd

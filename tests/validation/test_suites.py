@@ -29,7 +29,7 @@ from saeexplainer.records import DroppedFeature, FeatureRow, PreferencePair, Qua
 from saeexplainer.runs.storage import read_json, read_rows, write_json, write_rows
 from tasks import validate_preferences
 from tasks.settings import checks
-from tasks.validation import data_docs, expectations, rules
+from tasks.validation import data_docs, pair_suite, set_suite
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +46,10 @@ def workspace(tmp_path, monkeypatch) -> Path:
 @pytest.mark.parametrize("field", [field.name for field in fields(PreferencePair)])
 def test_nulls_are_caught_in_every_field(settings, tmp_path, field):
     # Into the table, not into the record: a record with None does not pass the type checks of these tests.
-    table = expectations.pair_columns([pair(0), pair(1)], [], settings)
+    table = pair_suite.pair_columns([pair(0), pair(1)], [], settings)
     table[field] = table[field].astype(object)
     table.loc[1, field] = None
-    known = [rule for rule in expectations.pair_expectations(settings) if rule.meta["rule"] == f"{field}_known"]
+    known = [rule for rule in pair_suite.pair_expectations(settings) if rule.meta["rule"] == f"{field}_known"]
     (outcome,) = data_docs.Validator(tmp_path).check("pair", table, known)
     assert (outcome.success, outcome.rows, outcome.unexpected_count) == (False, (1,), 1)
 
@@ -99,8 +99,8 @@ def test_the_first_round_says_that_drift_does_not_apply(settings, workspace):
     folder = lay_out(workspace, [pair(index) for index in range(8)])
     report = validate_preferences.run(settings, "r1")
     found = read_json(folder / "validation.json")
-    assert set(found["not_applicable"]) == set(rules.DRIFT_RULES)
-    assert not {entry["name"] for entry in found["expectations"]} & set(rules.DRIFT_RULES)
+    assert set(found["not_applicable"]) == set(set_suite.DRIFT_RULES)
+    assert not {entry["name"] for entry in found["expectations"]} & set(set_suite.DRIFT_RULES)
     assert any("the round starts from sft, which no preference set has trained" in line for line in report.lines)
     assert "not applicable" in (workspace / "reports/data_docs/index.html").read_text()
 
@@ -194,7 +194,7 @@ def test_limits_that_contradict_each_other_are_one_line(settings):
 def test_reference_rule_may_fall_back_to_the_lowest_candidate(settings):
     fallen = pair(0, **scored(1.0, 0.88, 0.88))  # relative gap 0.12: below min_gap 0.15, above min_spread 0.10
     reference = replace(settings, build_preferences=replace(BUILD, rule=PairingRule.reference))
-    tables = [expectations.pair_columns([fallen], [], rule) for rule in (settings, reference)]
+    tables = [pair_suite.pair_columns([fallen], [], rule) for rule in (settings, reference)]
     assert [table["gap_over_required"][0] for table in tables] == pytest.approx([-0.03, 0.02])
 
 
@@ -277,6 +277,6 @@ def test_rewards_at_the_edge_of_the_rule_pass(settings, tmp_path, rule):
     pairs = pairs_of_feature(rows, built)
     settings = replace(settings, build_preferences=built)
     features = [FeatureRow("sandbox/main/0", "main", 0, "dpo", 2.0, 0.01)]
-    table = expectations.pair_columns(pairs, features, settings)
-    outcomes = data_docs.Validator(tmp_path).check("pair", table, expectations.pair_expectations(settings))
+    table = pair_suite.pair_columns(pairs, features, settings)
+    outcomes = data_docs.Validator(tmp_path).check("pair", table, pair_suite.pair_expectations(settings))
     assert len(pairs) == 2 and [outcome.name for outcome in outcomes if not outcome.success] == []
