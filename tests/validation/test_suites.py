@@ -200,7 +200,7 @@ def test_reference_rule_may_fall_back_to_the_lowest_candidate(settings):
 
 def test_ordinary_words_of_a_prompt_are_not_forbidden(settings):
     short = replace(settings.evaluate.writer, prompt="about {description} .")
-    pattern = expectations.forbidden_text(replace(settings, evaluate=replace(settings.evaluate, writer=short)))
+    pattern = pair_suite.forbidden_text(replace(settings, evaluate=replace(settings.evaluate, writer=short)))
     assert not re.search(pattern, "questions about a dog .")
     for leaked in ("a dog <TEXT>", "please write one short text about: dog", "<feature:3>", "<Feature_17>"):
         assert re.search(pattern, leaked)
