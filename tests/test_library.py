@@ -152,7 +152,7 @@ def test_the_page_runs_from_top_to_bottom_where_only_the_wheel_is(wheel: Path, f
 def test_the_champion_of_the_page_answers_where_mlflow_is(wheel: Path, folder: Path, registry: str, core: Path) -> None:
     code = "\n".join(["import saeexplainer", *(one for one in SNIPPETS if "champion" in one)])
     done = run(wheel, folder, code, Path(SITE_PACKAGES))
-    assert (done.returncode, done.stdout) == (0, f"('decoder',) {WIDTH}\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, f"decoder {WIDTH}\n"), done.stderr
     without = run(wheel, folder, code, core)
     assert without.returncode == 1 and "load_champion needs MLflow, which is not installed" in without.stderr
 
