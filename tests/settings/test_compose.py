@@ -48,6 +48,30 @@ def test_a_corpus_composes_with_what_it_cannot_give_taken_out() -> None:
             compose.composed(["subject=corpus", *others[:left_out], *others[left_out + 1 :]])
 
 
+CHOICES = [
+    f"{path.parent.name}={path.stem}"
+    for group in ("pairing", "reward", "rounds", "sae", "size")
+    for path in sorted((ROOT / "conf" / group).glob("*.yaml"))
+    if path.stem != "real"  # needs text from outside, as the experiments that take it do
+]
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_choice_composes(choice: str) -> None:
+    assert list(yaml.safe_load(compose.composed([choice]))) == list(yaml.safe_load(compose.composed([])))
+
+
+def test_the_judges_endpoint_begins_as_those_of_writers_and_labellers() -> None:
+    """Hydra places a file in no list, so conf/judge/endpoint.yaml repeats what conf/endpoint.yaml says."""
+    judge, own = (
+        yaml.safe_load((ROOT / "conf" / name).read_text(encoding="utf-8"))
+        for name in ("judge/endpoint.yaml", "endpoint.yaml")
+    )
+    (found,) = [one["endpoint"] for one in judge["evaluate"]["judges"] if "endpoint" in one]
+    differ = {"model", "request", "cache"}  # each says its own
+    assert {key: found[key] for key in found.keys() - differ} == {key: own[key] for key in own.keys() - differ}
+
+
 OF_OTHERS = ["explainer=lora", "train_sft.pretrained.source=folder"]  # what the choices named explainer need
 
 
