@@ -75,7 +75,10 @@ def brought(model: Path | str, folders: dict[str, Path], prepend_bos: bool | Non
     given, small = SETTINGS, {"context_length": 40, "held_out_documents": 6}
     pretrained = Pretrained(**{"source": str(model), "revision": None, "dtype": "float32", "device_map": None,
                                "attention": None, **more})  # fmt: skip
-    saes = [TakenSae(name, D_SAE, PretrainedSae(str(path), None, None)) for name, path in folders.items()]
+    saes = [
+        TakenSae(name, D_SAE, PretrainedSae(str(path), None, None))
+        for name, path in (folders or {"unread": Path("unread")}).items()  # a subject alone reads none
+    ]
     return replace(
         given,
         prepare_subject=replace(given.prepare_subject, pretrained=pretrained, prepend_bos=prepend_bos, **small),
