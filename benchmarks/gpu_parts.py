@@ -279,9 +279,13 @@ def preference(bench: Bench, device: "torch.device") -> Work:
 
 
 def train(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", rows: Any, bench: Bench, device: "torch.device",
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerFast",
+    rows: Any,
+    bench: Bench,
+    device: "torch.device",
     scratch: Path,
-) -> list[float]:  # fmt: skip
+) -> list[float]:
     """The seconds of each step over the rows."""
     from peft import LoraConfig
     from transformers import PrinterCallback

@@ -81,10 +81,16 @@ class Question:
 
 
 def write_served(
-    folder: Path, explainer: Path, features: Sequence[FeatureRow], tensors: Mapping[str, Tensor], injection: TrainSft,
-    generation: GenerateExplanations, evaluated: Sequence[EvaluationRow], contexts: Sequence[str] = (),
+    folder: Path,
+    explainer: Path,
+    features: Sequence[FeatureRow],
+    tensors: Mapping[str, Tensor],
+    injection: TrainSft,
+    generation: GenerateExplanations,
+    evaluated: Sequence[EvaluationRow],
+    contexts: Sequence[str] = (),
     subject: Path = Path("data/subject"),
-) -> None:  # fmt: skip
+) -> None:
     """Gather a folder that `ServedExplainer` reads. `tensors` have a row for each of `features`, and so have `contexts`
     where the explainer's prompts show any (`FeatureTable.contexts`). Kinds of vectors that the explainer does not
     read are kept too: they tell when one of them is sent in place of what it reads. `subject` as in `keep_base`."""

@@ -68,9 +68,7 @@ def means(rows: Sequence[ScoreRow]) -> dict[str, float]:
     }
 
 
-def score_rows(
-    candidates: Sequence[CandidateRow], outcomes: Sequence[Outcome], config: Reward
-) -> list[ScoreRow]:  # fmt: skip
+def score_rows(candidates: Sequence[CandidateRow], outcomes: Sequence[Outcome], config: Reward) -> list[ScoreRow]:
     """One row a candidate; an empty explanation has no text and earns 0, one whose texts failed has no reward."""
     return [
         ScoreRow(

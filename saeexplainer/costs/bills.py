@@ -115,9 +115,11 @@ def sampled(
 
 
 def texts_written(
-    rows: Iterable[ScoreRow | EvaluationRow], tokenizer: "PreTrainedTokenizerFast", writer: Writer,
+    rows: Iterable[ScoreRow | EvaluationRow],
+    tokenizer: "PreTrainedTokenizerFast",
+    writer: Writer,
     usage: Usage | None = None,
-) -> Work:  # fmt: skip
+) -> Work:
     """The work behind the texts of some rows; rows with the same explanation share their texts. `usage` is what a
     server took for all of them, failures included."""
     texts = {row.explanation: row.texts for row in rows if row.texts}
@@ -216,9 +218,7 @@ def _pair(name: str, found: RoundCosts, timings: Mapping[str, float], prices: Pr
     return _cost(sum(known) if len(known) == len(seconds) else None, calls, call_tokens, found.pairs, prices)
 
 
-def _cost(
-    seconds: float | None, calls: int | None, call_tokens: int | None, among: int, prices: Prices
-) -> Cost:  # fmt: skip
+def _cost(seconds: float | None, calls: int | None, call_tokens: int | None, among: int, prices: Prices) -> Cost:
     """What was spent, shared among `among`."""
     shares = [None if value is None else value / among for value in (seconds, calls, call_tokens)]
     return Cost(*shares, usd(shares[0], shares[2], prices))

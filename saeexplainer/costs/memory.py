@@ -68,9 +68,14 @@ def working(shape: Shape, setup: Setup, tokens: int) -> int:
 
 
 def reading(
-    shape: Shape, setup: Setup, tokens: int, loaded: Sequence[int], table: int = 0, tables: int = TOPK,
+    shape: Shape,
+    setup: Setup,
+    tokens: int,
+    loaded: Sequence[int],
+    table: int = 0,
+    tables: int = TOPK,
     room: int | None = None,
-) -> Memory:  # fmt: skip
+) -> Memory:
     """Residuals of `tokens` tokens at once through SAEs of the widths `loaded`, one after the other, in float32; the
     forward pass ends at the hook. `table` is the number of maxima that are kept, `tables` TOPK or JUMPRELU; `room` is
     what such a table holds at most, where tokens are encoded in several turns."""

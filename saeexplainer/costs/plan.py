@@ -193,9 +193,15 @@ def _prompt(params: Params, prompt: str) -> int:
 
 
 def _writing_memory(
-    params: Params, writer: Writer, held: Held | None, subject: Held, descriptions: int, widths: Sequence[int],
-    asked: int, opened: Sequence[Held | None],
-) -> Memory:  # fmt: skip
+    params: Params,
+    writer: Writer,
+    held: Held | None,
+    subject: Held,
+    descriptions: int,
+    widths: Sequence[int],
+    asked: int,
+    opened: Sequence[Held | None],
+) -> Memory:
     """Texts are written, then read by the subject with a table of the `asked` latents' maxima on each text."""
     prompt = _prompt(params, writer.prompt)
     length, texts = prompt + writer.max_new_tokens, descriptions * writer.texts

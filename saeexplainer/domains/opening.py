@@ -7,7 +7,7 @@ from saeexplainer.domains.domain import Domain, ReadingLimit
 
 def open_domain(
     name: DomainName, seed: int, corpus: Corpus | None = None, reader: ReadingLimit | None = None
-) -> Domain:  # fmt: skip
+) -> Domain:
     """The source of text of a run; reseeding it reseeds the world, the order of the documents or their streams.
 
     corpus: not None for DomainName.corpus. reader: who asks for documents gives it; a packed corpus is cut for it.

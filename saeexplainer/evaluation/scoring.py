@@ -40,9 +40,11 @@ class Outcome:
 
 
 def try_out(
-    asked: Sequence[tuple[str, str]], author: Writer, near: Neighbourhoods,
+    asked: Sequence[tuple[str, str]],
+    author: Writer,
+    near: Neighbourhoods,
     read: Callable[[list[str]], TextActivations],
-) -> list[Outcome]:  # fmt: skip
+) -> list[Outcome]:
     """The outcome of each (feature id, explanation), in the order asked.
 
     An explanation is written once, however many features it is tried for, and a text is read once. `read` reads texts

@@ -229,9 +229,12 @@ def explanations(records: Sequence[FeatureRecord], under: str | None = None) -> 
 
 
 def from_rows(
-    feature: FeatureRow, explanation: str, contexts: Sequence[ContextRow], metadata: Mapping[str, Any],
+    feature: FeatureRow,
+    explanation: str,
+    contexts: Sequence[ContextRow],
+    metadata: Mapping[str, Any],
     scores: EvaluationRow | None = None,
-) -> FeatureRecord:  # fmt: skip
+) -> FeatureRecord:
     """One of our features as a record; contexts strongest first. Scores that are not known (NaN) are null."""
     measured = {name: getattr(scores, name) for name in SCORES} if scores else {}
     known = {name: value if math.isfinite(value) else None for name, value in measured.items()}

@@ -42,9 +42,15 @@ class Feature:
 
 @torch.no_grad()
 def measure(
-    reader: "Reader", sae: str, subject: str, indices: Sequence[int], texts: Sequence[str], contexts: int,
-    context_tokens: int, direction_contexts: int,
-) -> list[Feature]:  # fmt: skip
+    reader: "Reader",
+    sae: str,
+    subject: str,
+    indices: Sequence[int],
+    texts: Sequence[str],
+    contexts: int,
+    context_tokens: int,
+    direction_contexts: int,
+) -> list[Feature]:
     """Some features of the SAE of that name in the reader, in the order of `indices`; `subject` is the first part of
     their ids. Of each, `contexts` are kept, with `context_tokens` on each side of the strongest token.
 

@@ -19,9 +19,11 @@ def live_features(statistics: FeatureStatistics, config: ExtractActivations) -> 
 
 
 def split_features(
-    live: dict[str, list[int]], decoders: dict[str, Float[Tensor, "d_sae d_model"]], config: ExtractActivations,
+    live: dict[str, list[int]],
+    decoders: dict[str, Float[Tensor, "d_sae d_model"]],
+    config: ExtractActivations,
     seed: int,
-) -> dict[tuple[str, int], str]:  # fmt: skip
+) -> dict[tuple[str, int], str]:
     """The split of every live feature. Valid and test come from the first SAE; what is too like one of them is a twin,
     and what is beyond max_features is spare.
 

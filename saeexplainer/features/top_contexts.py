@@ -21,9 +21,14 @@ class TopContexts:
     """Second look at the documents that hold a top context: windows with activations, and mean top residuals."""
 
     def __init__(
-        self, rows: Sequence[FeatureRow], statistics: dict[str, FeatureStatistics], saes: dict[str, "SAE"],
-        annotate: Callable[[Document], Annotation], context_tokens: int, direction_contexts: int,
-    ) -> None:  # fmt: skip
+        self,
+        rows: Sequence[FeatureRow],
+        statistics: dict[str, FeatureStatistics],
+        saes: dict[str, "SAE"],
+        annotate: Callable[[Document], Annotation],
+        context_tokens: int,
+        direction_contexts: int,
+    ) -> None:
         """context_tokens: on each side of the strongest one that a context holds. direction_contexts: over whose
         strongest tokens a feature's mean residual is taken, the strongest contexts first."""
         self.rows, self.saes, self.annotate = rows, saes, annotate
@@ -77,9 +82,15 @@ def _at_word(text: str, start: int) -> bool:
 
 
 def _context(
-    row: FeatureRow, rank: int, document: Document, offsets: list[list[int]], values: Tensor, peak: int,
-    concepts: tuple[str, ...], around: int,
-) -> ContextRow:  # fmt: skip
+    row: FeatureRow,
+    rank: int,
+    document: Document,
+    offsets: list[list[int]],
+    values: Tensor,
+    peak: int,
+    concepts: tuple[str, ...],
+    around: int,
+) -> ContextRow:
     first = max(0, peak - around)
     while first and not _at_word(document.text, offsets[first][0]):  # read by itself, half a word is another token
         first -= 1

@@ -41,9 +41,13 @@ class Verdict:
 
 
 def judge(
-    rounds: Mapping[str, Sequence[EvaluationRow]], opponent: Sequence[EvaluationRow], criterion: str,
-    guarded: Sequence[str], resamples: int, seed: int,
-) -> Verdict:  # fmt: skip
+    rounds: Mapping[str, Sequence[EvaluationRow]],
+    opponent: Sequence[EvaluationRow],
+    criterion: str,
+    guarded: Sequence[str],
+    resamples: int,
+    seed: int,
+) -> Verdict:
     """The round with the largest gain among those that gain beyond the interval and lose nothing that is guarded.
 
     A metric is a value of `comparison.METRICS`; a guarded one that is known of fewer than two features says nothing.

@@ -114,9 +114,13 @@ def _count(samples: Sequence[np.ndarray]) -> int:
 
 
 def _ends(
-    samples: Sequence[np.ndarray], statistic: Callable[..., Any], value: float, resamples: int, seed: int,
+    samples: Sequence[np.ndarray],
+    statistic: Callable[..., Any],
+    value: float,
+    resamples: int,
+    seed: int,
     vectorized: bool = True,
-) -> tuple[float, float]:  # fmt: skip
+) -> tuple[float, float]:
     """Percentile interval of a statistic of the strata, each resampled by itself."""
     if any(sample.size == 1 for sample in samples):
         # scipy refuses a sample of one; a stratum of one feature cannot be resampled, so no interval is claimed.

@@ -22,9 +22,12 @@ def open_judges(
 
 
 def _open(
-    config: JudgeConfig, where: str, subject: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast",
+    config: JudgeConfig,
+    where: str,
+    subject: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerFast",
     context_length: int,
-) -> Judge:  # fmt: skip
+) -> Judge:
     if isinstance(config, LikelihoodJudgeSpec):
         from saeexplainer.judges.likelihood import LikelihoodJudge
 

@@ -86,9 +86,13 @@ def check_context(model: nn.Module, tokens: int, field: str) -> None:
 
 @torch.no_grad()
 def read_module(
-    model: nn.Module, module: nn.Module, input_ids: Int[Tensor, "batch tokens"],
-    attention_mask: Int[Tensor, "batch tokens"], *, entering: bool = False,
-) -> Float[Tensor, "batch tokens d_model"]:  # fmt: skip
+    model: nn.Module,
+    module: nn.Module,
+    input_ids: Int[Tensor, "batch tokens"],
+    attention_mask: Int[Tensor, "batch tokens"],
+    *,
+    entering: bool = False,
+) -> Float[Tensor, "batch tokens d_model"]:
     """What `module` of the model returns (or what enters it), stopping the forward pass there.
 
     The result stays on the model's device, in its dtype. Raises UserError if there are more tokens than the model

@@ -68,9 +68,12 @@ def generate(
 
 
 def _continued(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", prompts: Sequence[Sequence[int]],
-    config: "GenerationConfig", kept: Collection[int],
-) -> list[str]:  # fmt: skip
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerFast",
+    prompts: Sequence[Sequence[int]],
+    config: "GenerationConfig",
+    kept: Collection[int],
+) -> list[str]:
     """Continuations of one batch, padded on the left."""
     ids = padded(prompts, tokenizer.pad_token_id, side="left").to(device_of(model))
     mask = padded([[1] * len(prompt) for prompt in prompts], 0, side="left").to(ids.device)

@@ -62,7 +62,7 @@ def _remove(path: Path) -> None:
 
 def write_rows(
     path: Path, rows: Sequence[Any], record: type[Any], notes: dict[str, Any] | None = None, *, each: bool = False
-) -> None:  # fmt: skip
+) -> None:
     """Write frozen dataclass rows as parquet, one column a field of `record`, deterministically.
 
     `notes` are about the whole table and have no row: JSON in its schema's metadata, which `read_notes` reads. `each`

@@ -45,9 +45,13 @@ class Reader:
     """One site of one subject, and SAEs on it."""
 
     def __init__(
-        self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", site: Site, context_length: int,
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerFast",
+        site: Site,
+        context_length: int,
         saes: "dict[str, SAE] | None" = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """`saes` by name, on `device_of(model)`. Raises UserError if the model has no such site."""
         self.model, self.tokenizer, self.context_length = model, tokenizer, context_length
         self.site = SiteReader(model, site)
@@ -83,9 +87,7 @@ class Reader:
             yield self.read([texts[index] for index in indices]).of_valid.cpu()
 
 
-def open_reader(
-    subject: Path, saes: Path, names: Sequence[str], context_length: int, *, whole: bool = True
-) -> Reader:  # fmt: skip
+def open_reader(subject: Path, saes: Path, names: Sequence[str], context_length: int, *, whole: bool = True) -> Reader:
     """Open the pipeline's subject and the named ones of its SAEs, which all read one site (`prepare_sae`).
 
     whole: false leaves the blocks behind the site out, with which the subject cannot write. Raises UserError if

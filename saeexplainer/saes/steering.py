@@ -115,9 +115,13 @@ class Steered:
 
 
 def steer(
-    steering: Steering, tokenizer: "PreTrainedTokenizerFast", prompts: Int[Tensor, "prompts tokens"],
-    features: Sequence[int], maxima: Sequence[float], config: "Steer",
-) -> list[list[Steered]]:  # fmt: skip
+    steering: Steering,
+    tokenizer: "PreTrainedTokenizerFast",
+    prompts: Int[Tensor, "prompts tokens"],
+    features: Sequence[int],
+    maxima: Sequence[float],
+    config: "Steer",
+) -> list[list[Steered]]:
     """For each feature one entry a target. `maxima` are the features' corpus maxima, where the search begins."""
     from tqdm.auto import tqdm
 
@@ -141,9 +145,13 @@ def steer(
 
 
 def _written(
-    steering: Steering, tokenizer: "PreTrainedTokenizerFast", prompts: Tensor, features: Tensor, values: Tensor,
+    steering: Steering,
+    tokenizer: "PreTrainedTokenizerFast",
+    prompts: Tensor,
+    features: Tensor,
+    values: Tensor,
     config: "Steer",
-) -> list[list[str]]:  # fmt: skip
+) -> list[list[str]]:
     """Continuations of every prompt, for each row."""
     with steering.held(features, values):
         columns = [

@@ -38,10 +38,18 @@ def preference_dataset(pairs: Sequence[PreferencePair], prompts: Prompts, number
 
 
 def train(
-    model: "PreTrainedModel", reference: "PreTrainedModel | None", tokenizer: "PreTrainedTokenizerFast",
-    training: "Dataset", validation: "Dataset", config: TrainDpo, round_: Round, how: TrainSft, *, seed: int,
+    model: "PreTrainedModel",
+    reference: "PreTrainedModel | None",
+    tokenizer: "PreTrainedTokenizerFast",
+    training: "Dataset",
+    validation: "Dataset",
+    config: TrainDpo,
+    round_: Round,
+    how: TrainSft,
+    *,
+    seed: int,
     scratch: Path,
-) -> list[dict[str, float]]:  # fmt: skip
+) -> list[dict[str, float]]:
     """Train `model` in place; the models carry their feature tokens already. Returns the log. No reference is given
     with an adapted model: a frozen copy of the adapter it starts with is the reference model then, on the same base.
 

@@ -80,9 +80,17 @@ def describe_token(concepts: Sequence[str], domain: Domain, modifier_share: floa
 
 
 def supervised_fine_tuning(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", examples: list[dict[str, list[int]]],
-    config: TrainSft, *, epochs: float, learning_rate: float, batch_size: int, seed: int, scratch: Path,
-) -> list[dict[str, float]]:  # fmt: skip
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerFast",
+    examples: list[dict[str, list[int]]],
+    config: TrainSft,
+    *,
+    epochs: float,
+    learning_rate: float,
+    batch_size: int,
+    seed: int,
+    scratch: Path,
+) -> list[dict[str, float]]:
     """Train in place with TRL's SFTTrainer on prepared token ids and labels; returns its log. `config` says how it
     computes; the rest is of the warm-up or of the labels.
 

@@ -16,9 +16,12 @@ def distinct(descriptions: Iterable[str]) -> list[str]:
 
 
 def sampled(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", prompts: Mapping[str, Sequence[int]],
-    config: SubjectWriterSpec | ChatWriterSpec, kept: Collection[int] = (),
-) -> dict[str, list[str]]:  # fmt: skip
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerFast",
+    prompts: Mapping[str, Sequence[int]],
+    config: SubjectWriterSpec | ChatWriterSpec,
+    kept: Collection[int] = (),
+) -> dict[str, list[str]]:
     """`config.texts` continuations of the prompt (token ids) of each description, drawn from torch's generator; with
     the special tokens of `kept`, by their ids."""
     texts = generate(

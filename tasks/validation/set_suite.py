@@ -35,9 +35,12 @@ class SetRule:
 
 
 def set_rules(
-    left: Sequence[PreferencePair], pairs: Sequence[PreferencePair], dropped: Sequence[DroppedFeature],
-    drifted: Drift | None, params: Params,
-) -> list[SetRule]:  # fmt: skip
+    left: Sequence[PreferencePair],
+    pairs: Sequence[PreferencePair],
+    dropped: Sequence[DroppedFeature],
+    drifted: Drift | None,
+    params: Params,
+) -> list[SetRule]:
     """What is left of `pairs` as a set: what a single pair cannot show. Without `drifted` nothing is said of drift."""
     limits = params.validate_preferences
     trained = [pair for pair in left if pair.split == "dpo"]

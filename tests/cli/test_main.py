@@ -244,7 +244,7 @@ def test_doctor_reads_the_settings(here: Path) -> None:
 
 def test_doctor_names_calls_without_a_limit_and_models_beside_an_idle_gpu(
     here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert list(doctor._models()) == []  # nothing is served, and no model is pretrained
     limited = ["evaluate.writer.endpoint.max_cost=5", "evaluate.writer.endpoint.million_prompt_tokens=1"]

@@ -30,7 +30,7 @@ ANSWERS = Answers(
 
 def row(
     relative=RELATIVE, texts=("a dog", "cat"), read=READ, rivals=EVERYONE, known=(1.0, 0.5), explanation="the word dog"
-):  # fmt: skip
+):
     said = Explanation(explanation, calls=7, call_tokens=80, log_probability=-0.5)
     near = [0.9, 0.0][: len(texts)]
     return evaluation_row(FEATURE, said, list(texts), relative, 1, near, read, rivals, ANSWERS, known)

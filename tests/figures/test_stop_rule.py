@@ -8,9 +8,7 @@ from saeexplainer.figures.stop_rule import gain, shares
 from saeexplainer.records import ScoreRow
 
 
-def scored(
-    feature: str, *candidates: list[float], split: str = "valid", reward: float | None = 0.0
-) -> list[ScoreRow]:  # fmt: skip
+def scored(feature: str, *candidates: list[float], split: str = "valid", reward: float | None = 0.0) -> list[ScoreRow]:
     """A feature's candidates by the activations of their texts."""
     return [
         ScoreRow(feature, split, rank, "the word dog", ["a dog"] * len(found), found, [0.0] * len(found), reward)

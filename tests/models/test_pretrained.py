@@ -266,7 +266,7 @@ MODULES = {  # an SAE's hook as sae-lens takes it from a transformers model, to 
 @pytest.mark.parametrize(("where", "hook"), MODULES.items(), ids=MODULES)
 def test_an_sae_that_was_trained_on_a_module_of_a_transformers_model_is_read_there(
     here: Path, where: str, hook: str
-) -> None:  # fmt: skip
+) -> None:
     name, _, module = where.partition("/")
     bos = name != "gpt2"
     save_family(name, here / name)

@@ -207,6 +207,6 @@ def test_a_wrong_change_of_kept_settings_is_one_line_and_leaves_them(
 
 def test_there_is_nothing_to_keep_where_nothing_was_composed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:  # fmt: skip
+) -> None:
     assert compose.main(["--keep", "seed=3", "--output", str(tmp_path / "params.yaml")]) == 2
     assert "params.yaml: No such file or directory; write it with" in capsys.readouterr().err

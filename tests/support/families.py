@@ -181,9 +181,7 @@ def save_family(name: str, folder: Path) -> None:
     save(family.build, TOKENIZERS[family.tokenizer](), folder)
 
 
-def save(
-    build: Callable[[int], t.PreTrainedModel], tokenizer: t.PreTrainedTokenizerFast, folder: Path
-) -> None:  # fmt: skip
+def save(build: Callable[[int], t.PreTrainedModel], tokenizer: t.PreTrainedTokenizerFast, folder: Path) -> None:
     """Save an untrained model and a tokenizer."""
     torch.manual_seed(0)
     model = build(len(tokenizer))

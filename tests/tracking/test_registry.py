@@ -259,7 +259,7 @@ def test_a_champion_without_its_artifacts_says_what_to_do(workspace):
 
 def test_a_workspace_of_any_name_has_a_champion_and_has_it_still_when_it_was_moved(
     empty_store, explainers, tmp_path, monkeypatch
-):  # fmt: skip
+):
     folder = tmp_path / "my projekt é #1, 100%"
     folder.mkdir()
     make_workspace(folder, explainers, monkeypatch)
@@ -435,7 +435,7 @@ print(json.dumps([saeexplainer.__file__, answers]))
 
 def test_a_real_server_keeps_the_runs_and_its_champion_answers(
     empty_store, explainers, tmp_path_factory, tmp_path, monkeypatch, environment, capsys
-):  # fmt: skip
+):
     home, elsewhere = tmp_path_factory.mktemp("server"), tmp_path_factory.mktemp("elsewhere")
     shutil.copy(empty_store, home / "own.db")
     tensors = make_workspace(tmp_path, explainers, monkeypatch)

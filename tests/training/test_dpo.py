@@ -94,9 +94,12 @@ ROUND = Round(start="sft", beta=BETA, learning_rate=1e-3)
 
 
 def trained(
-    architecture: Architecture, folder: Path, validation: list[PreferencePair] = PAIRS, config: TrainDpo = CONFIG,
+    architecture: Architecture,
+    folder: Path,
+    validation: list[PreferencePair] = PAIRS,
+    config: TrainDpo = CONFIG,
     round_: Round = ROUND,
-):  # fmt: skip
+):
     model, reference = explainer(architecture), explainer(architecture)
     data = [dataset(pairs) for pairs in (PAIRS, validation)]
     torch.manual_seed(0)
