@@ -176,7 +176,8 @@ def test_the_report_has_every_evaluation_on_the_test_features(workspace):
 
 TOGETHER = """
 from saeexplainer.runs.processes import gather
-from tasks import extract_activations, generate_explanations, params, score_explanations
+from tasks import extract_activations, generate_explanations, score_explanations
+from tasks.settings import params
 
 settings = params.load()
 extract_activations.run(settings)

@@ -374,15 +374,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--forget", action="store_true", help="let go of figures whose runs are no longer here")
     options = parser.parse_args(arguments)
     repro.unwind_on_sigterm()
-    os.environ.pop(
-        "MLFLOW_TRACKING_URI", None
-    )  # a variant's runs stay with it: on a shared server it might be champion
+    # a variant's runs stay with it: on a shared server it might be champion
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
     try:
         specs, resamples = load_specs(CONF / f"{options.plan}.yaml")
         wanted = [] if options.report_only else chosen(specs, options.only)
         if not options.forget:
             refuse_to_forget(options.plan, specs, wanted)
-        failed = run(wanted) if wanted else []
+        missing = run(wanted) if wanted else []
         lines = write_report(options.plan, [collect(spec, specs) for spec in specs], resamples)
     except UserError as error:
         return failed(error)
@@ -391,7 +390,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     print(*lines, sep="\n", end="\n" * bool(lines))
     print(f"{DOCS / options.plan.upper()}.md: written")
-    return 1 if failed else 0
+    return 1 if missing else 0
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -30,7 +30,7 @@ from saeexplainer.runs.storage import (
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = {str: "a „dog“\n", int: 7, float: 0.1, float | None: 0.2, list[str]: ["a", ""], list[float]: [0.1, -2.0],
     list[int]: [2**40, 0], list[list[str]]: [["a ", "dog"], []], list[list[float]]: [[0.5], []]}  # fmt: skip
-RECORDS = [kind for kind in vars(records).values() if isinstance(kind, type) and kind.__module__ == records.__name__]
+RECORDS = [kind for kind in vars(records).values() if is_dataclass(kind) and kind.__module__ == records.__name__]
 
 
 def filled(kind: type) -> object:

@@ -19,7 +19,7 @@ STAGE = """
 import time
 from saeexplainer.errors import UserError
 from tqdm.auto import tqdm
-from tasks import progress
+from tasks.workspace import progress
 from tasks.stage import Report, main
 progress.EVERY = 0.15
 

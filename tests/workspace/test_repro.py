@@ -97,7 +97,7 @@ def test_a_busy_workspace_names_its_holder_and_is_free_afterwards(tmp_path: Path
 
 KILLED = """
 import sys, time
-from tasks import repro
+from tasks.workspace import repro
 with repro.holding("the killed"), repro.started("endless") as child:
     for line in child: print(line, flush=True)
 """

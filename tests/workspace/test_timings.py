@@ -27,7 +27,7 @@ stages:
 STEP = """
 import sys, yaml
 from pathlib import Path
-from tasks import timings
+from tasks.workspace import timings
 stage, *items = sys.argv[1:]
 seed = yaml.safe_load(Path("params.yaml").read_text())["seed"]
 first = ["data/first/b/two.txt", "data/first/one.txt", "reports/first.json"]
