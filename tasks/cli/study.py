@@ -39,6 +39,7 @@ from saeexplainer.runs.storage import read_json, read_rows, replacing, write_jso
 from saeexplainer.study import ablation, figures, page, pictures
 from tasks.settings import params as settings_params
 from tasks.workspace import repro, surroundings, timings
+from tasks.workspace.printable import failed
 
 CONF = Path("conf")
 PLANS = ("study", "ablation")  # files of conf/
