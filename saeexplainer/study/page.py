@@ -49,6 +49,7 @@ def summarise(variants: Sequence[Variant], resamples: int) -> dict[str, Any]:
         "last": last,
         "variants": {variant.name: _described(variant, resamples) for variant in variants},
         "pooled": _pooled(of_group(variants, SEEDS), resamples),
+        "calls": _calls(of_group(variants, SEEDS)),
         "gains": _gains(of_group(variants, SEEDS), resamples),
         "differences": {
             group: _differences(of_group(variants, group), last, resamples) for group in (SEEDS, LOOKED_AT)
@@ -72,6 +73,12 @@ def _pooled(seeds: Sequence[Variant], resamples: int) -> dict[str, Any]:
         }
         for name in _names(seeds)
     }
+
+
+def _calls(seeds: Sequence[Variant]) -> dict[str, float]:
+    """evaluation -> calls of a model that an explanation took, the mean over the features of all seeds."""
+    rows = {name: [row for one in seeds for row in one.evaluations.get(name, [])] for name in _names(seeds)}
+    return {name: sum(row.calls for row in found) / len(found) for name, found in rows.items()}
 
 
 def _gains(seeds: Sequence[Variant], resamples: int) -> dict[str, Any]:
@@ -149,6 +156,7 @@ def page(study: dict[str, Any]) -> str:
         "## All seeds together",
         _whose_figures_count(study),
         _pooled_table("explanations", study["pooled"], percent),
+        _calls_told(study["calls"]),
         f"The next table has the difference of each round to `{START}`, paired by feature.",
         _pooled_table(f"− {START}", study["gains"], bold),
         "## Runs",
@@ -177,6 +185,14 @@ def _whose_figures_count(study: dict[str, Any]) -> str:
     return (
         f"The table pools the features of the seeds that were not used to choose any setting: {fresh}. Settings were "
         f"chosen after some of the following seeds had been seen on test, so their figures stand apart: {seen}."
+    )
+
+
+def _calls_told(calls: dict[str, float]) -> str:
+    told = ", ".join(f"`{name}` {count:.1f}" for name, count in calls.items()) or "nothing was run"
+    return (
+        "To arrive at one explanation, models generate the following number of sequences (explanations, and texts to "
+        f"choose it by), on average: {told}. Training is not in them."
     )
 
 
