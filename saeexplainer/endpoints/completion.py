@@ -54,6 +54,7 @@ def is_error(found: dict[str, Any]) -> bool:
 
 
 def no_completion(response: "httpx.Response") -> str:
+    """What is said of an answer that is no chat completion."""
     if response.text.lstrip().startswith("<"):
         return "a page instead of a chat completion (does base_url lack its /v1? does a login stand before it?)"
     return "a reply that is no chat completion"

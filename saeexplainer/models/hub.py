@@ -25,6 +25,7 @@ def arguments_for(source: Path | str, revision: str | None) -> dict[str, Any]:
 
 
 def advice(where: dict[str, Any]) -> str:
+    """What to look at when a model of the hub cannot be had, as the end of a message; empty for a folder."""
     if "revision" not in where:
         return ""
     gated = "a gated model needs its licence accepted and HF_TOKEN in the environment"

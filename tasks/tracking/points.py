@@ -78,6 +78,7 @@ def steps_of(comparison: dict) -> dict[str, int]:
 
 
 def metric_points(metrics: dict, step: int, prefix: str = "") -> Iterator[Point]:
+    """Each metric's mean and the ends of its interval, at one step."""
     for metric, interval in metrics.items():
         yield Point(prefix + metric, interval["value"], step)
         yield Point(f"{prefix}{metric}_low", interval["low"], step)
@@ -85,11 +86,13 @@ def metric_points(metrics: dict, step: int, prefix: str = "") -> Iterator[Point]
 
 
 def chain_points(comparison: dict, measured: dict[str, dict]) -> Iterator[Point]:
+    """What was measured of the chain of training, each evaluation at its place in the chain."""
     for step, name in enumerate(chain_of(comparison)):
         yield from metric_points(measured[name], step)
 
 
 def difference_points(comparison: dict) -> Iterator[Point]:
+    """Each difference of the comparison, under the names of its two evaluations."""
     for name, metrics in comparison["differences"].items():
         yield from metric_points(metrics, 0, f"{name}/")
 
@@ -111,6 +114,7 @@ def curve_points(name: str) -> Iterator[Point]:
 
 
 def write_points(client: "MlflowClient", run: str, points: list[Point], settings: dict[str, str]) -> None:
+    """Give a run its metrics and parameters, in batches of the sizes that MLflow takes."""
     from mlflow.entities import Metric, Param
 
     now = int(time.time() * 1000)

@@ -38,6 +38,7 @@ class Finding:
 
     @property
     def line(self) -> str:
+        """As the terminal shows it."""
         return f"{self.level:<5} {self.what}" + (f"; {self.advice}" if self.advice else "")
 
 
