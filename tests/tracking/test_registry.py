@@ -182,6 +182,7 @@ def test_explanations_by_id_number_and_vector_agree(workspace):
     assert by_id == again and by_id.feature_id == "sandbox/main/5" and 0.6 <= by_id.expected_accuracy <= 0.67
     with tracking_champion.opened(f"models:/{NAME}/2") as folder:
         served = ServedExplainer(folder)
+    assert served.shown_contexts == 0, "the sandbox's prompt shows none"
     vector = workspace["mean_activation"][1 + INDICES.index(5)].tolist()
     (raw,) = served.reply([{"mean_activation": vector}])
     assert raw == Reply("", by_id.explanation, by_id.expected_accuracy, None)
