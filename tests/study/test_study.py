@@ -290,8 +290,13 @@ def test_the_pool_is_of_all_seeds_that_were_not_looked_at() -> None:
         replace(row, generative_accuracy=math.nan) if at else row for at, row in enumerate(partly.evaluations["r2"])
     ]
     seen = variant("seed2", LOOKED_AT, SAME)
-    pooled = summarise([variant("seed0", SEEDS, BETTER), partly, seen], 200)["pooled"]
-    known = {name: metrics["generative_accuracy"] for name, metrics in pooled.items()}
+    costly = variant("seed0", SEEDS, BETTER)
+    costly.evaluations["r2"][:] = [replace(row, calls=4) for row in costly.evaluations["r2"]]
+    found = summarise([costly, partly, seen], 200)
+    known = {name: metrics["generative_accuracy"] for name, metrics in found["pooled"].items()}
+    gains = found["gains"]["r1"]["generative_accuracy"]
+    assert (found["calls"]["sft"], found["calls"]["r2"]) == (1.0, 2.5), "of one seed 4, of the other 1"
+    assert (gains["value"], gains["n"]) == (0.125, 8), "a quarter in one seed, nothing in the other"
     assert (known["sft"]["value"], known["sft"]["n"]) == (0.1875, 8)
     assert (known["r2"]["value"], known["r2"]["n"]) == (0.5, 4), "a seed with one known feature says nothing"
 
