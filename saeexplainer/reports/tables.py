@@ -180,8 +180,8 @@ def plot_rounds(comparison: dict, path: Path) -> None:
     """
     found = set(metrics_of(comparison))
     panels = [metric for metric in PICTURED if metric in found]
-    # The width grows with the number of labels.
-    width = (1.8 + 0.42 * len(comparison["rounds"])) * len(panels)
+    # The width grows with the number of labels, and has room for the titles where there are few.
+    width = max(3.9, 1.8 + 0.42 * len(comparison["rounds"])) * len(panels)
     figure, columns = pictures.figure_of(width, 3.6, len(panels))
     for axes, metric in zip(columns, panels, strict=True):
         _panel(axes, comparison, metric)
