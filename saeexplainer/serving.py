@@ -26,7 +26,7 @@ from jaxtyping import Float
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from saeexplainer.config import ChatPrompt, GenerateExplanations, TrainSft
+from saeexplainer.config import AskedPrompt, GenerateExplanations, TrainSft
 from saeexplainer.config.parts import Direction
 from saeexplainer.errors import UserError, first_line
 from saeexplainer.explainer.explainer import Explainer, Prompts, attach
@@ -178,7 +178,7 @@ class ServedExplainer:
     def shown_contexts(self) -> int:
         """How many of a feature's strongest contexts stand in the prompt."""
         prompt = self._explainer.injection.prompt
-        return prompt.shown_contexts if isinstance(prompt, ChatPrompt) else 0
+        return prompt.shown_contexts if isinstance(prompt, AskedPrompt) else 0
 
     def reply(self, rows: Iterable[Mapping[str, Any]]) -> list[Reply]:
         """A reply for each row, which gives `feature_id`, or `index`, or a vector in the name of its kind."""

@@ -28,6 +28,7 @@ from saeexplainer.features.neighbours import CoFiring
 from saeexplainer.features.statistics import FeatureStatistics
 from saeexplainer.features.token_stream import TokenBatch
 from saeexplainer.features.top_contexts import TopContexts
+from saeexplainer.models.gguf import SUFFIX
 from saeexplainer.records import NOT_EXPLAINED, ContextRow, FeatureRow, NeighbourRow
 from saeexplainer.runs import processes
 from saeexplainer.runs.checkpoint import Checkpoint, Kept, fingerprint
@@ -90,9 +91,9 @@ def depends_on(params: Params) -> str:
         params.prepare_subject.context_length, params.prepare_sae.saes, params.extract_activations,
         platform.python_version(),  # pydoc reads Python's own text
     ]  # fmt: skip
-    folders = [Path(other.source) for other in others if other is not None and other.revision is None]
+    local = [Path(other.source) for other in others if other is not None and Path(other.source).exists()]
     code = [*sorted(Path(saeexplainer.__file__).parent.rglob("*.py")), Path(__file__)]
-    return fingerprint(settings, [SUBJECT, SAES, *code], folders)
+    return fingerprint(settings, [SUBJECT, SAES, *code], local)
 
 
 class Survey:
@@ -171,7 +172,8 @@ def run(params: Params) -> Report:
 def subject_name(params: Params) -> str:
     """What feature ids call the subject: its domain and family, or the name of a pretrained model, in one word."""
     if params.prepare_subject.pretrained is not None:
-        return "-".join(Path(os.path.abspath(params.prepare_subject.pretrained.source)).name.split())
+        name = Path(os.path.abspath(params.prepare_subject.pretrained.source)).name
+        return "-".join(name.removesuffix(SUFFIX).split())
     return f"{params.prepare_subject.domain}-{params.prepare_subject.architecture}"
 
 

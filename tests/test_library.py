@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from tiny import ROOT, settings
 
 import saeexplainer
-from saeexplainer.config import ChatPrompt, Direction
+from saeexplainer.config import AskedPrompt, Direction
 from saeexplainer.library import command
 from saeexplainer.records import FeatureRow
 from saeexplainer.serving import Explained, ServedExplainer, write_served
@@ -80,7 +80,7 @@ def make_explainer(folder: Path, name: str, direction: Direction, instruction: s
     if not (folder / "chat").is_dir():
         save_chat_model("llama", folder / "chat", 3 * ["a dog", "the cat", "the garden"], steps=20)
     asked = settings()
-    prompt = ChatPrompt("chat", instruction, contexts)
+    prompt = AskedPrompt("chat", instruction, contexts)
     injection = replace(asked.train_sft, direction=direction, injection_block=1, prompt=prompt)
     generation = replace(asked.generate_explanations, max_new_tokens=6)
     rows = [FeatureRow(f"model/sae/{index}", "sae", index, "test", 1.0, 0.1) for index in range(4)]

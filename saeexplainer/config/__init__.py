@@ -39,15 +39,15 @@ class TokensPrompt:
 
 
 @dataclass(frozen=True, config=CLOSED)
-class ChatPrompt:
-    """The explainer is asked by an instruction in the user's turn of the tokenizer's chat template."""
+class AskedPrompt:
+    """The explainer is asked in words."""
 
-    kind: Literal["chat"]
+    kind: Literal["chat", "text"]  # in the user's turn of the tokenizer's chat template; or as a text that it continues
     instruction: Text  # holds {feature}, where the feature's token stands, and {contexts} where any are shown
     shown_contexts: Natural  # of the feature's strongest, never one that evaluations ask about; 0: none
 
 
-ExplainerPrompt = Annotated[TokensPrompt | ChatPrompt, Field(discriminator="kind")]
+ExplainerPrompt = Annotated[TokensPrompt | AskedPrompt, Field(discriminator="kind")]
 
 
 @dataclass(frozen=True, config=CLOSED)

@@ -58,6 +58,10 @@ def holding(*names: str) -> AfterValidator:
 
 Name = Annotated[str, matching("[a-z0-9_]+", "small letters, digits and _ only: it names files and stages")]
 Commit = Annotated[str, matching("[0-9a-f]{40}", "the 40 hex digits of a commit, or null for what lies here")]
+Revision = Annotated[
+    str,
+    matching("[0-9a-f]{40}|[0-9a-f]{64}", "the 40 hex digits of a commit, the 64 of a GGUF file's SHA-256, or null"),
+]
 DescriptionPrompt = Annotated[str, holding("description")]
 Dtype = Literal["float32", "bfloat16", "float16"]  # number types of the weights of a pretrained model
 
@@ -128,8 +132,10 @@ class EvaluationKind(StrEnum):
 class Pretrained:
     """A causal LM that others trained."""
 
-    source: Text  # a folder that transformers saved, or an id of the hub
-    revision: Commit | None  # of the hub; null for a folder
+    source: Text  # a folder that transformers saved, a GGUF file (its name ends in .gguf), or an id of the hub
+    revision: (
+        Revision | None
+    )  # of the hub; of a GGUF file the SHA-256 that it must have, null for any; null for a folder
     dtype: Dtype  # of its weights
     device_map: Text | None  # transformers' device_map, such as auto or cuda; null is the CPU
     attention: Text | None  # transformers' attn_implementation, such as sdpa; null is its own choice

@@ -8,7 +8,7 @@ and the share of features that training gets come from `Lengths`: measured where
 import re
 from dataclasses import dataclass, fields
 
-from saeexplainer.config import ChatPrompt, Params, TrainedSae
+from saeexplainer.config import AskedPrompt, Params, TrainedSae
 from saeexplainer.config.parts import (
     ChatJudgeSpec,
     EndpointWriterSpec,
@@ -174,7 +174,7 @@ def context(params: Params) -> int:
 def explain_prompt(params: Params) -> int:
     """Tokens of a question to the explainer, an instruction at most."""
     prompt = params.train_sft.prompt
-    if isinstance(prompt, ChatPrompt):
+    if isinstance(prompt, AskedPrompt):
         return prompt_limit(prompt.instruction) + 1 + prompt.shown_contexts * context(params)
     return PROMPT_WORDS
 

@@ -1,7 +1,7 @@
 """The explainer: what it is asked and how it answers.
 
-Its prompt is `<explain>`, the feature's token, `<about>`; or an instruction to a chat model with that token in
-it, and with some of the feature's contexts if they are asked for. Its answer is a description. The directions are no
+Its prompt is `<explain>`, the feature's token, `<about>`; or words with that token in them, and with some of the
+feature's contexts if they are asked for: an instruction to a chat model, or a text that any model continues. Its answer is a description. The directions are no
 part of an explainer's folder (`saeexplainer.explainer.folder`), they come from data/activations.
 """
 
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saeexplainer.config import ChatPrompt, GenerateExplanations, TrainSft
+from saeexplainer.config import AskedPrompt, GenerateExplanations, TrainSft
 from saeexplainer.domains.domain import ABOUT, EXPLAIN, FEATURE
 from saeexplainer.errors import UserError
 from saeexplainer.explainer.feature_tokens import FeatureTokens, first_feature_id
@@ -24,7 +24,7 @@ from saeexplainer.features.contexts import without_special
 from saeexplainer.models.batches import by_length, fitting, padded
 from saeexplainer.models.blocks import check_context, device_of, embedding_of
 from saeexplainer.models.generation import generate
-from saeexplainer.models.tokenizers import CHAT
+from saeexplainer.models.tokenizers import CHAT, starts_with_bos
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -46,10 +46,10 @@ class Prompts:
         self.first_id = first_id
         self._tokenizer = tokenizer
         self._contexts = [without_special(shown, tokenizer) for shown in contexts]
-        in_chat = isinstance(config.prompt, ChatPrompt)
+        prompt = config.prompt
         # A leading space, as the description has after `<about>` in the lessons; a chat's answer begins a line.
-        self._lead = "" if in_chat else " "
-        self._sides = _chat_sides(tokenizer, config.prompt) if in_chat else _token_sides(tokenizer)
+        self._lead = "" if prompt.kind == "chat" else " "
+        self._sides = _sides(tokenizer, prompt) if isinstance(prompt, AskedPrompt) else _token_sides(tokenizer)
 
     def ids(self, feature: int) -> list[int]:
         """The prompt of a feature."""
@@ -80,8 +80,13 @@ def _token_sides(tokenizer: "PreTrainedTokenizerFast") -> tuple[str, str]:
     return tokenizer.bos_token + EXPLAIN, ABOUT
 
 
-def _chat_sides(tokenizer: "PreTrainedTokenizerFast", prompt: ChatPrompt) -> tuple[str, str]:
-    """The instruction in the user's turn, and the answer opened. The template's own special tokens are read as such."""
+def _sides(tokenizer: "PreTrainedTokenizerFast", prompt: AskedPrompt) -> tuple[str, str]:
+    """The text to be continued; or the instruction in the user's turn, and the answer opened. The template's own special
+    tokens are read as such."""
+    if prompt.kind == "text":
+        begin = cast("str", tokenizer.bos_token) if starts_with_bos(tokenizer) else ""
+        before, _, after = prompt.instruction.partition("{feature}")
+        return begin + before, after
     if tokenizer.chat_template is None:
         raise UserError(
             f"train_sft.prompt.kind: chat, but the tokenizer of {tokenizer.name_or_path} has no chat template; name an "

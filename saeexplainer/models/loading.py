@@ -1,7 +1,7 @@
 """Loading any causal language model that transformers knows, with nothing of it but what the pipeline needs.
 
-A model is a folder that transformers saved or, at a pinned commit, a repository of the hub; both go through the same
-functions. The pipeline's own folders hold a model or a pointer to a pretrained one: `pointer.open_model` reads either.
+A model is a folder that transformers saved, a GGUF file (`models.gguf` makes a folder of it) or, at a pinned commit, a
+repository of the hub; all go through the same functions. The pipeline's own folders hold a model or a pointer to a pretrained one: `pointer.open_model` reads either.
 """
 
 import logging
@@ -16,6 +16,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from saeexplainer.config.parts import Dtype, Pretrained
 from saeexplainer.errors import UserError, first_line
+from saeexplainer.models import gguf
 from saeexplainer.models.blocks import TEXT_WEIGHTS, transformer_blocks
 from saeexplainer.models.hub import advice, arguments_for
 
@@ -55,7 +56,8 @@ def load_model(
     attention: str | None = None,
     blocks: int | None = None,
 ) -> "PreTrainedModel":
-    """Load a causal LM from a folder or, given a commit, from the hub. Only safetensors are read, and no code is run.
+    """Load a causal LM from a folder, a GGUF file or, given a commit, from the hub. Of folders and hub only safetensors
+    are read, and no code is run.
 
     dtype: one of `config.parts.Dtype`. device_map, attention: as transformers' `device_map` and `attn_implementation`;
     None is its own choice (the CPU; eager where a model caps its attention logits, as Gemma 2 does). blocks: keep only
@@ -63,6 +65,8 @@ def load_model(
     enough to read activations up to there; what such a model predicts means nothing. Of a model for images and text,
     the text part is loaded. Raises UserError if there is no such model, or if its weights are not all there.
     """
+    if gguf.is_gguf(source):
+        source, revision = gguf.folder_of(source, revision), None
     where = arguments_for(source, revision)
     if "revision" not in where and not Path(source, "config.json").is_file():
         raise UserError(f"{source}: not a model folder (no config.json); name a folder that transformers saved")

@@ -69,7 +69,7 @@ def _placed(pointer: Pointer, folder: Path) -> Pretrained:
     found = pointer.pretrained
     if found.source == ".":
         return replace(found, source=folder.as_posix())
-    if pointer.place and (folder / pointer.place).is_dir():
+    if pointer.place and (folder / pointer.place).exists():
         return replace(found, source=(folder / pointer.place).as_posix())
     return found
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from saeexplainer.errors import UserError, first_line
+from saeexplainer.models import gguf
 from saeexplainer.models.hub import advice, arguments_for
 
 if TYPE_CHECKING:
@@ -18,7 +19,8 @@ CHAT: dict[str, Any] = {"add_generation_prompt": True, "enable_thinking": False,
 def load_tokenizer(
     source: Path | str, revision: str | None = None, *, prepend_bos: bool | None = None
 ) -> "PreTrainedTokenizerFast":
-    """Load the fast tokenizer of a model. Raises UserError if there is none, or none that can pad.
+    """Load the fast tokenizer of a model: of a folder, a GGUF file or the hub. Raises UserError if there is none, or
+    none that can pad.
 
     prepend_bos: whether every text starts with BOS, as the SAE's metadata has it; None leaves it to the tokenizer. A
     tokenizer without a padding token pads with EOS, which no mask counts. One without BOS begins with EOS where BOS is
@@ -26,6 +28,8 @@ def load_tokenizer(
     """
     from transformers import AutoTokenizer
 
+    if gguf.is_gguf(source):
+        source, revision = gguf.folder_of(source, revision), None
     where = arguments_for(source, revision)
     try:
         tokenizer = cast("PreTrainedTokenizerFast", AutoTokenizer.from_pretrained(source, **where))

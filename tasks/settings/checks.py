@@ -7,7 +7,7 @@ from itertools import chain
 from operator import attrgetter
 from pathlib import Path
 
-from saeexplainer.config import ChatPrompt, Corpus, Params, TrainedSae
+from saeexplainer.config import AskedPrompt, Corpus, Params, TrainedSae
 from saeexplainer.config.parts import Architecture, DomainName, EndpointWriterSpec, EvaluationKind
 from saeexplainer.errors import UserError
 from saeexplainer.figures.comparison import METRICS
@@ -55,7 +55,7 @@ def _order(params: Params) -> Iterator[str]:
         below.append(("train_sft.injection_block", "prepare_subject.blocks", COUNTED))
     if subject_here and any(isinstance(sae, TrainedSae) for sae in params.prepare_sae.saes):
         below.append(("prepare_sae.hook_block", "prepare_subject.blocks", COUNTED))
-    if isinstance(params.train_sft.prompt, ChatPrompt):
+    if isinstance(params.train_sft.prompt, AskedPrompt):
         yield from _ordered(params, ("train_sft.prompt.shown_contexts", "probe_features.first_rank", LATER))
     for entry in ORDERED:
         yield from _ordered(params, entry)
@@ -150,7 +150,7 @@ def _hub(key: str, corpus: Corpus) -> Iterator[str]:
 
 def _explainer(params: Params) -> Iterator[str]:
     config, prompt = params.train_sft, params.train_sft.prompt
-    if isinstance(prompt, ChatPrompt):
+    if isinstance(prompt, AskedPrompt):
         wanted = ["{feature}", *["{contexts}"] * bool(prompt.shown_contexts)]
         if sorted(re.findall(r"{\w*}", prompt.instruction)) != sorted(wanted):
             needed = " and ".join(wanted)
