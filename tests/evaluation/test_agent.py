@@ -2,7 +2,7 @@
 
 from saeexplainer.domains.sandbox.world import World
 from saeexplainer.evaluation import agent
-from saeexplainer.evaluation.agent import Hypothesis, Observation, best, from_text, hypotheses
+from saeexplainer.evaluation.agent import Hypothesis, Observation, Reading, best, from_reading, hypotheses
 
 WORLD = World(0)
 FIRED = [Observation(frozenset({"word:dog", "category:animal"}), True)] * 3
@@ -50,8 +50,8 @@ def test_a_hypothesis_whose_texts_failed_is_neither_the_best_nor_asked_again_nor
 def test_a_text_of_its_own_is_read_at_its_strongest_token_or_as_a_whole():
     tokens = ["the ", "dog ", "sleeps ", "."]
     text = "".join(tokens)
-    fired = from_text(text, tokens, [0.0, 0.9, 0.2, 0.0], 0.5, WORLD)
+    fired = from_reading(Reading(text, tokens, [0.0, 0.9, 0.2, 0.0], 0.5), WORLD)
     assert fired.fired and "word:dog" in fired.concepts and "word:sleeps" not in fired.concepts
-    weak = from_text(text, tokens, [0.0, 0.3, 0.2, 0.0], 0.5, WORLD)
+    weak = from_reading(Reading(text, tokens, [0.0, 0.3, 0.2, 0.0], 0.5), WORLD)
     assert not weak.fired and fired.concepts < weak.concepts
-    assert from_text("", [], [], 0.5, WORLD) == agent.Observation(frozenset(), False)
+    assert from_reading(Reading("", [], [], 0.5), WORLD) == agent.Observation(frozenset(), False)
