@@ -129,8 +129,8 @@ def _bare(line: str) -> str:
     return text
 
 
-def _words(sentence: str) -> list[str]:
-    return re.findall(r"\w+", sentence.casefold())
+def _words(sentence: str) -> str:
+    return " ".join(re.findall(r"\w+", sentence.casefold()))
 
 
 def hypotheses(

@@ -125,7 +125,7 @@ class _Chat:
         said = [plain(answer) for answer in answers]
         self._said += said
         usages = [self._usage(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
-        return {text: Line(*line) for text, *line in zip(texts, said, usages, strict=True)}
+        return dict(zip(texts, map(Line, said, usages), strict=True))
 
     def notes(self) -> list[str]:
         """How many answers say nothing."""
