@@ -238,8 +238,8 @@ def test_baselines_by_hand() -> None:
 
 def test_an_agent_that_is_a_model_by_hand() -> None:
     """10 features, 6 hypotheses each: as many calls as ever, and what they are told is in their tokens. A prompt has 40
-    bytes and BOS; 2 contexts of 33 tokens with marks of 15 bytes; before it, on average 2.5 others of 40 + 7 tokens with
-    3 of their texts, 60 + 15 tokens each."""
+    bytes and BOS; 2 contexts of 33 tokens with marks of 15 bytes; before it, on average 2.5 others of 40 + 7 tokens
+    with 3 of their texts, 60 + 15 tokens each."""
     prompts = AgentPrompts(first="{contexts}", next=" " * 40 + "{contexts}{tested}")
     model = Pretrained("folder", None, "float32", None, None)
     agent = ChatAgentSpec(
