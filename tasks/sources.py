@@ -133,28 +133,28 @@ def from_agent(bench: "Bench", folder: Path) -> list[Explanation]:
     """Hypotheses, tests, refinement: `saeexplainer.evaluation.agent`, all features in step. `folder` holds the top
     contexts, of which the agent sees those that are not kept for the probes. A hypothesis is one call, or what a model
     took for it; a text is another. A feature is done when a hypothesis is settled or a turn brings nothing new."""
-    params, order = bench.params, [feature.feature_id for feature in bench.features]
+    params, config = bench.params, bench.params.evaluate
     contexts = read_rows(folder / "contexts.parquet", ContextRow)
     seen = [row for row in contexts if row.rank < params.probe_features.first_rank]
     _ = bench.training_author  # before the agent's model, because the chat model that was opened last is shared
-    proposer = open_proposer(params.evaluate.agent, seen, bench.domain)
-    tested: dict[str, list[agent.Hypothesis]] = {feature_id: [] for feature_id in order}
-    spent = dict.fromkeys(order, (0, 0))
-    going = list(order)
-    for _ in range(params.evaluate.agent_turns):
-        found = proposer.propose({one: tested[one] for one in going}, params.evaluate.agent_hypotheses)
-        for one in found:
-            spent[one.feature_id] = _added(spent[one.feature_id], _stated(bench, one))
-        asked = [(order.index(one.feature_id), one.explanation) for one in found if one.explanation]
+    proposer = open_proposer(config.agent, seen, bench.domain)
+    place = {feature.feature_id: at for at, feature in enumerate(bench.features)}
+    tested: dict[str, list[agent.Hypothesis]] = {feature_id: [] for feature_id in place}
+    spent, going = dict.fromkeys(place, (0, 0)), list(place)  # calls and tokens; features that are not done
+    for _ in range(config.agent_turns):
+        proposed = proposer.propose({feature_id: tested[feature_id] for feature_id in going}, config.agent_hypotheses)
+        for proposal in proposed:
+            spent[proposal.feature_id] = _added(spent[proposal.feature_id], _stated(bench, proposal))
+        new = [(proposal.feature_id, proposal.explanation) for proposal in proposed if proposal.explanation]
+        asked = [(place[feature_id], explanation) for feature_id, explanation in new]
         trials = try_out(bench, asked)
-        for (at, explanation), trial, readings in zip(asked, trials, read_trials(bench, asked, trials), strict=True):
+        for (feature_id, explanation), trial, read in zip(new, trials, read_trials(bench, asked, trials), strict=True):
             settled = bool(trial.texts) and min(trial.found.own) >= trial.threshold
-            tested[order[at]].append(agent.Hypothesis(explanation, trial.reward, settled, readings))
-            spent[order[at]] = _added(spent[order[at]], (trial.calls, trial.tokens))
-        new = {order[at] for at, _ in asked}
-        going = [one for one in going if one in new and not any(each.settled for each in tested[one])]
+            tested[feature_id].append(agent.Hypothesis(explanation, trial.reward, settled, read))
+            spent[feature_id] = _added(spent[feature_id], (trial.calls, trial.tokens))
+        going = [one for one in dict(new) if not any(hypothesis.settled for hypothesis in tested[one])]
     bench.said += proposer.notes()
-    return [Explanation(agent.best(tested[one]), *spent[one]) for one in order]
+    return [Explanation(agent.best(tested[feature_id]), *spent[feature_id]) for feature_id in place]
 
 
 def _stated(bench: "Bench", proposal: Proposal) -> tuple[int, int]:

@@ -204,8 +204,9 @@ class AgentPrompts:
 
 
 @dataclass(frozen=True, config=CLOSED)
-class ChatAgentSpec(ChatLineSpec):
-    """A local chat model that states hypotheses about a feature, and better ones once texts of theirs were measured."""
+class AgentSpec:
+    """What all agents have that are language models: each states hypotheses about a feature, and better ones once texts
+    of theirs were measured."""
 
     prompts: AgentPrompts
     contexts: Count  # how many top contexts it sees of each feature
@@ -213,12 +214,13 @@ class ChatAgentSpec(ChatLineSpec):
 
 
 @dataclass(frozen=True, config=CLOSED)
-class EndpointAgentSpec(EndpointLineSpec):
-    """A served chat model that does the same."""
+class ChatAgentSpec(AgentSpec, ChatLineSpec):
+    """A local chat model as the agent."""
 
-    prompts: AgentPrompts
-    contexts: Count  # how many top contexts it sees of each feature
-    texts: Count  # how many texts of each tested hypothesis it sees, those that fired and silent ones in turn
+
+@dataclass(frozen=True, config=CLOSED)
+class EndpointAgentSpec(AgentSpec, EndpointLineSpec):
+    """A served chat model as the agent."""
 
 
 Agent = Annotated[ChatAgentSpec | EndpointAgentSpec, Field(discriminator="kind")]
