@@ -37,6 +37,7 @@ class Bench:
         self.steered = {feature_id: [row.text for row in rows] for feature_id, rows in steered.items()}
         self.judges = open_judges(params.evaluate, self.model, self.tokenizer, params.prepare_subject.context_length)
         self.author = open_writer(params.evaluate.writer, "evaluate.writer", self.model, self.tokenizer)
+        self.said: list[str] = []  # what the source of the explanations has to say, beside what writers and judges note
 
     @cached_property
     def training_author(self) -> Writer:

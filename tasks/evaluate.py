@@ -43,7 +43,7 @@ def run(params: Params, item: str) -> Report:
     write_rows(EVALUATIONS / f"{item}.parquet", rows, EvaluationRow, None if usage is None else {"usage": usage})
     asked = [bench.author, *bench.judges, *([bench.training_author] if "training_author" in vars(bench) else [])]
     notes = [note for one in asked for note in one.notes()]
-    return Report(means(rows), [*counted(rows, params.evaluate.split), *notes])
+    return Report(means(rows), [*counted(rows, params.evaluate.split), *bench.said, *notes])
 
 
 def means(rows: Sequence[EvaluationRow]) -> dict[str, float]:

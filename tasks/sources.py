@@ -17,13 +17,13 @@ from saeexplainer.config import Evaluation
 from saeexplainer.config.parts import EvaluationKind
 from saeexplainer.errors import UserError
 from saeexplainer.evaluation import agent, scoring
+from saeexplainer.evaluation.proposing import Proposal, open_proposer
 from saeexplainer.evaluation.rows import Explanation
 from saeexplainer.explainer.explainer import Explainer
 from saeexplainer.explainer.table import FeatureTable
 from saeexplainer.features import truth
 from saeexplainer.features.neighbours import Responses
-from saeexplainer.labellers import by_domain
-from saeexplainer.records import ContextRow, ExplanationRow, by_feature
+from saeexplainer.records import ContextRow, ExplanationRow
 from saeexplainer.runs.seeds import stage_seed
 from saeexplainer.runs.storage import read_notes, read_rows
 from tasks.places import ACTIVATIONS
@@ -131,29 +131,41 @@ def _distinct(explanations: Sequence[str], trials: "Sequence[Trial]") -> "list[T
 
 def from_agent(bench: "Bench", folder: Path) -> list[Explanation]:
     """Hypotheses, tests, refinement: `saeexplainer.evaluation.agent`, all features in step. `folder` holds the top
-    contexts, of which the agent sees those that are not kept for the probes. A hypothesis is one call, a text
-    another."""
-    params, domain = bench.params, bench.domain
-    rows = read_rows(folder / "contexts.parquet", ContextRow)
-    contexts = by_feature(row for row in rows if row.rank < params.probe_features.first_rank)
-    frequency = by_domain.concept_frequency(context for rows in contexts.values() for context in rows)
-    seen = [agent.from_contexts(contexts[feature.feature_id]) for feature in bench.features]
-    tested: list[list[agent.Hypothesis]] = [[] for _ in bench.features]
-    calls, tokens = [0] * len(seen), [0] * len(seen)
-    for _ in range(params.evaluate.agent_turns):
-        asked = [
-            (at, sentence)
-            for at, done in enumerate(tested)
-            if not any(one.settled for one in done)
-            for sentence in agent.hypotheses(seen[at], done, domain, frequency, params.evaluate.agent_hypotheses)
-        ]
-        for (at, sentence), trial in zip(asked, try_out(bench, asked), strict=True):
+    contexts, of which the agent sees those that are not kept for the probes. A hypothesis is one call, or what a model
+    took for it; a text is another. A feature is done when a hypothesis is settled or a turn brings nothing new."""
+    params, config = bench.params, bench.params.evaluate
+    contexts = read_rows(folder / "contexts.parquet", ContextRow)
+    seen = [row for row in contexts if row.rank < params.probe_features.first_rank]
+    _ = bench.training_author  # before the agent's model, because the chat model that was opened last is shared
+    proposer = open_proposer(config.agent, seen, bench.domain)
+    place = {feature.feature_id: at for at, feature in enumerate(bench.features)}
+    tested: dict[str, list[agent.Hypothesis]] = {feature_id: [] for feature_id in place}
+    spent, going = dict.fromkeys(place, (0, 0)), list(place)  # calls and tokens; features that are not done
+    for _ in range(config.agent_turns):
+        proposed = proposer.propose({feature_id: tested[feature_id] for feature_id in going}, config.agent_hypotheses)
+        for proposal in proposed:
+            spent[proposal.feature_id] = _added(spent[proposal.feature_id], _stated(bench, proposal))
+        new = [(proposal.feature_id, proposal.explanation) for proposal in proposed if proposal.explanation]
+        asked = [(place[feature_id], explanation) for feature_id, explanation in new]
+        trials = try_out(bench, asked)
+        for (feature_id, explanation), trial, read in zip(new, trials, read_trials(bench, asked, trials), strict=True):
             settled = bool(trial.texts) and min(trial.found.own) >= trial.threshold
-            tested[at].append(agent.Hypothesis(sentence, trial.reward, settled))
-            seen[at] += observations(bench, at, trial)
-            calls[at] += 1 + trial.calls
-            tokens[at] += sum(bench.sizes([sentence])) + trial.tokens
-    return [Explanation(agent.best(done), calls[at], tokens[at]) for at, done in enumerate(tested)]
+            tested[feature_id].append(agent.Hypothesis(explanation, trial.reward, settled, read))
+            spent[feature_id] = _added(spent[feature_id], (trial.calls, trial.tokens))
+        going = [one for one in dict(new) if not any(hypothesis.settled for hypothesis in tested[one])]
+    bench.said += proposer.notes()
+    return [Explanation(agent.best(tested[feature_id]), *spent[feature_id]) for feature_id in place]
+
+
+def _stated(bench: "Bench", proposal: Proposal) -> tuple[int, int]:
+    """Calls and tokens behind a hypothesis; where no model was asked it is one call, of its own tokens."""
+    if proposal.usage is None:
+        return 1, sum(bench.sizes([proposal.explanation]))
+    return proposal.usage.calls, proposal.usage.prompt_tokens + proposal.usage.written_tokens
+
+
+def _added(spent: tuple[int, int], more: tuple[int, int]) -> tuple[int, int]:
+    return spent[0] + more[0], spent[1] + more[1]
 
 
 @dataclass(frozen=True)
@@ -196,13 +208,16 @@ def _spent(bench: "Bench", explanation: str, texts: list[str]) -> tuple[int, int
     return len(texts), sum(bench.sizes([prompt] * len(texts) + texts))
 
 
-def observations(bench: "Bench", at: int, trial: Trial) -> list[agent.Observation]:
-    """What the texts of a trial tell about the feature at that position."""
-    feature = bench.features[at]
-    read = bench.read_tokens([(text, feature.index) for text in trial.texts])
+def read_trials(
+    bench: "Bench", asked: Sequence[tuple[int, str]], trials: "Sequence[Trial]"
+) -> list[tuple[agent.Reading, ...]]:
+    """What each asked feature (by its position in the bench) does on every token of the texts of its trial."""
+    features = [bench.features[at] for at, _ in asked]
+    texts = [(text, one.index) for one, trial in zip(features, trials, strict=True) for text in trial.texts]
+    read = iter(bench.read_tokens(texts))
     return [
-        agent.from_text(text, tokens, values, trial.threshold * feature.maximum, bench.domain)
-        for text, (tokens, values) in zip(trial.texts, read, strict=True)
+        tuple(agent.Reading(text, *next(read), trial.threshold * one.maximum) for text in trial.texts)
+        for one, trial in zip(features, trials, strict=True)
     ]
 
 

@@ -12,9 +12,9 @@ from pydantic.dataclasses import dataclass
 
 # isort: off
 from saeexplainer.config.parts import (
-    CLOSED, Amount, Architecture, Commit, Count, Direction, DomainName, DpoLoss, EvaluationKind, Flag, InnerShare,
-    Judge, LabelChoice, Labeller, Name, Natural, NonEmpty, PairingRule, Positive, PositiveShare, Pretrained, Several,
-    Share, ShareBelowOne, Text, Writer, matching,
+    CLOSED, Agent, Amount, Architecture, Commit, Count, Direction, DomainName, DpoLoss, EvaluationKind, Flag,
+    InnerShare, Judge, LabelChoice, Labeller, Name, Natural, NonEmpty, PairingRule, Positive, PositiveShare, Pretrained,
+    Several, Share, ShareBelowOne, Text, Writer, matching,
 )  # fmt: skip
 # isort: on
 
@@ -325,6 +325,7 @@ class Evaluate:
 
     split: Literal["valid", "test"]  # test; valid while settings are chosen
     writer: Writer  # another prompt and other seeds than in training
+    agent: Agent | None  # who states the hypotheses of agent; null: the domain's concepts are they
     agent_turns: Count  # rounds of hypotheses and tests that agent has
     agent_hypotheses: Count  # a turn; with turns * hypotheses = best_of both baselines spend alike
     best_of: Count  # explanations best_of_n chooses from: the greedy one and samples

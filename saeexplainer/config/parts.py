@@ -63,6 +63,8 @@ Revision = Annotated[
     matching("[0-9a-f]{40}|[0-9a-f]{64}", "the 40 hex digits of a commit, the 64 of a GGUF file's SHA-256, or null"),
 ]
 DescriptionPrompt = Annotated[str, holding("description")]
+# {contexts}: a feature's strongest, a line each, the strongest token between << and >>
+ContextsPrompt = Annotated[str, holding("contexts")]
 Dtype = Literal["float32", "bfloat16", "float16"]  # number types of the weights of a pretrained model
 
 
@@ -155,39 +157,79 @@ class Endpoint:
     backoff_seconds: Amount  # pause before the second attempt; it doubles, and is longer if the server says so
     concurrency: Count  # calls at once
     cache: Text  # folder of all answers; a call whose answer is there is not made again
-    max_failed_share: Share  # of calls without a usable answer; beyond it the stage stops
+    max_failed_share: Share  # of the calls so far, those without a usable answer; beyond it the stage stops
     max_cost: Positive | None  # USD that one run of a stage may spend here, then it stops; null: no limit
     million_prompt_tokens: Amount  # USD a million tokens that are sent
     million_completion_tokens: Amount  # USD a million tokens that are written
 
 
 @dataclass(frozen=True, config=CLOSED)
-class LabellerSpec:
-    """What all labellers have: each says in a sentence what a feature's top contexts have in common."""
-
-    prompt: Annotated[str, holding("contexts")]  # {contexts}: a line each, the strongest token between << and >>
-    temperature: Amount  # of sampling; 0 is greedy, because one label is wanted
-
-
-@dataclass(frozen=True, config=CLOSED)
-class ChatLabellerSpec(LabellerSpec):
-    """A local chat model."""
+class ChatLineSpec:
+    """A local chat model that answers a question with one line."""
 
     kind: Literal["chat"]
     model: Pretrained
-    max_new_tokens: Count  # a label; longer ones are cut
-    batch_size: Count  # labels generated at once
+    temperature: Amount  # of sampling; 0 is greedy
+    max_new_tokens: Count  # an answer; longer ones are cut
+    batch_size: Count  # answers generated at once
 
 
 @dataclass(frozen=True, config=CLOSED)
-class EndpointLabellerSpec(LabellerSpec):
-    """A served chat model; how long a label may be is its request's business (max_tokens)."""
+class EndpointLineSpec:
+    """A served chat model that answers a question with one line; how long that may be is its request's business
+    (max_tokens)."""
 
     kind: Literal["endpoint"]
     endpoint: Endpoint
+    temperature: Amount  # of sampling; 0 is greedy
+
+
+@dataclass(frozen=True, config=CLOSED)
+class ChatLabellerSpec(ChatLineSpec):
+    """A local chat model that says in a sentence what a feature's top contexts have in common."""
+
+    prompt: ContextsPrompt  # what the user's turn says
+
+
+@dataclass(frozen=True, config=CLOSED)
+class EndpointLabellerSpec(EndpointLineSpec):
+    """A served chat model that says the same."""
+
+    prompt: ContextsPrompt  # what the user says
 
 
 Labeller = Annotated[ChatLabellerSpec | EndpointLabellerSpec, Field(discriminator="kind")]
+
+
+@dataclass(frozen=True, config=CLOSED)
+class AgentPrompts:
+    """What an agent that is a language model is asked; each question is for one hypothesis about a feature."""
+
+    first: ContextsPrompt  # the first question
+    next: Annotated[str, holding("contexts", "tested")]  # later ones; {tested}: hypotheses so far, what their texts did
+
+
+@dataclass(frozen=True, config=CLOSED)
+class AgentSpec:
+    """What all agents have that are language models: each states hypotheses about a feature, and better ones once texts
+    of theirs were measured."""
+
+    prompts: AgentPrompts
+    contexts: Count  # how many top contexts it sees of each feature
+    texts: Count  # how many texts of each tested hypothesis it sees, those that fired and silent ones in turn
+
+
+@dataclass(frozen=True, config=CLOSED)
+class ChatAgentSpec(AgentSpec, ChatLineSpec):
+    """A local chat model as the agent."""
+
+
+@dataclass(frozen=True, config=CLOSED)
+class EndpointAgentSpec(AgentSpec, EndpointLineSpec):
+    """A served chat model as the agent."""
+
+
+Agent = Annotated[ChatAgentSpec | EndpointAgentSpec, Field(discriminator="kind")]
 
 
 @dataclass(frozen=True, config=CLOSED)

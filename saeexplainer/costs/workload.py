@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 
 from saeexplainer.config import AskedPrompt, Params, TrainedSae
 from saeexplainer.config.parts import (
+    ChatAgentSpec,
     ChatJudgeSpec,
     EndpointWriterSpec,
     EvaluationKind,
@@ -22,6 +23,7 @@ from saeexplainer.config.parts import (
 Tokens = int | float  # a mean where texts differ
 PROMPT_WORDS = 4  # of the explainer's prompt: BOS, two words, the feature's token
 QUESTION = 110  # bytes of a question of `saeexplainer.judges.chat` at most, beside what it is about, marks included
+MARKED, TOLD = 15, 40  # bytes that `saeexplainer.evaluation.agent` puts around a text and a hypothesis at most
 
 
 @dataclass(frozen=True)
@@ -220,12 +222,26 @@ def _explained(params: Params, kind: EvaluationKind, lengths: Lengths, count: in
         return Load(count, 0, one)
     if kind is EvaluationKind.agent:
         tried = count * config.agent_turns * config.agent_hypotheses
-        return Load(tried, 0, tried * lengths.description) + _texts(params.score_explanations.writer, lengths, tried)
+        return _hypotheses(params, lengths, tried) + _texts(params.score_explanations.writer, lengths, tried)
     if kind is EvaluationKind.best_of_n:
         each = config.best_of
         samples = Load(each * asked.calls, each * asked.prompt_tokens, each * asked.written_tokens)
         return samples + _texts(params.score_explanations.writer, lengths, config.best_of * count)
     return asked
+
+
+def _hypotheses(params: Params, lengths: Lengths, tried: int) -> Load:
+    """So many hypotheses of the agent, a call each. A model that states them is shown contexts and, on average, half of
+    the others with their texts; what a served one writes is taken to be as long as an explanation."""
+    config, agent = params.evaluate, params.evaluate.agent
+    if agent is None:
+        return Load(tried, 0, tried * lengths.description)
+    before = (config.agent_turns * config.agent_hypotheses - 1) / 2
+    written = agent.max_new_tokens if isinstance(agent, ChatAgentSpec) else lengths.description
+    texts = min(agent.texts, params.score_explanations.writer.texts)
+    told = TOLD + written + texts * (MARKED + params.score_explanations.writer.max_new_tokens)
+    asked = prompt_limit(agent.prompts.next) + agent.contexts * (MARKED + context(params)) + before * told
+    return Load(tried, tried * asked, tried * written)
 
 
 def _judged(params: Params, lengths: Lengths, count: int) -> Load:

@@ -102,7 +102,8 @@ class Client:
         """An answer to each question, several at once; no two may be the same. `doing` is what the progress bar says.
 
         Of several processes of a stage the first one asks for all, so that nothing is paid twice. Raises UserError when
-        too many have failed, when the money is spent, and where no call can succeed: all replies that came are kept.
+        too many have failed so far, when the money is spent, and where no call can succeed: all replies that came are
+        kept.
         """
         return once(lambda: self._ask(asked, doing))
 
@@ -120,8 +121,7 @@ class Client:
                     answer = found[futures[future]] = future.result()
                     if isinstance(answer.value, Failure):
                         failures[answer.value] += 1
-                        if failures.total() > self.endpoint.max_failed_share * len(asked):
-                            raise UserError(self._too_many(failures, len(asked)))
+                        self._check_failed(self._failures + failures, self._asked + len(asked))
             finally:
                 stopped.set()
                 pool.shutdown(cancel_futures=True)
@@ -140,6 +140,11 @@ class Client:
         failed = self._failures.total()
         said = f"{self.where}: {failed} of {self._asked} calls failed ({_reasons(self._failures)})"
         return [*self._purse.notes(), *([said] if failed else [])]
+
+    def _check_failed(self, failures: Counter[Failure], asked: int) -> None:
+        """Raise UserError if too many of all calls so far have failed: of the few that are asked last, one may."""
+        if failures.total() > self.endpoint.max_failed_share * asked:
+            raise UserError(self._too_many(failures, asked))
 
     def _too_many(self, failures: Counter[Failure], asked: int) -> str:
         again = ", those that made no sense too: change request to ask anew" if failures[Failure.unreadable] else ""

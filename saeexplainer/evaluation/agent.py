@@ -1,17 +1,51 @@
 """An agentic explainer in the manner of SAGE (arXiv 2511.20820), as a baseline: pure.
 
 It states hypotheses about a feature, has texts written that test each, sees what the feature does on them, and refines.
-SAGE asks a chat model at every step; here the domain's own concepts are the hypotheses, and a hypothesis is as good as
-its F1 over what was observed: a concept that stood where the feature fired speaks for itself, one that stood in a text
-that left the feature silent against itself.
+As in SAGE a language model may state them: `question` is what it is asked, with the hypotheses so far and what became
+of their texts, and `sentence` is what is taken from its answer. Or the domain's own concepts are the hypotheses, and
+one is as good as its F1 over what was observed: a concept that stood where the feature fired speaks for itself, one
+that stood in a text that left the feature silent against itself. `proposing` has the two.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice, zip_longest
 
+from saeexplainer.config.parts import AgentPrompts
 from saeexplainer.domains.domain import Document, Domain
+from saeexplainer.features.contexts import marked, one_line
 from saeexplainer.features.token_stream import concepts_at
+from saeexplainer.labellers.asking import Question
+from saeexplainer.models.replies import unquoted
 from saeexplainer.records import ContextRow
+
+# What small models put before the sentence that they are asked for: marks of a list or of emphasis, a word for it.
+_BEFORE = re.compile(
+    r"\A(?:[-*\u2022#>]+\s|\(?\d+[.):]\s"
+    r"|(?:new |better |next |my )*(?:guess|hypothesis|answer|explanation|sentence)\W*\d*:)",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A text that tests a hypothesis, and what the feature did on it."""
+
+    text: str
+    tokens: Sequence[str]  # joined they are the text as far as it was read
+    activations: Sequence[float]  # one a token, in activation units
+    threshold: float  # from which on the feature fires, in activation units
+
+    @property
+    def fired(self) -> bool:
+        """Whether it reached the threshold anywhere."""
+        return bool(self.activations) and max(self.activations) >= self.threshold
+
+    @property
+    def peak(self) -> int:
+        """The place of the strongest token; of a text that was read."""
+        return list(self.activations).index(max(self.activations))
 
 
 @dataclass(frozen=True)
@@ -29,6 +63,7 @@ class Hypothesis:
     explanation: str
     reward: float | None  # None where it is unknown, as every call for its texts failed
     settled: bool  # every text made the feature fire: nothing is left to refine
+    readings: tuple[Reading, ...] = ()  # of its texts
 
 
 def from_contexts(contexts: Sequence[ContextRow]) -> list[Observation]:
@@ -36,18 +71,66 @@ def from_contexts(contexts: Sequence[ContextRow]) -> list[Observation]:
     return [Observation(frozenset(context.concepts), True) for context in contexts]
 
 
-def from_text(
-    text: str, tokens: Sequence[str], activations: Sequence[float], threshold: float, domain: Domain
-) -> Observation:
-    """A text of one's own: `tokens` joined are the text as far as it was read, `activations` (one a token) and
-    `threshold` are in the same unit."""
-    starts = [sum(map(len, tokens[:at])) for at in range(len(tokens))]
+def from_reading(reading: Reading, domain: Domain) -> Observation:
+    """A text of one's own, in concepts."""
+    starts = [sum(map(len, reading.tokens[:at])) for at in range(len(reading.tokens))]
     # A token reaches to the start of the next one: without its space, its last character is inside the word.
-    spans = [(start, start + len(token.rstrip())) for start, token in zip(starts, tokens)]
-    concepts = concepts_at(domain.annotate(Document(text, None)), spans)
-    if activations and max(activations) >= threshold:
-        return Observation(frozenset(concepts[list(activations).index(max(activations))]), True)
+    spans = [(start, start + len(token.rstrip())) for start, token in zip(starts, reading.tokens)]
+    concepts = concepts_at(domain.annotate(Document(reading.text, None)), spans)
+    if reading.fired:
+        return Observation(frozenset(concepts[reading.peak]), True)
     return Observation(frozenset(concept for here in concepts for concept in here), False)
+
+
+def question(
+    prompts: AgentPrompts, contexts: str, tested: Sequence[Hypothesis], waiting: Sequence[str], shown: int
+) -> Question:
+    """What a model is asked next about a feature: its first hypothesis from `contexts` (`contexts.listed`), a better
+    one where there are hypotheses, `tested` ones or those that are `waiting` to be. Of each it sees `shown` texts."""
+    if not tested and not waiting:
+        return Question(prompts.first, {"contexts": contexts})
+    return Question(prompts.next, {"contexts": contexts, "tested": told(tested, waiting, shown)})
+
+
+def told(tested: Sequence[Hypothesis], waiting: Sequence[str], shown: int) -> str:
+    """Every hypothesis with up to `shown` of its texts, in the order in which they were stated; the strongest token of
+    a text on which the feature fired is marked, and silent ones take turns with those."""
+    lines = []
+    for one in tested:
+        fired, silent = ([each for each in one.readings if each.fired is wanted] for wanted in (True, False))
+        if not one.readings:
+            lines.append(f"Guess: {one.explanation}\nNo text was written for it.")
+            continue
+        some = list(islice((each for each in chain(*zip_longest(fired, silent)) if each), shown))
+        lines.append(f"Guess: {one.explanation}\nIt holds in {len(fired)} of {len(one.readings)} texts.")
+        lines += [f"- holds: {marked(each.text, each.tokens, each.peak)}" for each in some if each.fired]
+        lines += [f"- fails: {one_line(each.text)}" for each in some if not each.fired]
+    return "\n".join([*lines, *(f"Guess: {sentence}\nIt was not tested yet." for sentence in waiting)])
+
+
+def sentence(answer: str) -> str:
+    """The hypothesis in a model's answer: its first line that says something and leads to no other, without marks and
+    quotation marks; empty if there is none."""
+    lines = [_bare(line) for line in answer.splitlines()]
+    return next((line for line in lines if re.search(r"\w", line) and not line.endswith(":")), "")
+
+
+def is_new(sentence: str, known: Iterable[str]) -> bool:
+    """Whether it says something that none of the known hypotheses says in the same words."""
+    return bool(sentence) and _words(sentence) not in {_words(one) for one in known}
+
+
+def _bare(line: str) -> str:
+    """A line without what small models put around a sentence."""
+    text, before = one_line(line.replace("<<", "").replace(">>", "")), None
+    while text != before:
+        before = text
+        text = unquoted(_BEFORE.sub("", text).strip("* "))
+    return text
+
+
+def _words(sentence: str) -> str:
+    return " ".join(re.findall(r"\w+", sentence.casefold()))
 
 
 def hypotheses(

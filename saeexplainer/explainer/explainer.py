@@ -1,8 +1,9 @@
 """The explainer: what it is asked and how it answers.
 
 Its prompt is `<explain>`, the feature's token, `<about>`; or words with that token in them, and with some of the
-feature's contexts if they are asked for: an instruction to a chat model, or a text that any model continues. Its answer is a description. The directions are no
-part of an explainer's folder (`saeexplainer.explainer.folder`), they come from data/activations.
+feature's contexts if they are asked for: an instruction to a chat model, or a text that any model continues. Its
+answer is a description. The directions are no part of an explainer's folder (`saeexplainer.explainer.folder`), they
+come from data/activations.
 """
 
 import math
@@ -81,8 +82,8 @@ def _token_sides(tokenizer: "PreTrainedTokenizerFast") -> tuple[str, str]:
 
 
 def _sides(tokenizer: "PreTrainedTokenizerFast", prompt: AskedPrompt) -> tuple[str, str]:
-    """The text to be continued; or the instruction in the user's turn, and the answer opened. The template's own special
-    tokens are read as such."""
+    """The text to be continued; or the instruction in the user's turn, and the answer opened. Special tokens of the
+    template are read as such."""
     if prompt.kind == "text":
         begin = cast("str", tokenizer.bos_token) if starts_with_bos(tokenizer) else ""
         before, _, after = prompt.instruction.partition("{feature}")

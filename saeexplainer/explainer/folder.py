@@ -90,8 +90,8 @@ def open_parts(folder: Path, trainable: bool = False) -> Parts:
 
 def keep_base(folder: Path, subject: Path) -> None:
     """Let a copy of an explainer's folder find the base of its adapter when the workspace is not the working folder, or
-    has another subject by then: a base that is the subject in folder `subject` is copied, of another folder or GGUF file the
-    path is kept."""
+    has another subject by then: a base that is the subject in folder `subject` is copied, of another folder or a GGUF
+    file the path is kept."""
     pointer = read_pointer(folder)
     if pointer is None or not Path(pointer.pretrained.source).exists() or pointer.pretrained.source == ".":
         return

@@ -1,11 +1,11 @@
 """A feature's strongest contexts as people and models read them: a line each, the strongest token between << and >>.
 
-The explainer's prompt shows them, and a labeller is asked about them.
+The explainer's prompt shows them, and labellers and the agent are asked about them.
 """
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, cast
 
 from saeexplainer.records import ContextRow
@@ -19,7 +19,7 @@ def listed(contexts: Iterable[ContextRow], count: int) -> dict[str, str]:
     lines: dict[str, list[str]] = defaultdict(list)
     for context in sorted(contexts, key=lambda context: context.rank):
         if context.rank < count:
-            lines[context.feature_id].append(f"- {_marked(context)}")
+            lines[context.feature_id].append(f"- {marked(context.text, context.tokens, context.peak)}")
     return {feature_id: "\n".join(found) for feature_id, found in lines.items()}
 
 
@@ -36,13 +36,17 @@ def without_special(text: str, tokenizer: "PreTrainedTokenizerFast") -> str:
     return text
 
 
-def _marked(context: ContextRow) -> str:
-    """A context on one line."""
+def marked(text: str, tokens: Sequence[str], peak: int) -> str:
+    """A text on one line, with one of its tokens between << and >>."""
     end = 0
-    for token in context.tokens[: context.peak + 1]:
+    for token in tokens[: peak + 1]:
         # A character of several tokens is the text of each of them: it is found once.
-        end = max(end, context.text.find(token, end) + len(token))
-    core = context.tokens[context.peak].strip()
-    start = max(0, end - len(context.tokens[context.peak].lstrip()))
-    marked = f"{context.text[:start]}<<{core}>>{context.text[start + len(core) :]}"
-    return " ".join(marked.split())
+        end = max(end, text.find(token, end) + len(token))
+    core = tokens[peak].strip()
+    start = max(0, end - len(tokens[peak].lstrip()))
+    return one_line(f"{text[:start]}<<{core}>>{text[start + len(core) :]}")
+
+
+def one_line(text: str) -> str:
+    """The text with single spaces alone."""
+    return " ".join(text.split())

@@ -1,25 +1,18 @@
 """The open-loop labeller that is a language model: it reads a feature's strongest contexts and says what they share.
 
-A local chat model is asked through its template, a served one through `endpoint.Client`. Both answer with one sentence;
-where none can be had the feature has no label. Equal contexts are asked about once. `labels` is the labeller that a
-domain is.
+It answers with one sentence (`asking`); where none can be had the feature has no label. Equal contexts are asked about
+once. `by_domain` is the labeller that a domain is.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from saeexplainer.config.parts import ChatLabellerSpec, EndpointLabellerSpec, Labeller
-from saeexplainer.endpoints.client import Ask, Client, Failure, object_schema
-from saeexplainer.features.contexts import without_special
-from saeexplainer.models.replies import last_json
+from saeexplainer.config.parts import Labeller
+from saeexplainer.features.contexts import one_line
+from saeexplainer.labellers.asking import Question, open_asked
 from saeexplainer.records import Usage
 
 WHERE = "label_features.labeller"  # the setting that messages name
-FORM = """{prompt}
-
-Answer with JSON alone: {{"explanation": string}}"""
-REPAIR = """That was not {"explanation": string}. Answer with that JSON alone."""
-SCHEMA = object_schema("explanation", {"type": "string"})
 
 
 @dataclass(frozen=True)
@@ -37,49 +30,9 @@ def ask(contexts: Sequence[str], config: Labeller) -> Labels:
     A local model draws from torch's generator. Raises UserError on a source without a chat model, on a prompt that it
     cannot read, and as `endpoint.Client` does.
     """
-    distinct = sorted(set(contexts) - {""})
-    found = _chat(distinct, config) if isinstance(config, ChatLabellerSpec) else _served(distinct, config)
-    said = dict(zip(distinct, found.texts, strict=True))
-    return replace(found, texts=[said.get(lines, "") for lines in contexts])
-
-
-def parsed(answer: str) -> str | None:
-    """The explanation in an answer, on one line; None if there is none."""
-    return _one_line(last_json(answer, "explanation", str) or "") or None
-
-
-def _served(contexts: Sequence[str], config: EndpointLabellerSpec) -> Labels:
-    client = Client(config.endpoint, WHERE)
-    prompts = [FORM.format(prompt=config.prompt.format(contexts=lines)) for lines in contexts]
-    asked = [Ask(prompt, REPAIR, SCHEMA, {"temperature": config.temperature}, parsed) for prompt in prompts]
-    answers = client.ask(asked, "asking the labeller")
-    texts = ["" if isinstance(answer.value, Failure) else answer.value for answer in answers]
-    return Labels(texts, sum((answer.usage for answer in answers), Usage(0, 0, 0)), client.notes())
-
-
-def _chat(contexts: Sequence[str], config: ChatLabellerSpec) -> Labels:
-    from saeexplainer.models.blocks import check_context
-    from saeexplainer.models.chat import chat_prompt, open_chat, plain, silence, thought_marks
-    from saeexplainer.models.generation import generate
-
-    model, tokenizer = open_chat(config.model)
-    said = [config.prompt.format(contexts=without_special(lines, tokenizer)) for lines in contexts]
-    prompts = [chat_prompt(tokenizer, text) for text in said]
-    longest = max(map(len, prompts), default=0) + config.max_new_tokens
-    check_context(model, longest, f"{WHERE}.max_new_tokens with the prompt")
-    answers = generate(
-        model, tokenizer, prompts, temperature=config.temperature, top_p=1.0, max_new_tokens=config.max_new_tokens,
-        batch_size=config.batch_size, progress="labels", kept=thought_marks(tokenizer),
-    )  # fmt: skip
-    # An answer's end is a token too, where the limit left room for it.
-    written = sum(
-        min(len(tokenizer(answer, add_special_tokens=False)["input_ids"]) + 1, config.max_new_tokens)
-        for answer in answers
-    )
-    usage = Usage(len(prompts), sum(map(len, prompts)), written)
-    texts = [_one_line(plain(answer)) for answer in answers]
-    return Labels(texts, usage, silence(texts, f"{WHERE}.max_new_tokens"))
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    asked = {lines: Question(config.prompt, {"contexts": lines}) for lines in contexts if lines}
+    model = open_asked(config, WHERE)
+    answers = model.ask(asked.values(), "labels")
+    said = {lines: one_line(answers[question.text()].text) for lines, question in asked.items()}
+    usage = sum((answer.usage for answer in answers.values()), Usage(0, 0, 0))
+    return Labels([said.get(lines, "") for lines in contexts], usage, model.notes())

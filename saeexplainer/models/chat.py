@@ -1,4 +1,4 @@
-"""A local chat model, as judges, writers and labellers ask it: through its own template, without thinking aloud."""
+"""A local chat model, as all who ask one ask it: through its own template, without thinking aloud."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -13,7 +13,6 @@ from saeexplainer.models.tokenizers import CHAT, load_tokenizer, special_ids
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-QUOTES = ('""', "\u201c\u201d", "''")
 LAST_IDS = 32  # of a prompt that are looked at for what opens thoughts: no model's is longer, even in bytes
 
 
@@ -47,11 +46,7 @@ def thought_marks(tokenizer: "PreTrainedTokenizerFast") -> list[int]:
 
 def plain(said: str) -> str:
     """The answer in what a model said, without quotation marks around it; "" if it was cut in its thoughts."""
-    text = replies.answer(said)
-    for first, last in QUOTES:
-        if len(text) > 1 and text.startswith(first) and text.endswith(last):
-            return text[1:-1].strip()
-    return text
+    return replies.unquoted(replies.answer(said))
 
 
 def silence(texts: Sequence[str], setting: str) -> list[str]:

@@ -139,6 +139,6 @@ def _read(file: Path, splits: str | None) -> "tuple[PreTrainedModel, PreTrainedT
         file.parent, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True), **where
     )
     # What is saved is no longer quantised; transformers would refuse.
-    model.hf_quantizer = None
+    vars(model).pop("hf_quantizer", None)
     vars(model.config).pop("quantization_config", None)
     return model, tokenizer

@@ -1,7 +1,8 @@
 """Loading any causal language model that transformers knows, with nothing of it but what the pipeline needs.
 
 A model is a folder that transformers saved, a GGUF file (`models.gguf` makes a folder of it) or, at a pinned commit, a
-repository of the hub; all go through the same functions. The pipeline's own folders hold a model or a pointer to a pretrained one: `pointer.open_model` reads either.
+repository of the hub; all go through the same functions. The pipeline's own folders hold a model or a pointer to a
+pretrained one: `pointer.open_model` reads either.
 """
 
 import logging

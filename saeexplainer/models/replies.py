@@ -30,6 +30,7 @@ _FINAL = re.compile(r"<\|channel\|>\s*final\b[^<]*(?:<\|constrain\|>[^<]*)?<\|me
 _MESSAGE_END = re.compile(r"<\|(?:end|return|call|start|channel)\|>")
 # gpt-oss behind a server that drops special tokens: the names of the channels run into the text.
 _BARE_CHANNEL, _BARE_FINAL = re.compile("(?:analysis|commentary)(?=[A-Z])"), "assistantfinal"
+QUOTES = ('""', "\u201c\u201d", "''")  # what opens and what closes a quotation
 MENDABLE = 10_000  # characters; json_repair's time grows with their square where quotation marks are astray
 _FENCE = re.compile(r"\A```\w*\s*|\s*```\Z")
 
@@ -48,6 +49,14 @@ def answer(said: str) -> str:
     if _BARE_CHANNEL.match(text):
         return text.partition(_BARE_FINAL)[2].strip()
     return _OPENS.split(behind[-1] if behind else text)[0].strip()
+
+
+def unquoted(text: str) -> str:
+    """The text without quotation marks around it."""
+    for first, last in QUOTES:
+        if len(text) > 1 and text.startswith(first) and text.endswith(last):
+            return text[1:-1].strip()
+    return text
 
 
 def straight_to_the_answer(prompt: str) -> str:

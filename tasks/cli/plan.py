@@ -122,11 +122,14 @@ def _notes(params: Params, lengths: Lengths | None, fitting: Measured | None, ru
     domain = params.prepare_subject.domain
     told = f"lengths of texts as measured on {domain}" if lengths else f"{domain} not measured: texts at their limits"
     notes = [f"{told}; every description distinct, pairs and features at most: counts err upwards"]
-    asked = [params.score_explanations.writer, params.evaluate.writer, *params.evaluate.judges]
-    if any(one.kind == "endpoint" for one in asked):
+    agent = params.evaluate.agent
+    asked = [params.score_explanations.writer, params.evaluate.writer, *params.evaluate.judges, agent]
+    if any(one is not None and one.kind == "endpoint" for one in asked):
         notes.append("a server answers: its memory and seconds are not counted, nor what its judges read")
     if params.label_features.labeller is not None:
         notes.append("labels come from a language model: its memory, calls and seconds are not counted")
+    if agent is not None:
+        notes.append("the agent asks a language model: its memory is not counted, its seconds are the subject's")
     if fitting:
         return [*notes, f"hours: {fitting.source}"]
     known = "; ".join(f"{run.model} on {run.hardware}" for run in runs)

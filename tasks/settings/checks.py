@@ -8,7 +8,14 @@ from operator import attrgetter
 from pathlib import Path
 
 from saeexplainer.config import AskedPrompt, Corpus, Params, TrainedSae
-from saeexplainer.config.parts import Architecture, DomainName, EndpointWriterSpec, EvaluationKind
+from saeexplainer.config.parts import (
+    Architecture,
+    ChatLineSpec,
+    DomainName,
+    EndpointLineSpec,
+    EndpointWriterSpec,
+    EvaluationKind,
+)
 from saeexplainer.errors import UserError
 from saeexplainer.figures.comparison import METRICS
 from tasks.places import EXPLAINERS, LABELS
@@ -40,7 +47,7 @@ def check(params: Params) -> None:
     """What types cannot say. Raises UserError (without a file's name) on the first thing that cannot run."""
     finders = (
         _order, _subject, served, _processes, _text, _explainer, _sampling, _writers, _labeller, _saes, _features,
-        _rounds, _evaluations, _judges, _comparison,
+        _rounds, _evaluations, _agent, _judges, _comparison,
     )  # fmt: skip
     for complaint in chain(*(find(params) for find in finders)):
         raise UserError(complaint)
@@ -133,8 +140,13 @@ def _text(params: Params) -> Iterator[str]:
             "its words"
         )
     for name, evaluation in params.evaluations.items():
-        if evaluation.kind in (EvaluationKind.agent, EvaluationKind.truth):
-            yield f"evaluations.{name}.kind: is {evaluation.kind}; a corpus has no concepts, take it out"
+        if evaluation.kind is EvaluationKind.truth:
+            yield f"evaluations.{name}.kind: is truth; a corpus has no concepts, take it out"
+        if evaluation.kind is EvaluationKind.agent and params.evaluate.agent is None:
+            yield (
+                f"evaluations.{name}.kind: is agent, but a corpus has no concepts to test; let a model state what it "
+                "tests: agent=chat or agent=endpoint, or take it out"
+            )
 
 
 def _hub(key: str, corpus: Corpus) -> Iterator[str]:
@@ -189,7 +201,25 @@ def _labeller(params: Params) -> Iterator[str]:
             f"{key}: would not be asked, because label_features.source is {source!r}; give null here or {CONTEXTS} "
             "there"
         )
-    if labeller.kind == "endpoint" and "temperature" in labeller.endpoint.request:
+    yield from _sampled_once(key, labeller)
+
+
+def _agent(params: Params) -> Iterator[str]:
+    """One that is a language model."""
+    key, agent = "evaluate.agent", params.evaluate.agent
+    if agent is None:
+        return
+    yield from _ordered(params, (f"{key}.contexts", "probe_features.first_rank", LATER))
+    if not any(one.kind is EvaluationKind.agent for one in params.evaluations.values()):
+        yield (
+            f"{key}: would not be asked, because no evaluation is of kind agent; give null, or add evaluations.agent: "
+            "{kind: agent, source: data/activations}"
+        )
+    yield from _sampled_once(key, agent)
+
+
+def _sampled_once(key: str, asked: ChatLineSpec | EndpointLineSpec) -> Iterator[str]:
+    if isinstance(asked, EndpointLineSpec) and "temperature" in asked.endpoint.request:
         yield f"{key}.endpoint.request.temperature: is set twice; take it out, {key} says it"
 
 

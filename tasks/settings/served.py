@@ -19,6 +19,7 @@ def served(params: Params) -> Iterator[str]:
         "label_features.labeller": params.label_features.labeller,
         "score_explanations.writer": params.score_explanations.writer,
         "evaluate.writer": params.evaluate.writer,
+        "evaluate.agent": params.evaluate.agent,
     }
     asked |= {f"evaluate.judges[{index}]": judge for index, judge in enumerate(params.evaluate.judges)}
     for key, one in asked.items():

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from tiny import ROOT, settings as read_settings, tiny_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from saeexplainer.config.parts import Architecture, EvaluationKind
+from saeexplainer.config.parts import AgentPrompts, Architecture, ChatAgentSpec, EvaluationKind, Pretrained
 from saeexplainer.costs import bills, memory, workload
 from saeexplainer.costs.memory import Memory, Setup
 from saeexplainer.costs.plan import Held, Measured, Models, Rate, fitting, memories, plan, table
@@ -234,6 +234,28 @@ def test_baselines_by_hand() -> None:
     loads = planned(Features(0, 0, 0, 10), evaluations=evaluations)
     calls = {kind: loads[f"evaluate@{kind}"].calls - 100 for kind in evaluations}
     assert calls == {"best_of_n": 10 * 6 * 7, "agent": 10 * 6 * 7, "truth": 0, "other_feature": 10}
+
+
+def test_an_agent_that_is_a_model_by_hand() -> None:
+    """10 features, 6 hypotheses each: as many calls as ever, and what they are told is in their tokens. A prompt has 40
+    bytes and BOS; 2 contexts of 33 tokens with marks of 15 bytes; before it, on average 2.5 others of 40 + 7 tokens
+    with 3 of their texts, 60 + 15 tokens each."""
+    prompts = AgentPrompts(first="{contexts}", next=" " * 40 + "{contexts}{tested}")
+    model = Pretrained("folder", None, "float32", None, None)
+    agent = ChatAgentSpec(
+        kind="chat", model=model, temperature=0.0, max_new_tokens=7, batch_size=1, prompts=prompts, contexts=2, texts=3
+    )
+    given = settings()
+    scoring = replace(given.score_explanations, writer=replace(given.score_explanations.writer, max_new_tokens=60))
+    extract = replace(given.extract_activations, context_tokens=16)
+    baseline = {"agent": replace(given.evaluations["sft"], kind=EvaluationKind.agent)}
+    more = {"score_explanations": scoring, "extract_activations": extract, "evaluations": baseline}
+    plain, asked = (
+        planned(Features(0, 0, 0, 10), **more, evaluate=replace(given.evaluate, agent=one))["evaluate@agent"]
+        for one in (None, agent)
+    )
+    assert plain.calls == asked.calls and plain.read_tokens == asked.read_tokens
+    assert asked.prompt_tokens - plain.prompt_tokens == 60 * (41 + 2 * (33 + 15) + 2.5 * (40 + 7 + 3 * (60 + 15)))
 
 
 def test_training_tokens_by_hand() -> None:

@@ -83,6 +83,16 @@ def test_who_never_makes_sense_is_a_counted_failure_that_is_paid_once(serve, tmp
         Client(endpoint(server, tmp_path, max_failed_share=0.5), "x").ask(NAMES[:1], "")
 
 
+def test_failures_are_a_share_of_all_calls_so_far(serve, tmp_path):
+    """Of who is asked several times, the last questions may be few: one failure among them is not half of the calls."""
+    client = Client(endpoint(serve(*[Mood.right] * 5, "no", "no"), tmp_path, max_failed_share=0.2), "x")
+    assert [answer.value for answer in client.ask(NAMES[:5], "")].count(Failure.unreadable) == 0
+    assert client.ask(NAMES[5:], "")[0].value is Failure.unreadable
+    alone = Client(endpoint(serve("no", "no"), tmp_path, max_failed_share=0.2), "x")
+    with pytest.raises(UserError, match="1 of 1 calls failed"):
+        alone.ask(NAMES[5:], "")
+
+
 @pytest.mark.parametrize("step", [Mood.hangs, Mood.drips], ids=str)
 def test_nobody_waits_longer_than_the_timeout(serve, tmp_path, step):
     server = serve(*[step] * 2)

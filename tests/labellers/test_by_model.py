@@ -14,7 +14,7 @@ from saeexplainer.config import Params
 from saeexplainer.config.parts import ChatLabellerSpec, EndpointLabellerSpec, Labeller
 from saeexplainer.errors import UserError
 from saeexplainer.features.contexts import listed, without_special
-from saeexplainer.labellers import by_model
+from saeexplainer.labellers import asking, by_model
 from saeexplainer.records import ContextRow, ExplanationRow, FeatureRow, Usage
 from saeexplainer.runs.storage import read_notes, read_rows, write_rows
 from tasks import bench as tasks_bench, label_features, sources
@@ -117,7 +117,7 @@ def test_a_served_model_is_asked_for_one_explanation_in_json(serve, tmp_path):
         'What is marked?\n- the <<cat>>\n- a <<cat>>\n\nAnswer with JSON alone: {"explanation": string}'
     )
     assert server.requests[1]["messages"][1:] == [
-        {"role": "assistant", "content": NONSENSE}, {"role": "user", "content": by_model.REPAIR},
+        {"role": "assistant", "content": NONSENSE}, {"role": "user", "content": asking.REPAIR},
     ]  # fmt: skip
 
 
@@ -128,7 +128,7 @@ def test_a_served_model_is_asked_for_one_explanation_in_json(serve, tmp_path):
      ('{"explanation": "\\ud800 dog"}', "? dog"), ('{"explanation": "\\ud83d\\ude00"}', "\U0001f600")],
 )  # fmt: skip
 def test_the_explanation_of_a_reply(reply, found):
-    assert by_model.parsed(reply) == found
+    assert asking.parsed(reply) == found
 
 
 @pytest.fixture

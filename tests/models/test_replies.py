@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from saeexplainer.judges import endpoint as judges_endpoint
-from saeexplainer.labellers import by_model
+from saeexplainer.labellers import asking
 from saeexplainer.models.replies import HARMONY, THOUGHTS, answer, ends_whole, last_json, straight_to_the_answer
 from saeexplainer.writers import endpoint as writers_endpoint
 
@@ -20,9 +20,9 @@ def test_thoughts_are_no_answer_whatever_marks_them(opens, closes):
     assert answer(f"Hm, {DRAFT}? {closes} A dog barks.") == "A dog barks."  # the chat template opened them
     assert answer(f"{opens} {DRAFT} {closes} one {opens} {DRAFT} {closes} two") == "two"
     assert answer(f"A dog barks. {opens} Was that all?") == "A dog barks."
-    assert by_model.parsed(answer(f"{opens} {DRAFT} {closes} I cannot say.")) is None
+    assert asking.parsed(answer(f"{opens} {DRAFT} {closes} I cannot say.")) is None
     for cut in range(1, len(text := f"{opens} {DRAFT} and so {DRAFT}")):
-        assert by_model.parsed(answer(text[: len(opens) + cut])) is None
+        assert asking.parsed(answer(text[: len(opens) + cut])) is None
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_of_a_model_with_channels_the_final_one_counts(said, found):
 def test_json_may_speak_about_marks(mark):
     said = json.dumps({"explanation": f"the tag {mark} itself"})
     for reply in (said, f"```json\n{said}\n```", f"<think>which? </think>{said}"):
-        assert by_model.parsed(answer(reply)) == f"the tag {mark} itself"
+        assert asking.parsed(answer(reply)) == f"the tag {mark} itself"
 
 
 def test_a_prompt_that_leaves_a_model_about_to_think_goes_straight_to_the_answer():
@@ -61,7 +61,7 @@ def test_a_prompt_that_leaves_a_model_about_to_think_goes_straight_to_the_answer
 def test_no_reply_breaks_a_reader(said):
     text = answer(said)
     ends_whole(text)
-    by_model.parsed(text), writers_endpoint.parsed(text, 2), judges_endpoint.parsed(text, 2)
+    asking.parsed(text), writers_endpoint.parsed(text, 2), judges_endpoint.parsed(text, 2)
 
 
 TWO = ["a dog\nbarks", "a cat"]
@@ -116,8 +116,8 @@ def test_ratings_are_numbers_however_they_are_written(said, found):
 
 
 def test_an_explanation_with_slips_is_taken_and_half_of_one_is_not():
-    assert by_model.parsed('{"explanation": "the word\n"dog" or "cat"",}') == 'the word "dog" or "cat"'
-    assert by_model.parsed('{"explanation": "a dog') is None and by_model.parsed('{"explanation": "a {dog}') is None
+    assert asking.parsed('{"explanation": "the word\n"dog" or "cat"",}') == 'the word "dog" or "cat"'
+    assert asking.parsed('{"explanation": "a dog') is None and asking.parsed('{"explanation": "a {dog}') is None
     assert last_json('{"explanation": 1, }', "explanation", str) is None
-    assert by_model.parsed('{"explanation": "DRAFT"} or rather {"explanation": "a d') is None
-    assert by_model.parsed('{"explanation": "DRAFT"} or rather {"explanation": "a dog",}') == "a dog"
+    assert asking.parsed('{"explanation": "DRAFT"} or rather {"explanation": "a d') is None
+    assert asking.parsed('{"explanation": "DRAFT"} or rather {"explanation": "a dog",}') == "a dog"

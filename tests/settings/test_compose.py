@@ -102,6 +102,16 @@ def test_every_labeller_composes_and_labels_a_corpus_too(labeller: str) -> None:
     assert (found or {"kind": "none"})["kind"] == labeller
 
 
+@pytest.mark.parametrize("agent", sorted(path.stem for path in (ROOT / "conf" / "agent").glob("*.yaml")))
+def test_every_agent_composes_and_is_evaluated_on_a_corpus_too(agent: str) -> None:
+    on_a_corpus = ["subject=corpus", "labeller=chat", "train_sft.warmup_examples=0", "train_sft.replay_share=0"]
+    found = yaml.safe_load(compose.composed([f"agent={agent}", *on_a_corpus]))
+    assert (found["evaluate"]["agent"] or {"kind": "none"})["kind"] == agent
+    assert ("agent" in found["evaluations"]) is (agent != "none")
+    with pytest.raises(UserError, match="evaluations.agent.kind: is agent, but a corpus has no concepts"):
+        compose.composed(["+evaluations.agent={kind: agent, source: data/activations}", *on_a_corpus])
+
+
 def test_an_explainer_of_others_composes_once_its_model_is_named() -> None:
     with pytest.raises(UserError, match="train_sft.pretrained.source: missing"):
         compose.composed(["explainer=lora"])

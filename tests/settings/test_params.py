@@ -464,6 +464,49 @@ def test_a_labeller_reads_contexts_and_then_alone_labels(tmp_path: Path) -> None
         params.load(edited(tmp_path, **ON_A_CORPUS, label_features__labeller=chat))
 
 
+STATES = {
+    "kind": "endpoint",
+    "endpoint": ENDPOINT,
+    "prompts": {"first": "{contexts}", "next": "{contexts} {tested}"},
+    "contexts": 4,
+    "texts": 3,
+    "temperature": 0.0,
+}
+TRIED = {"evaluations__agent": {"kind": "agent", "source": "data/activations"}}
+WRONG_AGENTS = {
+    "asked about nothing": ({"prompts": {"first": "?", "next": "{contexts} {tested}"}}, ".prompts.first", "{contexts}"),
+    "told nothing": (
+        {"prompts": {"first": "{contexts}", "next": "{contexts}"}}, ".prompts.next", "{contexts} and {tested}",
+    ),
+    "one prompt": ({"prompts": {"first": "{contexts}"}}, ".prompts.next", "missing"),
+    "contexts of the evaluation": ({"contexts": 11}, ".contexts", "is 11; must be at most probe_features.first_rank"),
+    "no texts": ({"texts": 0}, ".texts", "is 0"),
+    "temperature said twice": (
+        {"endpoint": ENDPOINT | {"request": {"temperature": 1.0}}}, ".endpoint.request.temperature", "take it out",
+    ),
+    "a model beside the server": ({"model": LOCAL}, ".model", "unknown key"),
+    "an address that holds a key": (
+        {"endpoint": ENDPOINT | {"base_url": "https://h/v1?key=sk"}}, ".endpoint.base_url", "key_variable",
+    ),
+    "nobody": ({"kind": "domain"}, ".kind", "domain"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "key", "said"), WRONG_AGENTS.values(), ids=WRONG_AGENTS)
+def test_a_wrong_agent_is_one_line(tmp_path: Path, changes: dict[str, Any], key: str, said: str) -> None:
+    path = edited(tmp_path, **TRIED, evaluate__agent=STATES | changes)
+    with pytest.raises(UserError) as caught:
+        params.load(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: evaluate.agent{key}: ") and said in message and "\n" not in message
+
+
+def test_an_agent_loads_and_is_evaluated(tmp_path: Path) -> None:
+    assert params.load(edited(tmp_path, **TRIED, evaluate__agent=STATES)).evaluate.agent.prompts.first == "{contexts}"
+    with pytest.raises(UserError, match="evaluate.agent: would not be asked, .* add evaluations.agent: {kind: agent"):
+        params.load(edited(tmp_path, evaluate__agent=STATES))
+
+
 SECRETS = {
     "for the variable's name": {"key_variable": "sk-a1b2"},
     "in the address": {"base_url": "https://me:sk-a1b2@host/v1"},
