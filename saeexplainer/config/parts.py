@@ -135,9 +135,7 @@ class Pretrained:
     """A causal LM that others trained."""
 
     source: Text  # a folder that transformers saved, a GGUF file (its name ends in .gguf), or an id of the hub
-    revision: (
-        Revision | None
-    )  # of the hub; of a GGUF file the SHA-256 that it must have, null for any; null for a folder
+    revision: Revision | None  # of the hub; a GGUF file's SHA-256, null for any; null for a folder
     dtype: Dtype  # of its weights
     device_map: Text | None  # transformers' device_map, such as auto or cuda; null is the CPU
     attention: Text | None  # transformers' attn_implementation, such as sdpa; null is its own choice
