@@ -197,7 +197,7 @@ def test_the_pipeline_runs_in_each_of_them(name: str, tmp_path: Path) -> None:
     bill = run(folder, where, "tasks.cli.main", "costs")
     assert re.search(r"^all of these +[\d,.]+ ", bill, re.MULTILINE), bill
     assert "main/" in run(folder, where, "tasks.cli.main", "features")
-    assert "(nothing)" in (answer := run(folder, where, *_explain(folder))) or "expected reward" in answer
+    assert "(nothing)" in (answer := run(folder, where, *_explain(folder))) or "expected accuracy" in answer
 
 
 def _explain(folder: Path) -> list[str]:

