@@ -8,14 +8,16 @@ The documents come in the order of a hash too, because a stream that ends early 
 """
 
 import csv
+import gc
 import hashlib
 import re
 import sysconfig
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import Distribution, distributions
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 
 from saeexplainer.domains.corpus.markup import plain
@@ -24,8 +26,8 @@ from saeexplainer.domains.prose import Passage, Size, docstrings, pack, parsed, 
 from saeexplainer.domains.pydoc.text import language_topics, source_files, standard_library
 
 NAME = "python:installed"  # of this source, in prepare_subject.corpus.source
-SIZE = Size(minimum_words=25, maximum_words=150, maximum_sentences=12)
-DOCUMENTS = 400  # of one distribution, at most
+SIZE = Size(minimum_words=20, maximum_words=150, maximum_sentences=12)
+DOCUMENTS = 600  # of one distribution, at most
 LARGEST = 400_000  # bytes of a file; larger ones are generated, or data
 PYTHON = "python"  # what the standard library is called among the distributions
 READ = (".py", ".md", ".rst", ".txt")
@@ -35,6 +37,8 @@ SKIPPED_FOLDERS = frozenset(
     {"test", "tests", "testing", "_vendor", "_vendored", "vendor", "vendored", "extern", "licenses", "license_files"}
 )
 _SKIPPED_NAMES = re.compile(r"licen[cs]e|copying|notice|authors|contributors|third.?party|requirements|top_level", re.I)
+# A sentence that is the entry of a list: `name (type): what it is`, or one without a capital.
+_ENTRY = re.compile(r"[\w.*-]+(?: \([^)]*\))?: |[\"'(]*[a-z_]")
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,13 @@ class Source:
 @cache
 def read_installed() -> tuple[Document, ...]:
     """The documents of everything that is installed; `structure` is the name of the distribution."""
-    return documents([standard_library_source(), *installed(_places())])
+    with _without_collector():
+        return documents([standard_library_source(), *installed(_places())])
+
+
+def versions() -> list[str]:
+    """What the documents depend on: the name and version of each distribution."""
+    return sorted(f"{found.metadata['Name']} {found.version}" for found in distributions(path=_places()))
 
 
 def documents(sources: Iterable[Source]) -> tuple[Document, ...]:
@@ -96,11 +106,27 @@ def readable(distribution: Distribution) -> list[Path]:
 
 
 def passages(source: Source) -> Iterator[Passage]:
-    """The prose of one source, its description first; a file that is not there or cannot be parsed gives none."""
-    yield Passage(source.name, tuple(sentences(plain(source.description))))
-    for path in source.files:
-        for text in _texts(path):
-            yield Passage(source.name, tuple(sentences(plain(text))))
+    """The prose of one source, its description first; a file that is not there or cannot be parsed gives none.
+
+    Short passages are left out: joined, the summary lines of many functions read as no text at all.
+    """
+    texts = chain([source.description], (text for path in source.files for text in _texts(path)))
+    for text in texts:
+        found = tuple(sentence for sentence in sentences(plain(text)) if not _ENTRY.match(sentence))
+        if sum(len(sentence.split()) for sentence in found) >= SIZE.minimum_words:
+            yield Passage(source.name, found)
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Syntax trees have no cycles, and looking for some takes a third of the time of parsing."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _places() -> list[str]:
