@@ -10,7 +10,7 @@ from saeexplainer.domains.lexical import signs
 FAMILY = 5  # distinct words that share a beginning or an ending which is counted
 SHORTEST, LONGEST = 2, 14  # letters of a beginning
 BEGUN = 5  # letters of a word that a beginning is said of: `the` tells nothing of words beginning with th
-PARTING = 0.5  # share of the words of a beginning that may go on with the same letter
+PARTING = 0.6  # share of the words of a beginning that may go on with the same letter
 
 
 @dataclass(frozen=True)

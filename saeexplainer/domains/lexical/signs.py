@@ -11,7 +11,7 @@ SPAN = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*(?:'[a-z]+\b)?|\d+(?:[.,:]\d+)*\w
 # The same with line breaks, which models read as tokens.
 SPAN_FURTHER = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*(?:'[a-z]+\b)?|\d+(?:[.,:]\d+)*\w*|(([^\w\s])\2*|\n+)")
 # Typographic characters as the ASCII character that means the same; one for one, so that offsets stay.
-PLAIN = str.maketrans("“”„«»‘’‐‑–\xa0", "\"\"\"\"\"''--- ")
+PLAIN = str.maketrans("“”„«»‘’‐‑–\xa0", '"""""\'\'--- ')
 
 SHAPES = {
     "shape:number": "a number",
