@@ -4,6 +4,8 @@ import json
 import random
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
@@ -20,7 +22,8 @@ from saeexplainer.features import truth
 from saeexplainer.models.loading import load_model
 from saeexplainer.records import ContextRow, ExplanationRow, FeatureRow
 from saeexplainer.runs.storage import read_rows, write_rows
-from tasks import extract_activations, label_features, probe_features, train_sft
+from tasks import extract_activations, label_features, probe_features, sources, train_sft
+from tasks.bench import Bench
 from tasks.settings import compose, params
 
 IMPORTED = Path("data/imported/labels.parquet")
@@ -70,9 +73,15 @@ def test_a_corpus_goes_through_the_stages(workspace: Path, monkeypatch: pytest.M
     assert contexts and all(context.concepts for context in contexts)
     # A context may lie across two documents of the stream, which are no neighbours in the file.
     assert all(part in text for context in contexts for part in context.text.split("\n\n"))
-    concepts = CorpusDomain(given.seed, given.prepare_subject.corpus, None).concepts()
-    scores = truth.f1_of_all(truth.load(Path("data/activations/truth.safetensors"), concepts))
-    assert scores.shape[1] == len(concepts) and 0 < scores.max() <= 1
+    domain = CorpusDomain(given.seed, given.prepare_subject.corpus, None)
+    table, columns = Path("data/activations/truth.safetensors"), [0, 2]
+    scores = truth.f1_of_all(truth.load(table, domain.concepts()))[columns]
+    best = sources.from_truth(cast("Bench", SimpleNamespace(domain=domain, live_columns=lambda: columns)), table)
+    for row, explanation in zip(scores, best, strict=True):
+        (concept,) = domain.parse(explanation.text)
+        assert row[domain.concepts().index(concept)] == max(
+            score for score, known in zip(row, domain.concepts(), strict=True) if domain.can_lead(known)
+        )
     torch.set_grad_enabled(True)
     assert probe_features.neutral_prompts(given, tiny_tokenizer()).shape == (
         given.probe_features.steer.prompts, given.probe_features.steer.prompt_tokens,

@@ -33,8 +33,8 @@ SHARES = {
     "others": 1,
 }  # fmt: skip
 HELD_OUT = "held_out"  # how the names of the streams begin whose documents shape nothing
-# Characters that the lexicon is counted from: some two million words take seconds, and a word of which the rarest
-# concept has ten occurrences is rarer than one in 200,000.
+# Characters that the lexicon is counted from, however large the corpus is: the two million words are counted in
+# seconds, and a word that is one in 200,000 still stands in them ten times.
 COUNTED = 10_000_000
 LIMITS = Limits(
     occurrences=10, words=3000, after=300, beginnings=400, word=re.compile(r"[^\W\d][\w']{0,23}"),

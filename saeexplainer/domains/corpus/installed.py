@@ -12,18 +12,22 @@ import gc
 import hashlib
 import re
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import Distribution, distributions
 from itertools import chain, islice
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, cast
 
 from saeexplainer.domains.corpus.markup import plain
 from saeexplainer.domains.domain import Document
 from saeexplainer.domains.prose import Passage, Size, docstrings, pack, parsed, sentences, unseen
 from saeexplainer.domains.pydoc.text import language_topics, source_files, standard_library
+
+if TYPE_CHECKING:
+    from email.message import Message
 
 NAME = "python:installed"  # of this source, in prepare_subject.corpus.source
 SIZE = Size(minimum_words=20, maximum_words=150, maximum_sentences=12)
@@ -59,7 +63,8 @@ def read_installed() -> tuple[Document, ...]:
 
 def versions() -> list[str]:
     """What the documents depend on: the name and version of each distribution."""
-    return sorted(f"{found.metadata['Name']} {found.version}" for found in distributions(path=_places()))
+    found = (cast("Message", distribution.metadata) for distribution in distributions(path=_places()))
+    return sorted(f"{metadata.get('Name')} {metadata.get('Version')}" for metadata in found)
 
 
 def documents(sources: Iterable[Source]) -> tuple[Document, ...]:
@@ -77,7 +82,7 @@ def installed(places: Iterable[str]) -> Iterator[Source]:
     """The distributions in some folders such as site-packages, by name; the first of a name counts."""
     by_name: dict[str, Distribution] = {}
     for distribution in distributions(path=list(places)):
-        name = distribution.metadata["Name"]
+        name = cast("Message", distribution.metadata).get("Name")
         if name:
             by_name.setdefault(re.sub(r"[-_.]+", "-", name).lower(), distribution)
     for name, distribution in sorted(by_name.items()):
@@ -94,8 +99,8 @@ def standard_library_source() -> Source:
 
 def description(distribution: Distribution) -> str:
     """The long description of a distribution, in whatever markup."""
-    metadata = distribution.metadata
-    return str(metadata.get("Description") or metadata.get_payload() or "")  # type: ignore[attr-defined]
+    metadata = cast("Message", distribution.metadata)  # which it is, though its protocol says less
+    return str(metadata.get("Description") or metadata.get_payload() or "")
 
 
 def readable(distribution: Distribution) -> list[Path]:
@@ -118,7 +123,7 @@ def passages(source: Source) -> Iterator[Passage]:
 
 
 @contextmanager
-def _without_collector() -> Iterator[None]:
+def _without_collector() -> Generator[None, None, None]:
     """Syntax trees have no cycles, and looking for some takes a third of the time of parsing."""
     enabled = gc.isenabled()
     gc.disable()

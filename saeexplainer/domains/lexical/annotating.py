@@ -10,7 +10,7 @@ from saeexplainer.domains.lexical.lexicon import BEGUN, LONGEST, SHORTEST, Lexic
 
 NEAR_DISTANCE = 6  # words to either side, for `near:`
 TOPIC_OCCURRENCES, TOPIC_ONE_IN = 3, 50  # a word that a text is about stands so often, and is one in so many words
-TOPICS = 3  # of one text, at most
+TOPICS = 2  # of one text, at most
 FORMS = 100_000  # tokens that are kept: texts of a writer may hold any number of new words
 BLANK = "\n\n"  # neither quotes nor parentheses go on past it
 
