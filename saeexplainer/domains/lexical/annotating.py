@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from saeexplainer.domains.domain import Annotation
 from saeexplainer.domains.lexical import signs
-from saeexplainer.domains.lexical.lexicon import BEGUN, LONGEST, SHORTEST, Lexicon
+from saeexplainer.domains.lexical.lexicon import BEGUN, LONGEST, SHORTEST, Lexicon, ends
 
 NEAR_DISTANCE = 6  # words to either side, for `near:`
 TOPIC_OCCURRENCES, TOPIC_ONE_IN = 3, 50  # a word that a text is about stands so often, and is one in so many words
@@ -93,7 +93,7 @@ def _surface(token: str, call: bool, lexicon: Lexicon) -> Iterator[str]:
 def _families(word: str, lexicon: Lexicon) -> Iterator[str]:
     """The endings and beginnings that a word shares with others."""
     for ending, concept in lexicon.endings.items():
-        if word.endswith(ending) and len(word) >= len(ending) + signs.STEM:
+        if ends(word, ending):
             yield concept
     if len(word) >= BEGUN:
         starts = (word[:size] for size in range(SHORTEST, min(len(word), LONGEST) + 1))
