@@ -5,7 +5,8 @@
 Killed, it goes on where it was, and writes the same bytes: `Checkpoint` keeps both passes over the corpus under
 .cache/extract_activations until the artifacts are written. Writes data/activations: features.parquet,
 neighbours.parquet, contexts.parquet, directions.safetensors (decoder rows, mean top activations, one row a
-feature) and, where the domain knows it, truth.safetensors.
+feature) and, where truth_documents are asked for, truth.safetensors: the concepts of their tokens, which are the truth
+in the sandbox and hypotheses elsewhere.
 """
 
 import os
@@ -21,6 +22,8 @@ import torch
 
 import saeexplainer
 from saeexplainer.config import Params
+from saeexplainer.domains.corpus.installed import versions
+from saeexplainer.domains.corpus.text import is_installed
 from saeexplainer.domains.domain import Document, Domain, ReadingLimit
 from saeexplainer.domains.opening import open_domain
 from saeexplainer.features import neighbours, splits as features_splits, token_stream, truth
@@ -91,6 +94,9 @@ def depends_on(params: Params) -> str:
         params.prepare_subject.context_length, params.prepare_sae.saes, params.extract_activations,
         platform.python_version(),  # pydoc reads Python's own text
     ]  # fmt: skip
+    corpus = params.prepare_subject.corpus
+    if corpus is not None and is_installed(corpus):
+        settings.append(versions())
     local = [Path(other.source) for other in others if other is not None and Path(other.source).exists()]
     code = [*sorted(Path(saeexplainer.__file__).parent.rglob("*.py")), Path(__file__)]
     return fingerprint(settings, [SUBJECT, SAES, *code], local)
@@ -161,7 +167,7 @@ def run(params: Params) -> Report:
             "mean_activation": top_residuals - mean,
         }
         write_tensors(folder / "directions.safetensors", tensors | {"corpus_mean": mean})
-        if work.domain.truth_known:
+        if work.config.truth_documents:
             truth.save(folder / "truth.safetensors", truth_table(work, rows))
     work.checkpoint.remove()
     counts = Counter(row.split for row in rows)

@@ -53,7 +53,7 @@ def main(run: Callable[..., Report], arguments: list[str] | None = None, *, para
     arguments = sys.argv[1:] if arguments is None else arguments
     surroundings.settle()
     signal.signal(signal.SIGTERM, _terminate)
-    progress.quiet_retries()
+    progress.quiet_libraries()
     web.keep_loopback_direct()
     if processes.is_first():
         progress.install(" ".join([stage, *arguments]))

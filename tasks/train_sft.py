@@ -3,7 +3,7 @@
     python -m tasks.train_sft
 
 Writes data/explainers/warmup and data/explainers/sft (`saeexplainer.explainer.folder`) and reports/training/sft.csv.
-Without warm-up examples, which a domain without concepts cannot give, the warm-up is the model that starts.
+Without warm-up examples the warm-up is the model that starts.
 """
 
 import random
@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from saeexplainer.config import Params
+from saeexplainer.domains.domain import ReadingLimit
 from saeexplainer.domains.opening import open_domain
 from saeexplainer.explainer import folder as explainer_folder
 from saeexplainer.explainer.explainer import Prompts, attach
@@ -74,7 +75,8 @@ def raw_activations(params: Params, draw: random.Random) -> sft.WarmupSet:
     """Residuals of the subject at random tokens of a stream of their own, with something true about each."""
     config = params.train_sft
     reader = open_reader(SUBJECT, SAES, [], params.prepare_subject.context_length, whole=False)
-    domain = open_domain(params.prepare_subject.domain, params.seed, params.prepare_subject.corpus)
+    limit = ReadingLimit(reader.tokenizer, reader.context_length)
+    domain = open_domain(params.prepare_subject.domain, params.seed, params.prepare_subject.corpus, limit)
     batches = token_batches(
         domain.documents("warmup", config.warmup_examples), reader, params.extract_activations.batch_size
     )

@@ -23,7 +23,7 @@ from saeexplainer.config.parts import (
 class Corpus:
     """Text from outside."""
 
-    source: Text  # a file or a folder of .txt, .jsonl or .parquet; or a data set of the hub
+    source: Text  # a file or a folder of .txt, .jsonl or .parquet; python:installed; or a data set of the hub
     revision: Commit | None  # of the hub; null for files
     subset: Text | None  # of the hub: the data set's configuration; null where it has one only
     split: Text | None  # of the hub, such as train; null for files
@@ -136,7 +136,7 @@ class ExtractActivations:
     """One streaming pass over the corpus: what each feature fires on."""
 
     documents: Count  # plain documents of the pass
-    truth_documents: Natural  # further documents whose concepts are kept token by token (F1 against the truth)
+    truth_documents: Natural  # further documents whose concepts are kept token by token (F1 of kind truth); 0: none
     batch_size: Count  # documents a forward pass
     top_contexts: Count  # kept for each feature
     context_tokens: Natural  # tokens on each side of the strongest one that a stored context holds

@@ -73,7 +73,7 @@ class DomainName(StrEnum):
 
     sandbox = "sandbox"
     pydoc = "pydoc"
-    corpus = "corpus"  # prepare_subject.corpus: files here, or a data set of the hub
+    corpus = "corpus"  # prepare_subject.corpus: files here, prose of installed packages, or a data set of the hub
 
 
 class Architecture(StrEnum):
@@ -127,7 +127,7 @@ class EvaluationKind(StrEnum):
     best_of_n = "best_of_n"  # samples of an explainer, picked by activation feedback at inference
     agent = "agent"  # hypotheses, texts that test them, refinement on what they made the feature do (after SAGE)
     other_feature = "other_feature"  # an explainer's explanation of another feature: a floor
-    truth = "truth"  # the concept with the best F1, where the domain knows it: a ceiling
+    truth = "truth"  # the concept with the best F1: a ceiling in the sandbox, elsewhere the best lexical hypothesis
 
 
 @dataclass(frozen=True, config=CLOSED)

@@ -1,9 +1,10 @@
 """What the pipeline asks of a source of text: documents, what is true of their words, and a language of descriptions.
 
 Three domains implement it: the sandbox (`saeexplainer.domains.sandbox.world`), whose generator knows the truth,
-Python's own documentation (`saeexplainer.domains.pydoc.domain`), where the concepts are only lexical hypotheses, and
-text from outside (`saeexplainer.domains.corpus.domain`), which has none. Nothing outside a domain knows what its
-concepts are: a concept is an opaque key such as `word:dog`, `category:animal` or `context:question`.
+Python's own documentation (`saeexplainer.domains.pydoc.domain`) and text from outside
+(`saeexplainer.domains.corpus.domain`). In the last two the concepts are only hypotheses about the surface of words
+(`saeexplainer.domains.lexical`). Nothing outside a domain knows what its concepts are: a concept is an opaque key such
+as `word:dog`, `category:animal` or `context:question`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -63,9 +64,7 @@ class Domain(Protocol):
     held_out shares no document with one whose name does not, but for chance in the sandbox.
     """
 
-    truth_known: ClassVar[
-        bool
-    ]  # whether the concepts are the truth (sandbox); else hypotheses about surface form, or none
+    truth_known: ClassVar[bool]  # whether the concepts are the truth (sandbox); else hypotheses about surface form
 
     def tokenizer(self) -> "PreTrainedTokenizerFast":
         """An ordinary fast tokenizer: SPECIAL_TOKENS registered, BOS prepended when special tokens are added."""

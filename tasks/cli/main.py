@@ -381,7 +381,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; the exit status."""
     surroundings.settle()
     given = sys.argv[1:] if arguments is None else arguments
-    progress.quiet_retries()
+    progress.quiet_libraries()
     web.keep_loopback_direct()
     try:
         return app(args=given or ["--help"], prog_name="sae-explainer", standalone_mode=False) or 0

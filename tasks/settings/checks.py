@@ -119,7 +119,7 @@ def _processes(params: Params) -> Iterator[str]:
 
 
 def _text(params: Params) -> Iterator[str]:
-    """The source of text, and what one without concepts cannot give."""
+    """The source of text, and what one from outside cannot give."""
     subject, corpus = params.prepare_subject, params.prepare_subject.corpus
     if (corpus is None) is (subject.domain is DomainName.corpus):
         given = "null" if corpus is None else corpus.source
@@ -129,24 +129,6 @@ def _text(params: Params) -> Iterator[str]:
     yield from _hub("prepare_subject.corpus", corpus)
     if subject.pretrained is None:
         yield "prepare_subject.pretrained: is null; a corpus has no lessons and no tokenizer, name a pretrained model"
-    if Path(params.label_features.source) == CONTEXTS and params.label_features.labeller is None:
-        yield (
-            f"label_features.source: is {CONTEXTS}, but a corpus has no concepts to label it with; name a table that "
-            "`sae-explainer import` made, or let a model label: labeller=chat or labeller=endpoint (docs/EXCHANGE.md)"
-        )
-    if params.train_sft.warmup_examples:
-        yield (
-            f"train_sft.warmup_examples: is {params.train_sft.warmup_examples}; must be 0: a corpus says nothing about "
-            "its words"
-        )
-    for name, evaluation in params.evaluations.items():
-        if evaluation.kind is EvaluationKind.truth:
-            yield f"evaluations.{name}.kind: is truth; a corpus has no concepts, take it out"
-        if evaluation.kind is EvaluationKind.agent and params.evaluate.agent is None:
-            yield (
-                f"evaluations.{name}.kind: is agent, but a corpus has no concepts to test; let a model state what it "
-                "tests: agent=chat or agent=endpoint, or take it out"
-            )
 
 
 def _hub(key: str, corpus: Corpus) -> Iterator[str]:
@@ -237,6 +219,12 @@ def _features(params: Params) -> Iterator[str]:
     extract = params.extract_activations
     if params.prepare_subject.domain is DomainName.sandbox and not extract.truth_documents:
         yield "extract_activations.truth_documents: is 0; the sandbox knows the truth and needs at least 1"
+    for name, evaluation in params.evaluations.items():
+        if evaluation.kind is EvaluationKind.truth and not extract.truth_documents:
+            yield (
+                f"evaluations.{name}.kind: is truth; must have extract_activations.truth_documents above 0, on which "
+                "every concept is compared with what fires"
+            )
     if params.train_sft.replay_share and not params.train_sft.warmup_examples:
         yield (
             f"train_sft.replay_share: is {params.train_sft.replay_share}; must be 0, because warmup_examples is 0: "

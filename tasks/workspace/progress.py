@@ -38,9 +38,11 @@ def silence() -> None:
     os.environ["TQDM_DISABLE"] = "1"
 
 
-def quiet_retries() -> None:
-    """Without a line for each time that a connection to the hub is tried again: what comes of it is one line."""
+def quiet_libraries() -> None:
+    """Without what libraries say that a user can do nothing about: each time that a connection to the hub is tried
+    again (what comes of it is one line), and that TRL calls a setting of transformers by its old name."""
     logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing` is deprecated", FutureWarning)
 
 
 def close_bars() -> None:

@@ -1,7 +1,6 @@
 """Text from outside: the same documents whatever they come in, streams that share none, and no text lost in packing."""
 
 import json
-import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -12,17 +11,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from families import TOKENIZERS
-from tiny import settings, tiny_tokenizer
+from tiny import tiny_tokenizer
 
 from saeexplainer.config import Corpus
 from saeexplainer.config.parts import DomainName
 from saeexplainer.domains.corpus.domain import SEPARATOR, SHARES, CorpusDomain, packed
 from saeexplainer.domains.corpus.text import ROWS, hub_texts, read_texts
-from saeexplainer.domains.domain import Document, Domain, ReadingLimit
+from saeexplainer.domains.domain import Domain, ReadingLimit
 from saeexplainer.domains.opening import open_domain
 from saeexplainer.errors import UserError
-from saeexplainer.features.truth import build
-from saeexplainer.labellers.by_domain import label
 
 # Lines and spaces inside a document stay; so do characters outside of ASCII.
 TEXTS = [f"document {number}\nof a café,  {'dog ' * (number % 7)}seen" for number in range(600)]
@@ -239,21 +236,12 @@ def test_packing_reads_no_more_than_it_needs() -> None:
     assert len(list(islice(packed(endless(), ReadingLimit(TOKENIZERS["gpt2"](), 16)), 3))) == 3
 
 
-def test_nothing_is_known_of_a_corpus() -> None:
-    # It is not opened: whoever only asks what is known, as the comparison does, needs no text.
+def test_a_corpus_is_opened_only_by_who_asks_of_its_words() -> None:
+    # Whoever asks whether the truth is known, as the comparison does, needs no text.
     domain = open_domain(DomainName.corpus, 0, corpus("nowhere"))
     assert isinstance(domain, Domain) and not domain.truth_known
-    assert (domain.concepts(), list(domain.lessons("subject", 5)), domain.parse("the word dog")) == ([], [], ())
-    assert domain.annotate(Document("the dog", None)).concepts == []
-    assert not domain.can_lead("word:dog") and not domain.can_modify("word:dog")
-    with pytest.raises(ValueError, match="no concepts"):
-        domain.describe(["word:dog"])
+    assert list(domain.lessons("subject", 5)) == []
     with pytest.raises(UserError, match="^prepare_subject.domain: a corpus has no tokenizer of its own"):
         domain.tokenizer()
-
-
-def test_who_asks_what_a_corpus_knows_gets_nothing() -> None:
-    domain = open_domain(DomainName.corpus, 0, corpus("nowhere"))
-    config = settings().label_features
-    assert label([], domain, config, draw=random.Random(0), frequency={}) == ""
-    assert build(domain.concepts(), [(), ()], []).holds.shape == (2, 0)
+    with pytest.raises(UserError, match="^prepare_subject.corpus.source: nowhere: no such file or folder"):
+        domain.concepts()

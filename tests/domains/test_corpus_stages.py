@@ -1,8 +1,11 @@
-"""The stages that read text, on a corpus: features without concepts, labels from a table, no warm-up."""
+"""The stages that read text, on a corpus: labels from a table or by lexical hypotheses, and a warm-up on these."""
 
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
@@ -13,11 +16,14 @@ from tiny import WIDTH, tiny_model, tiny_tokenizer
 
 from saeexplainer.config import Corpus, Params
 from saeexplainer.config.parts import Architecture, DomainName
+from saeexplainer.domains.corpus.domain import CorpusDomain
 from saeexplainer.domains.sandbox.world import World
+from saeexplainer.features import truth
 from saeexplainer.models.loading import load_model
 from saeexplainer.records import ContextRow, ExplanationRow, FeatureRow
 from saeexplainer.runs.storage import read_rows, write_rows
-from tasks import extract_activations, label_features, probe_features, train_sft
+from tasks import extract_activations, label_features, probe_features, sources, train_sft
+from tasks.bench import Bench
 from tasks.settings import compose, params
 
 IMPORTED = Path("data/imported/labels.parquet")
@@ -64,10 +70,18 @@ def test_a_corpus_goes_through_the_stages(workspace: Path, monkeypatch: pytest.M
     text = "\n\n".join(
         json.loads(line)["text"] for line in Path("texts.jsonl").read_text(encoding="utf-8").splitlines()
     )
-    assert contexts and not any(context.concepts for context in contexts)
+    assert contexts and all(context.concepts for context in contexts)
     # A context may lie across two documents of the stream, which are no neighbours in the file.
     assert all(part in text for context in contexts for part in context.text.split("\n\n"))
-    assert not Path("data/activations/truth.safetensors").exists()
+    domain = CorpusDomain(given.seed, given.prepare_subject.corpus, None)
+    table, columns = Path("data/activations/truth.safetensors"), [0, 2]
+    scores = truth.f1_of_all(truth.load(table, domain.concepts()))[columns]
+    best = sources.from_truth(cast("Bench", SimpleNamespace(domain=domain, live_columns=lambda: columns)), table)
+    for row, explanation in zip(scores, best, strict=True):
+        (concept,) = domain.parse(explanation.text)
+        assert row[domain.concepts().index(concept)] == max(
+            score for score, known in zip(row, domain.concepts(), strict=True) if domain.can_lead(known)
+        )
     torch.set_grad_enabled(True)
     assert probe_features.neutral_prompts(given, tiny_tokenizer()).shape == (
         given.probe_features.steer.prompts, given.probe_features.steer.prompt_tokens,
@@ -87,3 +101,28 @@ def test_a_corpus_goes_through_the_stages(workspace: Path, monkeypatch: pytest.M
     assert all(torch.equal(start[name], warmup[name]) for name in start)
     assert not all(torch.equal(start[name], sft[name]) for name in start)
     assert Path("reports/training/sft.csv").read_text(encoding="utf-8").count("\n") > 1
+
+
+def test_a_corpus_labels_itself_and_warms_up(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workspace)
+    given = settings()
+    given = replace(
+        given,
+        label_features=replace(given.label_features, source="data/activations/contexts.parquet"),
+        train_sft=replace(given.train_sft, warmup_examples=60, warmup_batch_size=30, replay_share=0.3),
+    )
+    torch.set_grad_enabled(False)
+    extract_activations.run(given)
+    torch.set_grad_enabled(True)
+    domain = CorpusDomain(given.seed, given.prepare_subject.corpus, None)
+    found = label_features.run(given).metrics
+    assert found["labels_missing"] < 0.2 * found["labels"]  # features of an untrained SAE may share nothing sayable
+    labels = [row.explanation for row in read_rows(Path("data/labels.parquet"), ExplanationRow) if row.explanation]
+    assert all(domain.parse(label) for label in labels) and len(set(labels)) > 10
+
+    warmup = train_sft.raw_activations(given, random.Random(0))
+    assert warmup.residuals.shape == (60, WIDTH) and all(map(domain.parse, warmup.descriptions))
+    said = train_sft.run(given).lines
+    assert said[0].startswith("warm-up on 60 raw activations")
+    weights = [load_model(Path(f"data/{name}")).state_dict() for name in ("subject", "explainers/warmup")]
+    assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from saeexplainer.domains.domain import BOS, SPECIAL_TOKENS, Document
+from saeexplainer.domains.prose import sentences
 from saeexplainer.domains.pydoc import text as pydoc_text
 from saeexplainer.domains.pydoc.domain import MODIFIED, PydocDomain
 from saeexplainer.errors import UserError
@@ -311,4 +312,4 @@ def test_a_small_library_worked_by_hand(tmp_path, monkeypatch):
     ],
 )  # fmt: skip
 def test_sentences(docstring, expected):
-    assert list(pydoc_text.sentences(docstring)) == expected
+    assert list(sentences(docstring)) == expected

@@ -210,16 +210,27 @@ def test_a_corpus_loads(tmp_path: Path, corpus: dict[str, Any]) -> None:
     assert loaded.prepare_subject.corpus == Corpus(**corpus)
 
 
+def test_a_corpus_labels_warms_up_and_has_hypotheses_to_test(tmp_path: Path) -> None:
+    edits = {
+        "label_features__source": "data/activations/contexts.parquet",
+        "train_sft__warmup_examples": 9,
+        "train_sft__replay_share": 0.5,
+        "evaluations__agent": {"kind": "agent", "source": "data/activations"},
+        "evaluations__ceiling": {"kind": "truth", "source": "data/activations/truth.safetensors"},
+    }
+    loaded = params.load(edited(tmp_path, **ON_A_CORPUS | edits))
+    assert loaded.label_features.labeller is None and loaded.train_sft.warmup_examples == 9
+
+
 WRONG_ON_A_CORPUS = {
     "a subject trained here": ({"prepare_subject__pretrained": None}, "prepare_subject.pretrained", "no lessons"),
-    "labels by the domain": (
-        {"label_features__source": "data/activations/contexts.parquet"},
-        "label_features.source",
-        "sae-explainer import",
+    "the best hypothesis on no documents": (
+        {
+            "evaluations__ceiling": {"kind": "truth", "source": "t"},
+            "extract_activations__truth_documents": 0,
+        },
+        "evaluations.ceiling.kind", "truth_documents",
     ),
-    "warm-up": ({"train_sft__warmup_examples": 9}, "train_sft.warmup_examples", "must be 0"),
-    "the truth": ({"evaluations__ceiling": {"kind": "truth", "source": "t"}}, "evaluations.ceiling.kind", "truth"),
-    "the agent": ({"evaluations__agent": {"kind": "agent", "source": "data"}}, "evaluations.agent.kind", "agent"),
     "a branch of the hub": (
         {"prepare_subject__corpus": HUB | {"revision": "main"}}, "prepare_subject.corpus.revision", "40 hex digits",
     ),

@@ -1,21 +1,27 @@
-"""Text from outside as a domain: documents, and nothing known about their words.
+"""Text from outside as a domain: its concepts are hypotheses about the surface of its words, and no truth is known.
 
-It has no concepts, lessons or tokenizer, so labels come from a table, there is no warm-up, and the subject is
-pretrained. `saeexplainer.domains.corpus.text` reads the source; here its documents are dealt out to the streams and,
-where the corpus is packed, joined and cut to what the subject reads at once. A document's stream follows from its text
+It has no lessons and no tokenizer, so the subject is pretrained. Concepts are those of `saeexplainer.domains.lexical`,
+with a lexicon that is counted from the text itself; they can be said of a word whatever tokens it is cut into.
+`saeexplainer.domains.corpus.text` reads the source; here its documents are dealt out to the streams and, where the
+corpus is packed, joined and cut to what the subject reads at once. A document's stream follows from its text
 and the seed: no two streams share one, and copies of a text stay together, so nothing held out is seen elsewhere in
 another place of the source.
 """
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, ClassVar
 
 from saeexplainer.config import Corpus
 from saeexplainer.domains.corpus.text import SOURCE, read_texts
 from saeexplainer.domains.domain import Annotation, Document, Lesson, ReadingLimit
+from saeexplainer.domains.lexical import annotating, lexicon, signs
+from saeexplainer.domains.lexical.lexicon import Lexicon, Limits
+from saeexplainer.domains.lexical.phrases import CASES, ENCLOSING, Phrases, phrases_of
 from saeexplainer.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,6 +32,14 @@ SHARES = {
     "extract": 50, "sae": 25, "subject": 5, "warmup": 5, "truth": 4, "steering": 4, "held_out": 3, "held_out_sae": 3,
     "others": 1,
 }  # fmt: skip
+HELD_OUT = "held_out"  # how the names of the streams begin whose documents shape nothing
+# Characters that the lexicon is counted from, however large the corpus is: the two million words are counted in
+# seconds, and a word that is one in 200,000 still stands in them ten times.
+COUNTED = 10_000_000
+LIMITS = Limits(
+    occurrences=10, words=3000, after=300, beginnings=400, word=re.compile(r"[^\W\d][\w']{0,23}"),
+    function_words=signs.FUNCTION_WORDS_FURTHER,
+)  # fmt: skip
 SEPARATOR = "\n\n"  # between packed documents
 CHARACTERS = 8  # a token, so many at first: what is looked at for the first cut; English has four
 
@@ -58,32 +72,52 @@ class CorpusDomain:
         return (Document(text, None) for text in islice(pieces, count))
 
     def lessons(self, stream: str, count: int) -> Iterator[Lesson]:
-        """None."""
+        """None: they teach a subject that is trained here, and a corpus is read by a pretrained one."""
         return iter(())
 
     def annotate(self, document: Document) -> Annotation:
-        """Nothing is known."""
-        return Annotation([], [])
+        """What the surface of a text says at each word, number, punctuation mark and line break."""
+        text = document.text.translate(signs.PLAIN)
+        return annotating.annotate(text, self._lexicon, annotating.topics(text, self._lexicon))
 
     def concepts(self) -> list[str]:
-        """None."""
-        return []
+        """Every concept key, kind after kind, words by falling frequency."""
+        return self._lexicon.concepts()
 
     def can_lead(self, concept: str) -> bool:
-        """False."""
-        return False
+        """True of all kinds but `near:`."""
+        return concept in self._phrases.leads
 
     def can_modify(self, concept: str) -> bool:
-        """False."""
-        return False
+        """True of `near:`, `after:`, `topic:`, positions, quotes, parentheses and capitals."""
+        return concept in self._phrases.modifiers
 
     def describe(self, concepts: Sequence[str]) -> str:
-        """Raises ValueError: there are no concepts."""
-        raise ValueError(f"no description of {list(concepts)}: a corpus has no concepts")
+        """A short phrase such as "words beginning with environment in text about water"."""
+        return self._phrases.describe(concepts)
 
     def parse(self, description: str) -> tuple[str, ...]:
-        """Empty: no text names a concept."""
-        return ()
+        """The inverse of `describe`; empty for every other text, including other spacing or capitals."""
+        return self._phrases.parse(description)
+
+    @cached_property
+    def _lexicon(self) -> Lexicon:
+        """Counted without the held-out documents: nothing of them may shape what is learned."""
+        return lexicon.of_outside(lexicon.counted(self._beginning(), signs.SPAN_FURTHER), LIMITS)
+
+    @cached_property
+    def _phrases(self) -> Phrases:
+        return phrases_of(self.concepts(), ENCLOSING | CASES)
+
+    def _beginning(self) -> Iterator[str]:
+        """What is counted: the first documents of the source that are not held out, up to COUNTED characters."""
+        left = COUNTED
+        for text in read_texts(self.corpus):
+            if not _stream_of(text, self.seed).startswith(HELD_OUT):
+                yield text[:left].translate(signs.PLAIN)
+                left -= len(text) + 1  # a document counts, however short it is
+            if left <= 0:
+                return
 
     def _texts(self, stream: str) -> Iterator[str]:
         """The whole documents of a stream."""

@@ -1,4 +1,4 @@
-"""Text from outside, document after document: files here, or a data set of the hub.
+"""Text from outside, document after document: files here, the prose of installed packages, or a data set of the hub.
 
 docs/CORPORA.md says what counts as a document.
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from saeexplainer.config import Corpus
+from saeexplainer.domains.corpus import installed
 from saeexplainer.errors import UserError, first_line
 
 SOURCE, COLUMN = "prepare_subject.corpus.source", "prepare_subject.corpus.column"
@@ -22,8 +23,16 @@ SHOWN = 40  # characters of a wrong value that a message repeats
 
 def read_texts(corpus: Corpus) -> Iterator[str]:
     """Every document that is not blank. Raises UserError, as late as at the document that cannot be read."""
-    found = _file_texts(corpus) if corpus.revision is None else hub_texts(corpus)
+    if is_installed(corpus):
+        found = (document.text for document in installed.read_installed())
+    else:
+        found = _file_texts(corpus) if corpus.revision is None else hub_texts(corpus)
     return (text for text in found if text.strip())
+
+
+def is_installed(corpus: Corpus) -> bool:
+    """Whether the text is that of the installed packages; a file or folder of that name goes before."""
+    return corpus.source == installed.NAME and corpus.revision is None and not Path(corpus.source).exists()
 
 
 def _file_texts(corpus: Corpus) -> Iterator[str]:
