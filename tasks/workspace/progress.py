@@ -10,6 +10,7 @@ every `EVERY` seconds and once more at its end; one that is done sooner says not
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable
 
 EVERY = 10.0  # seconds between two lines of a bar
