@@ -1,8 +1,8 @@
 """Sampling texts from a causal language model.
 
 Prompts come many times, because several texts are drawn after each: where prompts are long they are read once, and
-their keys and values shared. A nucleus is looked for among the likeliest tokens alone: sorting a vocabulary of 49,152
-for each text and step takes longer than a small model's own step.
+their keys and values shared. From a large vocabulary tokens are drawn here: transformers sorts it for a nucleus, and
+draws a random number for each token of it, which for a small model takes longer than its own step.
 """
 
 from collections.abc import Collection, Sequence
@@ -13,14 +13,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saeexplainer.models.batches import by_length, padded
-from saeexplainer.models.blocks import device_of
+from saeexplainer.models.blocks import device_of, embedding_of
 from saeexplainer.models.tokenizers import special_ids
 from saeexplainer.runs.processes import spread
 
 if TYPE_CHECKING:
     from transformers import Cache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-LIKELIEST = 512  # tokens among which a nucleus lies nearly always; where it does not, all are looked at
+LARGE = 16_384  # tokens of a vocabulary from which they are drawn here
+LIKELIEST = 128  # tokens among which a nucleus lies nearly always; where it does not, all are sorted
 LONG = 16  # tokens of a prompt from which it is read once for all its texts; a shorter one costs less than the sharing
 
 
@@ -52,27 +53,27 @@ def generate(
     """
     from transformers import GenerationConfig
 
-    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {}
-    drawn = [Nucleus(temperature, top_p)] if sampling and top_p < 1 else []
-    if drawn:
-        del sampling["temperature"]
+    sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {}
+    drawn = []
+    if sampling and len(embedding_of(model)) >= LARGE:
+        sampling, drawn = {}, [Draw(temperature, top_p)]
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
-        top_k=0,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=_ends(model, tokenizer),
         bos_token_id=tokenizer.bos_token_id,
         **sampling,
     )
-    seed = int(torch.randint(2**31, ())) if sampling else 0
+    random = temperature > 0
+    seed = int(torch.randint(2**31, ())) if random else 0
 
     def continued(number: int, indices: list[int]) -> list[str]:
-        if sampling:
+        if random:
             torch.manual_seed(seed + number)
         return _continued(model, tokenizer, [prompts[index] for index in indices], config, drawn, kept)
 
     batches = list(by_length([len(prompt) for prompt in prompts], batch_size))
-    with torch.random.fork_rng(enabled=bool(sampling)):
+    with torch.random.fork_rng(enabled=random):
         found = spread(batches, continued, progress)
     written = {
         index: text for indices, texts in zip(batches, found, strict=True) for index, text in zip(indices, texts)
@@ -85,7 +86,7 @@ def _continued(
     tokenizer: "PreTrainedTokenizerFast",
     prompts: Sequence[Sequence[int]],
     config: "GenerationConfig",
-    drawn: "Sequence[Nucleus]",
+    drawn: "Sequence[Draw]",
     kept: Collection[int],
 ) -> list[str]:
     """Continuations of one batch, padded on the left."""
@@ -106,9 +107,9 @@ def _continued(
     return [text.strip() for text in texts]
 
 
-class Nucleus:
-    """Temperature, then the smallest set of likeliest tokens that together have the probability `top_p`; no other is
-    drawn. It is transformers' TopPLogitsWarper without sorting the vocabulary."""
+class Draw:
+    """Tokens drawn at a temperature from a nucleus, the smallest set of likeliest tokens that together have the
+    probability `top_p`: each by one random number, as a processor of logits that leaves the drawn token alone."""
 
     def __init__(self, temperature: float, top_p: float) -> None:
         self.temperature, self.top_p = temperature, top_p
@@ -116,17 +117,32 @@ class Nucleus:
     def __call__(
         self, _ids: Int[Tensor, "batch tokens"], logits: Float[Tensor, "batch vocabulary"]
     ) -> Float[Tensor, "batch vocabulary"]:
-        """The logits with minus infinity outside the nucleus."""
-        logits = logits / self.temperature
-        total = logits.logsumexp(dim=-1, keepdim=True)
-        for count in (min(LIKELIEST, logits.shape[1]), logits.shape[1]):
-            likeliest = logits.topk(count).values
-            probability = (likeliest - total).exp()
-            inside = probability.cumsum(dim=-1) - probability < self.top_p
-            if count == logits.shape[1] or not inside[:, -1].any():
-                break
-        least = likeliest.masked_fill(~inside, torch.inf).amin(dim=-1, keepdim=True)
-        return logits.masked_fill(logits < least, -torch.inf)
+        """Minus infinity but at the token that was drawn."""
+        probability = (logits.float() / self.temperature).softmax(dim=-1)
+        place = torch.rand(len(logits), 1, device=logits.device, dtype=torch.float64)
+        if self.top_p == 1:
+            token = _drawn(probability, place)
+        else:
+            likeliest = probability.topk(min(LIKELIEST, probability.shape[1]))
+            token = likeliest.indices.gather(1, _drawn(_nucleus(likeliest.values, self.top_p), place))
+            wide = likeliest.values.sum(dim=1) < self.top_p
+            if wide.any():
+                every = probability[wide].sort(dim=1, descending=True)
+                token[wide] = every.indices.gather(1, _drawn(_nucleus(every.values, self.top_p), place[wide]))
+        return torch.full_like(logits, -torch.inf).scatter_(1, token, 0.0)
+
+
+def _nucleus(falling: Float[Tensor, "batch likeliest"], top_p: float) -> Float[Tensor, "batch likeliest"]:
+    """Probabilities in falling order, those outside the nucleus 0."""
+    likelier = falling.cumsum(dim=1) - falling
+    return falling.masked_fill(likelier >= top_p, 0.0)
+
+
+def _drawn(weights: Float[Tensor, "batch tokens"], place: Float[Tensor, "batch 1"]) -> Int[Tensor, "batch 1"]:
+    """Where a share `place` of all weight is reached: the inverse of the distribution function."""
+    reached = weights.double().cumsum(dim=1)
+    found = torch.searchsorted(reached, place * reached[:, -1:], right=True)
+    return found.clamp_max(weights.shape[1] - 1)
 
 
 def _shared(

@@ -1,4 +1,4 @@
-"""Sampling: the nucleus against transformers' own, and prompts that are read once against prompts read each time."""
+"""Sampling: what is drawn against transformers' own, and prompts that are read once against prompts read each time."""
 
 import ggufs
 import pytest
@@ -6,7 +6,7 @@ import torch
 from transformers import TopPLogitsWarper
 
 from saeexplainer.models import generation
-from saeexplainer.models.generation import LIKELIEST, LONG, Nucleus, generate
+from saeexplainer.models.generation import LIKELIEST, LONG, Draw, _drawn, generate
 
 WORDS = ggufs.tokenizer()
 MODEL = ggufs.model(len(WORDS))
@@ -14,24 +14,35 @@ PROMPTS = [list(range(5, 5 + LONG + extra)) for extra in (4, 0, 2) for _ in rang
 HOW = {"top_p": 1.0, "max_new_tokens": 8, "batch_size": 5}
 
 
-@pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("top_p", [0.3, 0.9, 1.0])
 @pytest.mark.parametrize("spread", [0.1, 3.0])  # nearly flat: the nucleus is wider than LIKELIEST; and peaked
-def test_a_nucleus_is_that_of_transformers(top_p: float, spread: float) -> None:
+def test_what_is_drawn_has_the_distribution_of_transformers(top_p: float, spread: float) -> None:
     torch.manual_seed(0)
-    logits = torch.randn(7, 4 * LIKELIEST) * spread
-    ids = torch.zeros(7, 1, dtype=torch.long)
-    expected = TopPLogitsWarper(top_p)(ids, logits / 0.7)
-    found = Nucleus(0.7, top_p)(ids, logits)
-    assert torch.equal(found.isinf(), expected.isinf())
-    torch.testing.assert_close(found, expected)
+    logits = torch.randn(1, 4 * LIKELIEST) * spread
+    ids = torch.zeros(1, 1, dtype=torch.long)
+    expected = TopPLogitsWarper(top_p)(ids, logits / 0.7).softmax(dim=-1)[0]
+    drawn = Draw(0.7, top_p)(ids.expand(40_000, -1), logits.expand(40_000, -1)).argmax(dim=1)
+    found = torch.bincount(drawn, minlength=len(expected)) / len(drawn)
+    assert not found[expected == 0].any(), "nothing outside the nucleus"
+    assert (found - expected).abs().sum() / 2 < 2 * ((expected > 0).sum() / len(drawn)).sqrt()
+    assert (found - expected).abs().max() < 5 * (expected.max() / len(drawn)).sqrt()
 
 
-def test_a_nucleus_limits_what_is_drawn() -> None:
-    """Almost no mass: only the likeliest token is left, so draws are greedy."""
+def test_a_token_is_drawn_where_its_share_is_reached() -> None:
+    weights = torch.tensor([[0.0, 0.25, 0.0, 0.75]]).expand(5, -1)
+    place = torch.tensor([[0.0], [0.2], [0.25], [0.9], [1.0]], dtype=torch.float64)
+    assert _drawn(weights, place).flatten().tolist() == [1, 1, 3, 3, 3]
+
+
+def test_a_large_vocabulary_is_drawn_from_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation, "LARGE", 1)
     torch.manual_seed(0)
-    drawn = generate(MODEL, WORDS, PROMPTS, temperature=1.5, **HOW | {"top_p": 1e-6})
-    assert drawn == generate(MODEL, WORDS, PROMPTS, temperature=0.0, **HOW)
+    greedy = generate(MODEL, WORDS, PROMPTS, temperature=0.0, **HOW)
+    drawn = generate(MODEL, WORDS, PROMPTS, temperature=1.5, **HOW)
     assert generate(MODEL, WORDS, PROMPTS, temperature=1.5, **HOW) != drawn
+    torch.manual_seed(0)
+    assert generate(MODEL, WORDS, PROMPTS, temperature=1.5, **HOW) == drawn != greedy
+    assert generate(MODEL, WORDS, PROMPTS, temperature=1.5, **HOW | {"top_p": 1e-6}) == greedy
 
 
 def test_prompts_that_come_several_times_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
