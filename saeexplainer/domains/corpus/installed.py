@@ -10,10 +10,14 @@ The documents come in the order of a hash too, because a stream that ends early 
 import csv
 import gc
 import hashlib
+import json
+import os
+import platform
 import re
+import sys
 import sysconfig
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import Distribution, distributions
@@ -21,6 +25,8 @@ from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, cast
 
+from saeexplainer.domains import prose
+from saeexplainer.domains.corpus import markup
 from saeexplainer.domains.corpus.markup import plain
 from saeexplainer.domains.domain import Document
 from saeexplainer.domains.prose import Passage, Size, docstrings, pack, parsed, sentences, unseen
@@ -31,6 +37,7 @@ if TYPE_CHECKING:
 
 NAME = "python:installed"  # of this source, in prepare_subject.corpus.source
 SIZE = Size(minimum_words=20, maximum_words=150, maximum_sentences=12)
+KEPT = Path(".cache/installed")  # in the working folder
 DOCUMENTS = 600  # of one distribution, at most
 LARGEST = 400_000  # bytes of a file; larger ones are generated, or data
 PYTHON = "python"  # what the standard library is called among the distributions
@@ -56,9 +63,26 @@ class Source:
 
 @cache
 def read_installed() -> tuple[Document, ...]:
-    """The documents of everything that is installed; `structure` is the name of the distribution."""
+    """The documents of everything that is installed; `structure` is the name of the distribution.
+
+    They are kept in KEPT under what they depend on: parsing takes most of a minute, and several stages read text.
+    """
+    code = [
+        Path(module.__file__ or "").read_text(encoding="utf-8") for module in (markup, prose, sys.modules[__name__])
+    ]
+    file = KEPT / f"{_hash(json.dumps([platform.python_version(), *versions(), *code]))}.json"
+    try:
+        return tuple(Document(text, None, name) for text, name in json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError):  # not there, or cut short
+        pass
     with _without_collector():
-        return documents([standard_library_source(), *installed(_places())])
+        found = documents([standard_library_source(), *installed(_places())])
+    with suppress(OSError):  # where nothing can be written, they are read again
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(f".{os.getpid()}")
+        partial.write_text(json.dumps([(one.text, one.structure) for one in found]), encoding="utf-8")
+        os.replace(partial, file)
+    return found
 
 
 def versions() -> list[str]:
