@@ -6,9 +6,10 @@ export DVC_NO_ANALYTICS := 1
 # Named after the lock's content and this folder, and written last: an interrupted set-up goes on; a changed lock, and a
 # .venv that came from elsewhere with its folder, are set up again.
 STAMP := .venv/.ready-$(shell { cat requirements.lock; pwd -P; } | cksum | cut -d ' ' -f 1)
+MODEL := smollm2
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint surroundings setup compose flow ui docs study clean
+.PHONY: help run real test lint surroundings setup compose flow ui docs study clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,6 +19,13 @@ run: setup  ## set up, bring every result up to date, and show it
 	@printf '\n'; cat reports/results.md
 	@printf '\nEvery feature: reports/report.html. The picture: reports/rounds.png. All figures: reports/comparison.json.\n'
 	@printf 'Prefect, MLflow and the reports as pages: make ui\n'
+
+real: setup  ## fetch SmolLM2 (93 MB) and take it through the loop; MODEL=gemma3_270m for another, WITH as for compose
+	@python -m tasks.workspace.weights $(MODEL)
+	@sae-explainer compose experiment=$(MODEL) $(WITH)
+	@dvc repro
+	@printf '\n'; cat reports/results.md
+	@printf '\nEvery feature: reports/report.html. Back to the sandbox: make compose\n'
 
 test: setup  ## run the tests
 	@python -m pytest

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from sae_lens import SAE
 
 MEASURED_DOCUMENTS = 400  # enough for the third digit of every figure of SaeReport
-MEASURED_TOKENS = 2**16  # at most; and enough for it
+MEASURED_TOKENS = 2**15  # at most; and enough for it
 
 
 def run(params: Params) -> Report:

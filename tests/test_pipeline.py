@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 import yaml
 from control_room import Api, free_port, program
-from tiny import ROOT
+from copies import PATIENCE, copied, environment, run
 from toy import wait_for
 
 from saeexplainer.config import Evaluation
@@ -34,27 +34,10 @@ from tasks.settings import params as settings_params
 from tasks.workspace.prefect_api import answers
 from tasks.workspace.repro import version
 
-PATIENCE = 1800  # seconds that one command may take on a busy machine
 ROUND = (
     "generate_explanations", "score_explanations", "build_preferences", "validate_preferences", "train_dpo", "evaluate",
 )  # fmt: skip
 START = ["prepare_subject", "prepare_sae", "extract_activations", "label_features", "train_sft"]
-
-
-def environment(workspace: Path) -> dict[str, str]:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    store = {"MLFLOW_TRACKING_URI": f"sqlite:///{workspace / 'own.db'}"}
-    return os.environ | store | {"PATH": path, "OMP_NUM_THREADS": "1", "DVC_NO_ANALYTICS": "1"}
-
-
-def run(workspace: Path, *command: str) -> str:
-    """The output of a command that must succeed."""
-    process = subprocess.run(
-        command, cwd=workspace, env=environment(workspace), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        timeout=PATIENCE,
-    )  # fmt: skip
-    assert process.returncode == 0, process.stdout
-    return process.stdout
 
 
 def repro(workspace: Path, *stages: str) -> list[str]:
@@ -62,13 +45,9 @@ def repro(workspace: Path, *stages: str) -> list[str]:
     return re.findall(r"Running stage '(.+)'", run(workspace, sys.executable, "-m", "dvc", "repro", *stages))
 
 
-def copied(folder: Path, *overrides: str) -> Path:
-    """A repository with the tracked files but for results, and the parameters composed."""
-    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    for name in filter(None, tracked.split("\0")):
-        if not name.startswith(("reports/", "tests/", "docs/")) and name != "dvc.lock" and (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
+def composed(folder: Path, *overrides: str) -> Path:
+    """A repository of its own with the parameters composed."""
+    copied(folder)
     run(folder, "git", "init", "--quiet")
     run(folder, sys.executable, "-m", "tasks.settings.compose", *overrides)
     return folder
@@ -86,8 +65,8 @@ def started(workspace: Path, *stages: str) -> subprocess.Popen[bytes]:
 @pytest.fixture(scope="module")
 def beside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
     """Two copies that run one after the other while the tests of the first one go on; their folders, by name."""
-    again = copied(tmp_path_factory.mktemp("again"), "experiment=nano", "rounds=two")
-    pydoc = copied(tmp_path_factory.mktemp("pydoc"), "experiment=pydoc", "size=nano")
+    again = composed(tmp_path_factory.mktemp("again"), "experiment=nano", "rounds=two")
+    pydoc = composed(tmp_path_factory.mktemp("pydoc"), "experiment=pydoc", "size=nano")
     script = f"""
 import subprocess, sys
 for folder, stage in (({str(again)!r}, "train_sft"), ({str(pydoc)!r}, "label_features")):
@@ -123,7 +102,7 @@ def locked(workspace: Path) -> dict[str, list]:
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory, beside: dict[str, Path], nano_cache: Path) -> Path:
     """A copy whose first run was killed while train_sft wrote, and whose second run completed."""
-    folder = copied(tmp_path_factory.mktemp("nano"), "experiment=nano", "rounds=two")
+    folder = composed(tmp_path_factory.mktemp("nano"), "experiment=nano", "rounds=two")
     run(folder, sys.executable, "-m", "dvc", "cache", "dir", "--local", str(nano_cache))
     process = started(folder)
     explainers = folder / "data/explainers"
@@ -189,7 +168,7 @@ score_explanations.run(settings, "r1")
 
 
 def test_two_processes_write_the_same_bytes(workspace, tmp_path):
-    folder = copied(tmp_path, "experiment=nano", "processes=2")
+    folder = composed(tmp_path, "experiment=nano", "processes=2")
     shutil.copytree(workspace / "data", folder / "data")
     results = [
         "data/activations/features.parquet", "data/activations/contexts.parquet", "data/activations/neighbours.parquet",

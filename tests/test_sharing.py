@@ -1,11 +1,8 @@
 """DVC as its users use it: experiments composed by Hydra, metrics and plots side by side, data shared by a remote."""
 
 import json
-import os
 import re
 import shlex
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,26 +10,14 @@ import pytest
 import yaml
 from altair import Chart, LayerChart
 from altair.vegalite import SCHEMA_VERSION
+from copies import copied, run
 from tiny import ROOT
 
 from tasks.settings import compose
 
-PATIENCE = 1800  # seconds that one command may take on a busy machine
 # One round is enough to share; all but the last stage is what test_pipeline trained, if that ran before.
 SMALL = ["experiment=nano", "rounds=two", "compare_rounds.resamples=70", "~rounds.r2", "~evaluations.r2"]
 RERUN = [*SMALL, "compare_rounds.resamples=50"]  # which only the last stage reads
-
-
-def run(folder: Path, *command: str, fails: bool = False) -> str:
-    """What a command says that must succeed, or must fail."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    store = {"MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'own.db'}"}
-    process = subprocess.run(
-        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=PATIENCE, check=False,
-        env=os.environ | store | {"PATH": path, "OMP_NUM_THREADS": "1", "DVC_NO_ANALYTICS": "1"},
-    )  # fmt: skip
-    assert bool(process.returncode) == fails, process.stdout
-    return process.stdout
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -51,13 +36,9 @@ def started(said: str) -> list[str]:
     return re.findall(r"Running stage '(.+)'", said)
 
 
-def copied(folder: Path) -> Path:
-    """A repository of its own with the tracked files, but for results."""
-    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    for name in filter(None, tracked.split("\0")):
-        if not name.startswith(("reports/", "tests/", "docs/")) and name != "dvc.lock" and (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
+def cloned(folder: Path) -> Path:
+    """A repository of its own, with one commit."""
+    copied(folder)
     git(folder, "init", "--quiet", "--initial-branch", "work")
     for name, value in (("user.name", "someone"), ("user.email", "someone@example.org")):
         git(folder, "config", name, value)
@@ -75,7 +56,7 @@ def committed(folder: Path, message: str) -> None:
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory, nano_cache: Path) -> Path:
     """A repository whose first commit has no results, and whose second has those of an experiment at nano size."""
-    folder = copied(tmp_path_factory.mktemp("work"))
+    folder = cloned(tmp_path_factory.mktemp("work"))
     dvc(folder, "cache", "dir", "--local", str(nano_cache))
     before = (folder / "params.yaml").read_bytes()
     said = dvc(folder, "exp", "run", "--name", "small", *sets(SMALL))

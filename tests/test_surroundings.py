@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from copies import PATIENCE, copied
 from tiny import ROOT
 
 from tasks.workspace import relocate
 
-PATIENCE = 1800  # seconds that a whole pipeline may take on a busy machine
 EACH_ALONE = pytest.mark.skipif(os.environ.get("SURROUNDINGS") != "all", reason="minutes: make surroundings")
 # Modes say nothing to root, who keeps no right to go over them in this way.
 AS_A_USER = ["setpriv", "--bounding-set", "-dac_override"] if os.geteuid() == 0 and shutil.which("setpriv") else []
@@ -182,11 +182,7 @@ def test_a_moved_folder_is_set_up_again(tmp_path: Path) -> None:
 def test_the_pipeline_runs_in_each_of_them(name: str, tmp_path: Path) -> None:
     where = SURROUNDINGS[name]
     folder = made(tmp_path, where)
-    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True).stdout
-    for path in filter(None, os.fsdecode(tracked).split("\0")):
-        if not path.startswith(("tests/", "docs/", "reports/")) and path != "dvc.lock" and (ROOT / path).is_file():
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / path, folder / path)
+    copied(folder)
     run(folder, where, "tasks.settings.compose", "experiment=nano", "rounds=two")
     run(folder, where, "tasks.workspace.folder")
     said = run(folder, where, "dvc", "repro")

@@ -130,3 +130,21 @@ def test_markup_worked_by_hand(markup: str, kept: str) -> None:
 def test_plain_prose_is_left_alone() -> None:
     text = prose("box")
     assert plain(text) == text and " ".join(sentences(text)) == text
+
+
+def test_what_was_read_is_kept_under_what_it_depends_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = tmp_path / "site"
+    install(site, "alpha", {"alpha/a.md": prose("alpha")})
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(installed, "_places", lambda: [str(site)])
+    monkeypatch.setattr(installed, "standard_library_source", lambda: installed.Source("python", prose("python"), ()))
+    read = installed.read_installed.__wrapped__
+    first = read()
+    assert {document.structure for document in first} == {"alpha", "python"}
+    (kept,) = installed.KEPT.iterdir()
+    (site / "alpha/a.md").unlink()
+    assert read() == first, "nothing is parsed again"
+    kept.write_text(kept.read_text()[:-5])
+    assert {document.structure for document in read()} == {"python"}, "cut short, it is read again"
+    install(site, "beta", {"beta/b.md": prose("beta")})
+    assert {document.structure for document in read()} == {"beta", "python"}, "another installation"
