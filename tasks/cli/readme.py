@@ -2,7 +2,8 @@
 
 The text between `<!-- WHAT:NAME:start -->` and `<!-- WHAT:NAME:end -->` is replaced by what is known of experiment
 NAME:
-`headline` and `results` are tables of its comparison, `example` is a feature that the rounds mended. The comparison is
+`headline` and `results` are tables of its comparison, `example` is a feature that the rounds mended, `examples` are
+three. The comparison is
 reports/comparison.json if params.yaml is that experiment, else docs/results/NAME.json, kept from an earlier run. An
 example needs data/. A block that cannot be filled here stays as it is.
 """
@@ -14,12 +15,13 @@ from pathlib import Path
 from saeexplainer.errors import UserError
 from saeexplainer.features.contexts import listed
 from saeexplainer.figures.comparison import chain_of
-from saeexplainer.records import ContextRow, EvaluationRow
+from saeexplainer.records import ContextRow, EvaluationRow, by_feature
 from saeexplainer.reports.tables import headline_table, results_table
 from saeexplainer.runs.storage import read_json, read_rows, replacing
 from tasks.places import COMPARISON, EVALUATIONS
 from tasks.settings import params
 from tasks.workspace import surroundings
+from tasks.workspace.markdown import literal
 from tasks.workspace.printable import failed
 
 PAGES = (Path("README.md"), Path("docs/results/README.md"))
@@ -55,17 +57,18 @@ def measured() -> dict[str, str]:
         name = params.load().compare_rounds.experiment
         comparisons[name] = read_json(COMPARISON)
         if CONTEXTS.is_file() and EVALUATIONS.is_dir():
-            blocks[f"example:{name}"] = example(comparisons[name])
+            blocks[f"example:{name}"] = examples(comparisons[name], 1)
+            blocks[f"examples:{name}"] = examples(comparisons[name], 3)
     for name, comparison in comparisons.items():
         blocks[f"headline:{name}"] = headline_table(comparison)
         blocks[f"results:{name}"] = results_table(comparison)
     return blocks
 
 
-def example(comparison: dict) -> str:
-    """The first feature that the rounds mended, with its contexts and what each evaluation said of it and caused.
+def examples(comparison: dict, count: int) -> str:
+    """The first features that the rounds mended, with their contexts and what each evaluation said of them and caused.
 
-    It is one of a kind, so the text says how many there are and how many went the other way.
+    They are of one kind, so the text says how many there are and how many went the other way.
     """
     chain = chain_of(comparison)
     names = [name for name in comparison["rounds"] if name not in chain] + chain
@@ -80,17 +83,18 @@ def example(comparison: dict) -> str:
     spoiled = [key for key in first if first[key] >= high and last[key] <= low]
     if not mended:
         return "No feature was mended by the rounds."
-    shown = min(mended, key=lambda key: int(key.rpartition("/")[2]))
-    contexts = [row for row in read_rows(CONTEXTS, ContextRow) if row.feature_id == shown]
-    lines = [f"**One feature.** `{shown}`, which no training saw, fires hardest on the marked words:", ""]
-    lines += [f"    {line}" for line in listed(contexts, SHOWN)[shown].splitlines()]
-    lines += ["", "| | explanation | texts that make it fire | one of them |", "|---|---|---:|---|"]
-    lines += [_told(name, tables[name][shown]) for name in names]
-    lines += [
-        "",
+    shown = sorted(mended, key=lambda key: int(key.rpartition("/")[2]))[:count]
+    contexts = by_feature(read_rows(CONTEXTS, ContextRow))
+    lines = []
+    for key in shown:
+        lines += [f"**One feature.** `{key}`, which no training saw, fires hardest on the marked words:", ""]
+        lines += [f"    {line}" for line in listed(contexts[key], SHOWN)[key].splitlines()]
+        lines += ["", "| | explanation | texts that make it fire | one of them |", "|---|---|---:|---|"]
+        lines += [*(_told(name, tables[name][key]) for name in names), ""]
+    lines.append(
         f"{len(mended)} of {len(first)} features went from at most {low:.0%} of their texts to at least {high:.0%}, "
-        f"{len(spoiled)} the other way.",
-    ]
+        f"{len(spoiled)} the other way."
+    )
     return "\n".join(lines)
 
 
@@ -98,7 +102,8 @@ def _told(name: str, row: EvaluationRow) -> str:
     """A line of the example's table."""
     fired = round(row.generative_accuracy * len(row.texts))
     best = max(zip(row.activations, row.texts, strict=True), default=(0.0, ""))[1]
-    return f"| `{name}` | {row.explanation or '(nothing)'} | {fired} of {len(row.texts)} | {best} |"
+    said, wrote = literal(row.explanation or "(nothing)"), literal(best)
+    return f"| `{name}` | {said} | {fired} of {len(row.texts)} | {wrote} |"
 
 
 def main() -> int:
