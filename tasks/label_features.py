@@ -2,7 +2,7 @@
 
     python -m tasks.label_features
 
-The labeller is the domain, a language model (label_features.labeller), or whoever filled the table that
+The labeller is the domain, a language model (label_features.labeller), or the author of the table that
 label_features.source names (docs/EXCHANGE.md). Writes data/labels.parquet, a row for every live feature that is neither
 a twin nor spare: the labels that SFT learns from, and the baseline that every round is compared with.
 """

@@ -1,4 +1,4 @@
-"""What the explanations of the held-out features will be asked, whoever wrote them: `python -m tasks.probe_features`.
+"""What the explanations of the held-out features will be asked: `python -m tasks.probe_features`.
 
 Contexts with the feature's activation on every token, and texts that the subject writes while the feature is held up or
 down. Writes data/probes/{contexts,steered}.parquet, and reports/probes.json: how many, and how often steering missed.

@@ -60,7 +60,7 @@ def from_table(bench: "Bench", path: Path) -> list[Explanation]:
 
 
 def from_truth(bench: "Bench", path: Path) -> list[Explanation]:
-    """The concept with the best F1 that a description can be built on; nobody had to be asked."""
+    """The concept with the best F1 that a description can be built on; no model is asked."""
     concepts = bench.domain.concepts()
     scores = truth.f1_of_all(truth.load(path, concepts))[bench.live_columns()]
     leads = np.array([bench.domain.can_lead(concept) for concept in concepts])

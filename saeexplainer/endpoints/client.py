@@ -1,4 +1,4 @@
-"""A client of OpenAI-compatible chat completions, for whoever asks a served model: patient, and never paying twice.
+"""A client of OpenAI-compatible chat completions, which asks a served model patiently and never pays twice.
 
 Every reply is kept on disk under the hash of what was asked, usable or not, before anything is made of it: a killed run
 goes on where it was. A reply that cannot be read gets one request to mend it. A call that still has no usable answer is

@@ -1,6 +1,6 @@
 """What some features of an SAE do on some texts: scale, density, strongest contexts, and the vectors explainers read.
 
-It is what the pipeline's extraction measures on its corpus, for a few features that somebody asks about and with all
+It is what the pipeline's extraction measures on its corpus, for a few features that are asked about and with all
 results in memory.
 """
 

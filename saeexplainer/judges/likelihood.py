@@ -1,6 +1,6 @@
 """The judge by likelihood: how much an explanation raises the writer's probability of a text, token by token.
 
-It needs no instruct model: whoever can write texts about a description can say how much better the description
+It needs no instruct model: a model that can write texts about a description can say how much better the description
 predicts a text. The lift of a token is log p(token | description, text before it) - log p(token | text before it), in
 nats; the sum over a text is the log-likelihood ratio of "written about it" against "written about nothing".
 """

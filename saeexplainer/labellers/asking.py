@@ -1,4 +1,4 @@
-"""Language models that answer a question with one line, for whoever asks about contexts: the labeller and the agent.
+"""Language models that answer a question with one line, as the labeller and the agent ask them about contexts.
 
 A local chat model is asked through its template, a served one through `endpoint.Client`, which wants the line in JSON.
 Equal questions are asked once.

@@ -64,7 +64,7 @@ def subject_writer(
 
 
 class _Given:
-    """The writer of texts that somebody has written already."""
+    """A writer that hands out texts which exist already."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         self.texts = list(texts)

@@ -1,4 +1,4 @@
-"""A language model and an SAE of it, whoever trained them, opened for reading and writing."""
+"""A language model and an SAE of it, pretrained or made here, opened for reading and writing."""
 
 import os
 from dataclasses import dataclass

@@ -92,7 +92,7 @@ def _on_trial(params: Params) -> str | None:
         return None
     if params.rounds and _last(params) == name and params.rounds[name].start in params.rounds:
         return name
-    TRIAL.unlink()  # somebody composed params.yaml anew
+    TRIAL.unlink()  # params.yaml was composed anew
     return None
 
 

@@ -14,7 +14,7 @@ SECRET = re.compile("key|token|secret|password|signature|^sig$|^code$", re.IGNOR
 
 
 def served(params: Params) -> Iterator[str]:
-    """What is wrong with a server, whoever is asked there."""
+    """What is wrong with the settings of a server."""
     asked = {
         "label_features.labeller": params.label_features.labeller,
         "score_explanations.writer": params.score_explanations.writer,

@@ -151,7 +151,7 @@ def _log_runs(
 
 
 def run_of_the_result() -> tuple[str, str] | None:
-    """Ids of the experiment and the parent run that hold the result in reports/, whoever made it; None if none does.
+    """Ids of the experiment and the parent run that hold the result in reports/; None if none does.
 
     Changes nothing. Raises UserError for a store of another version or broken files, and whatever else the store
     raises.

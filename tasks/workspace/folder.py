@@ -41,7 +41,7 @@ def furnish(params: Params) -> None:
     for path in caches:
         (workspace / path).mkdir(parents=True, exist_ok=True)
     for path in sorted({*caches, *sources, IMPORTED}):
-        if (workspace / path).exists():  # else it is an id of the hub, or nobody has it
+        if (workspace / path).exists():  # else it is an id of the hub, or it is nowhere
             path.parent.mkdir(parents=True, exist_ok=True)
             with suppress(FileExistsError):  # git brought it, or an earlier stage linked it
                 path.symlink_to((workspace / path).resolve())

@@ -29,7 +29,7 @@ from saeexplainer.errors import UserError
 from tasks.workspace import folder as workspace_folder
 
 GRACE_SECONDS = 10  # between asking a tree of processes to stop and killing it
-REAP_SECONDS = 3  # for which the dead may wait for whoever should reap them; some never do
+REAP_SECONDS = 3  # for which the dead may wait for their parent to reap them; some never do
 KEPT_LINES = 200  # of what a command said, for its reason
 MOMENT_SECONDS = 0.2  # for which `holder` may have the lock that it looks at
 TELL_SECONDS = 60  # between two lines about whom a run waits for
@@ -104,7 +104,7 @@ def holder(folder: Path = Path()) -> Holder | None:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return _noted(folder / LOCK)
-    except OSError:  # no such file: nobody has ever written here
+    except OSError:  # no such file: nothing was ever written here
         pass
     return None
 
@@ -212,12 +212,12 @@ def started(*command: str, folder: Path = Path(), seconds: float | None = None) 
 def mend(folder: Path = Path()) -> None:
     """Remove the list of DVC's users if a kill tore it: DVC does not write it in one step, and fails on what is left.
 
-    Nobody is at work when it is torn and DVC's own guard is free, so that it lists nobody who lives.
+    No process is at work when it is torn and DVC's own guard is free, so that it lists no process that lives.
     """
     path = folder / USERS
     if not is_torn(path):
         return
-    with path.with_name(f"{path.name}.lock").open("a") as guard:  # DVC's own: whoever writes the list has it locked
+    with path.with_name(f"{path.name}.lock").open("a") as guard:  # DVC's own: who writes the list has it locked
         try:
             fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
