@@ -53,6 +53,20 @@ def folder_of(source: Path | str, revision: str | None) -> Path:
     return folder
 
 
+def config_of(file: Path) -> dict[str, Any]:
+    """The configuration of the model in a file, as its config.json would have it; weights are not read. Raises
+    UserError if it cannot be read."""
+    from transformers import AutoConfig
+
+    if not file.is_file():
+        raise UserError(f"{file}: no such file; correct the path, or get the file again")
+    with _readable(file):
+        found = AutoConfig.from_pretrained(
+            file.parent, gguf_file=file.name, local_files_only=True, trust_remote_code=False
+        )
+    return found.to_dict()
+
+
 @lru_cache
 def _sha256(file: Path, _size: int, _modified: int) -> str:
     with file.open("rb") as opened:

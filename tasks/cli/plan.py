@@ -20,6 +20,7 @@ from saeexplainer.costs.plan import Held, Measured, Models, Plan, Rate
 from saeexplainer.costs.shapes import Shape, parameters, shape_of, trained_config
 from saeexplainer.costs.workload import Lengths, Tokens
 from saeexplainer.errors import UserError
+from saeexplainer.models import gguf
 from tasks.settings import compose, params as settings_params
 
 SHAPES, THROUGHPUT = compose.CONF / "shapes.yaml", compose.CONF / "throughput.yaml"
@@ -164,10 +165,13 @@ def _run(value: Any, place: str) -> Measured:
 
 
 def _named(model: str, field: str) -> Shape:
-    """A shape by its name, by an id of the hub, or from the config.json of a model's folder; `field` said which."""
+    """A shape by its name, by an id of the hub, or from the config.json of a model's folder or the header of a GGUF file;
+    `field` said which."""
     shapes, hub = known_shapes(), hub_names()
     if hub.get(model, model) in shapes:
         return shapes[hub.get(model, model)]
+    if gguf.is_gguf(model):
+        return shape_of(gguf.config_of(Path(model)), model)
     path = Path(model) / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
