@@ -6,7 +6,6 @@ export DVC_NO_ANALYTICS := 1
 # Named after the lock's content and this folder, and written last: an interrupted set-up goes on; a changed lock, and a
 # .venv that came from elsewhere with its folder, are set up again.
 STAMP := .venv/.ready-$(shell { cat requirements.lock; pwd -P; } | cksum | cut -d ' ' -f 1)
-MODEL := smollm2
 
 .DEFAULT_GOAL := help
 .PHONY: help run real test lint surroundings setup compose flow ui docs study clean
@@ -20,9 +19,9 @@ run: setup  ## set up, bring every result up to date, and show it
 	@printf '\nEvery feature: reports/report.html. The picture: reports/rounds.png. All figures: reports/comparison.json.\n'
 	@printf 'Prefect, MLflow and the reports as pages: make ui\n'
 
-real: setup  ## fetch SmolLM2 (93 MB) and take it through the loop; MODEL=gemma3_270m for another, WITH as for compose
-	@python -m tasks.workspace.weights $(MODEL)
-	@sae-explainer compose experiment=$(MODEL) $(WITH)
+real: setup  ## fetch a pretrained model, SmolLM2 (93 MB), and take it through the loop; WITH as for compose
+	@python -m tasks.workspace.weights smollm2
+	@sae-explainer compose experiment=smollm2 $(WITH)
 	@dvc repro
 	@printf '\n'; cat reports/results.md
 	@printf '\nEvery feature: reports/report.html. Back to the sandbox: make compose\n'

@@ -82,13 +82,16 @@ class LikelihoodJudge:
     @torch.inference_mode()
     def _log_probabilities(self, asked: Sequence[tuple[list[int], str]]) -> list[list[float]]:
         """log p of each token of a text after a prompt (token ids), in nats."""
+        from tqdm.auto import tqdm
+
         cut = {"truncation": True, "max_length": self.context_length}
         texts = self._ids([text for _, text in asked], add_special_tokens=False, **cut)
         found: list[list[float]] = [[] for _ in asked]
         lengths = [len(prompt) + len(ids) for (prompt, _), ids in zip(asked, texts)]
         special = set(special_ids(self.tokenizer))
         widest = max(lengths, default=0) * len(embedding_of(self.model))
-        for indices in by_length(lengths, fitting(self.batch_size, max(widest, 1))):
+        batches = list(by_length(lengths, fitting(self.batch_size, max(widest, 1))))
+        for indices in tqdm(batches, desc="how likely the judge finds texts"):
             ids = padded([asked[at][0] + texts[at] for at in indices], self.tokenizer.pad_token_id)
             ids = ids.to(device_of(self.model))
             # Without a mask: what is padded on the right no token to its left can see.
