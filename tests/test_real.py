@@ -14,7 +14,7 @@ from saeexplainer.runs.storage import read_json, read_rows
 from tasks.workspace import weights
 
 SMALL = [
-    "experiment=smollm2", "~rounds.r2", "~evaluations.r2", "~evaluations.agent", "~evaluations.best_of",
+    "experiment=smollm2",
     "prepare_subject.held_out_documents=4", "prepare_sae.hook_block=5",
     "prepare_sae.saes=[{name: main, d_sae: 512, k: 16, seed: 0}]", "prepare_sae.documents=160",
     "prepare_sae.steps=120", "prepare_sae.batch_tokens=1024", "prepare_sae.learning_rate=2e-3",
