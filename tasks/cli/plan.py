@@ -165,7 +165,7 @@ def _run(value: Any, place: str) -> Measured:
 
 
 def _named(model: str, field: str) -> Shape:
-    """A shape by its name, by an id of the hub, or from the config.json of a model's folder or the header of a GGUF file;
+    """A shape by its name, by an id of the hub, or from the config.json of a model's folder or a GGUF file's header;
     `field` said which."""
     shapes, hub = known_shapes(), hub_names()
     if hub.get(model, model) in shapes:
