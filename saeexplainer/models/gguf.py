@@ -48,8 +48,9 @@ def folder_of(source: Path | str, revision: str | None) -> Path:
     if revision is not None and revision != found:
         raise UserError(f"{file}: its SHA-256 is {found}, not {revision}; get the file again, or change the revision")
     folder = FOLDERS / f"{file.stem}-{found[:12]}"
-    if not (folder / "config.json").is_file():
-        once(lambda: _unpack(file, folder))
+    once(
+        lambda: _unpack(file, folder)
+    )  # all processes ask, even if the first is done by then: they wait for each other
     return folder
 
 
@@ -74,6 +75,9 @@ def _sha256(file: Path, _size: int, _modified: int) -> str:
 
 
 def _unpack(file: Path, folder: Path) -> None:
+    """Make the folder, unless it is there."""
+    if (folder / "config.json").is_file():
+        return
     reader = _opened(file)
     _check_room(file, folder, sum(int(tensor.n_elements) for tensor in reader.tensors) * BYTES)
     splits = _splits(file, reader)
