@@ -20,7 +20,7 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import Distribution, distributions
+from importlib.metadata import Distribution, DistributionFinder, MetadataPathFinder
 from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, cast
@@ -87,7 +87,7 @@ def read_installed() -> tuple[Document, ...]:
 
 def versions() -> list[str]:
     """What the documents depend on: the name and version of each distribution."""
-    found = (cast("Message", distribution.metadata) for distribution in distributions(path=_places()))
+    found = (cast("Message", distribution.metadata) for distribution in _distributions(_places()))
     return sorted(f"{metadata.get('Name')} {metadata.get('Version')}" for metadata in found)
 
 
@@ -105,7 +105,7 @@ def documents(sources: Iterable[Source]) -> tuple[Document, ...]:
 def installed(places: Iterable[str]) -> Iterator[Source]:
     """The distributions in some folders such as site-packages, by name; the first of a name counts."""
     by_name: dict[str, Distribution] = {}
-    for distribution in distributions(path=list(places)):
+    for distribution in _distributions(places):
         name = cast("Message", distribution.metadata).get("Name")
         if name:
             by_name.setdefault(re.sub(r"[-_.]+", "-", name).lower(), distribution)
@@ -156,6 +156,11 @@ def _without_collector() -> Generator[None, None, None]:
     finally:
         if enabled:
             gc.enable()
+
+
+def _distributions(places: Iterable[str]) -> Iterator[Distribution]:
+    """Those of the standard library's own finder: importlib_metadata, once imported, puts its own beside."""
+    yield from MetadataPathFinder().find_distributions(DistributionFinder.Context(path=list(places)))
 
 
 def _places() -> list[str]:
