@@ -245,7 +245,6 @@ def test_one_seed_gives_the_same_bytes_from_an_empty_cache(workspace, beside):
 def test_real_text_and_the_other_architecture_go_the_same_way(beside):
     folder = finished(beside["pydoc"])
     assert load_model(folder / "data/subject").config.model_type == "gpt2"
-    assert not (folder / "data/activations/truth.safetensors").exists()  # nobody knows it
     rows = read_rows(folder / "data/activations/features.parquet", FeatureRow)
     assert {row.split for row in rows} >= {"sft", "dpo", "valid", "test"}
     labels = read_rows(folder / "data/labels.parquet", ExplanationRow)

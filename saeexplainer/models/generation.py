@@ -153,18 +153,19 @@ def _shared(
 ) -> "Cache | None":
     """Keys and values of the prompts but for their last token, each distinct prompt read once; None where that saves
     nothing, or where the model remembers in another way."""
-    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicCache, DynamicLayer
 
     rows = {tuple(prompt): at for at, prompt in reversed(list(enumerate(prompts)))}
     if ids.shape[1] < LONG or 2 * len(rows) > len(prompts):
         return None
     first = list(rows.values())
     before = mask[first, :-1]
-    found = model(
+    output = model(
         input_ids=ids[first, :-1], attention_mask=before, position_ids=(before.cumsum(dim=1) - 1).clamp_min(0),
         use_cache=True, logits_to_keep=1,
-    ).past_key_values  # fmt: skip
-    if type(found) is not DynamicCache or any(layer.is_sliding for layer in found.layers):
+    )  # fmt: skip
+    found = getattr(output, "past_key_values", None)  # state-space models remember in another way
+    if type(found) is not DynamicCache or any(type(layer) is not DynamicLayer for layer in found.layers):
         return None
     place = {row: at for at, row in enumerate(first)}
     found.batch_select_indices(torch.tensor([place[rows[tuple(prompt)]] for prompt in prompts], device=ids.device))
