@@ -140,7 +140,7 @@ def _nucleus(falling: Float[Tensor, "batch likeliest"], top_p: float) -> Float[T
 
 def _drawn(weights: Float[Tensor, "batch tokens"], place: Float[Tensor, "batch 1"]) -> Int[Tensor, "batch 1"]:
     """Where a share `place` of all weight is reached: the inverse of the distribution function."""
-    reached = weights.double().cumsum(dim=1)
+    reached = weights.cumsum(dim=1, dtype=torch.float64)
     found = torch.searchsorted(reached, place * reached[:, -1:], right=True)
     return found.clamp_max(weights.shape[1] - 1)
 

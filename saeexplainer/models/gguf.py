@@ -6,7 +6,6 @@ is another one than was asked for, that it was cut short, that the disk has no r
 another way than the model was trained with.
 """
 
-import hashlib
 import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from saeexplainer.errors import UserError, first_line
 from saeexplainer.runs.processes import once
-from saeexplainer.runs.storage import replacing
+from saeexplainer.runs.storage import replacing, sha256
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
@@ -70,8 +69,7 @@ def config_of(file: Path) -> dict[str, Any]:
 
 @lru_cache
 def _sha256(file: Path, _size: int, _modified: int) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+    return sha256(file)
 
 
 def _unpack(file: Path, folder: Path) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from saeexplainer.errors import UserError
 from saeexplainer.records import ContextRow
 from saeexplainer.runs import processes
-from saeexplainer.runs.storage import read_rows, read_tensors, replacing, write_rows, write_tensors
+from saeexplainer.runs.storage import read_rows, read_tensors, replacing, sha256, write_rows, write_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -103,8 +103,7 @@ def fingerprint(settings: Any, contents: Iterable[Path], stamps: Iterable[Path])
     too large to be read for this. A folder stands for all files in it; what is not there, for nothing."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=asdict).encode())
     for file in _files(contents):
-        with file.open("rb") as opened:
-            digest.update(f"{file}\n{hashlib.file_digest(opened, 'sha256').hexdigest()}\n".encode())
+        digest.update(f"{file}\n{sha256(file)}\n".encode())
     for file in _files(stamps):
         stat = file.stat()
         digest.update(f"{file}\n{stat.st_size} {stat.st_mtime_ns}\n".encode())

@@ -1,6 +1,7 @@
 """Reading and writing artifacts: a file that exists is whole, because it is renamed into place."""
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -46,6 +47,12 @@ def replacing(path: Path, *, each: bool = False) -> Generator[Path, None, None]:
     finally:
         with suppress(OSError):  # where nothing can be written, nothing is left
             _remove(temporary)
+
+
+def sha256(file: Path) -> str:
+    """The hash of a file's content, in hex."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def holds_model(folder: Path) -> bool:

