@@ -76,8 +76,8 @@ def _token_sides(tokenizer: "PreTrainedTokenizerFast") -> tuple[str, str]:
     for mark in (EXPLAIN, ABOUT):
         if tokenizer.convert_tokens_to_ids(mark) in (None, tokenizer.unk_token_id):
             raise UserError(
-                f"train_sft.prompt.kind: tokens, but the tokenizer of {tokenizer.name_or_path} has no {mark}; give chat "
-                "or text"
+                f"train_sft.prompt.kind: tokens, but the tokenizer of {tokenizer.name_or_path} has no {mark}; give "
+                "chat or text"
             )
     return tokenizer.bos_token + EXPLAIN, ABOUT
 

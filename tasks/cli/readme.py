@@ -87,10 +87,8 @@ def examples(comparison: dict, count: int) -> str:
     contexts = by_feature(read_rows(CONTEXTS, ContextRow))
     lines = []
     for key in shown:
-        lines += [
-            f"**{'Another' if lines else 'One'} feature.** `{key}`, which no training saw, fires hardest on the marked words:",
-            "",
-        ]
+        which = "Another" if lines else "One"
+        lines += [f"**{which} feature.** `{key}`, which no training saw, fires hardest on the marked words:", ""]
         lines += [f"    {line}" for line in listed(contexts[key], SHOWN)[key].splitlines()]
         lines += ["", "| | explanation | texts that make it fire | one of them |", "|---|---|---:|---|"]
         lines += [*(_told(name, tables[name][key]) for name in names), ""]
