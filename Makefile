@@ -21,7 +21,7 @@ run: setup  ## set up, bring every result up to date, and show it
 
 real: setup  ## fetch a pretrained model, SmolLM2 (93 MB), and take it through the loop; WITH as for compose
 	@python -m tasks.workspace.weights smollm2
-	@sae-explainer compose experiment=smollm2 $(WITH)
+	@sae-explainer compose experiment=smollm2 $$(python -m tasks.settings.precision) $(WITH)
 	@dvc repro
 	@printf '\n'; cat reports/results.md
 	@printf '\nEvery feature: reports/report.html. Back to the sandbox: make compose\n'

@@ -217,6 +217,14 @@ class SteeredRow:
 
 
 @dataclass(frozen=True)
+class AloneRow:
+    """A text that explanations are judged by, read by the subject with nothing said about it."""
+
+    text: str
+    log_probabilities: list[float]  # one a token, nats; special tokens left out
+
+
+@dataclass(frozen=True)
 class EvaluationRow:
     """The metrics of one explanation (docs/METHOD.md section 8); a missing explanation counts as failure.
 

@@ -9,7 +9,7 @@ from saeexplainer.config import Params
 from saeexplainer.domains.opening import open_domain
 from saeexplainer.features.neighbours import Neighbourhoods
 from saeexplainer.judges.opening import open_judges
-from saeexplainer.records import FeatureRow, NeighbourRow, ProbeRow, SteeredRow, by_feature
+from saeexplainer.records import AloneRow, FeatureRow, NeighbourRow, ProbeRow, SteeredRow, by_feature
 from saeexplainer.runs.storage import read_rows
 from saeexplainer.saes import text_activations
 from saeexplainer.saes.reading import open_reader
@@ -35,7 +35,9 @@ class Bench:
         self.probes = by_feature(read_rows(PROBES / "contexts.parquet", ProbeRow))
         steered = by_feature(read_rows(PROBES / "steered.parquet", SteeredRow))
         self.steered = {feature_id: [row.text for row in rows] for feature_id, rows in steered.items()}
-        self.judges = open_judges(params.evaluate, self.model, self.tokenizer, params.prepare_subject.context_length)
+        alone = {row.text: row.log_probabilities for row in read_rows(PROBES / "alone.parquet", AloneRow)}
+        limit = params.prepare_subject.context_length
+        self.judges = open_judges(params.evaluate, self.model, self.tokenizer, limit, alone)
         self.author = open_writer(params.evaluate.writer, "evaluate.writer", self.model, self.tokenizer)
         self.said: list[str] = []  # what the source of the explanations has to say, beside what writers and judges note
 

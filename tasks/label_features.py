@@ -58,8 +58,8 @@ def by_the_domain(rows: Sequence[FeatureRow], params: Params, draw: random.Rando
     config = params.label_features
     last = params.probe_features.first_rank  # from there on they are what explanations are asked about
     contexts = by_feature(context for context in read_rows(CONTEXTS, ContextRow) if context.rank < last)
-    frequency = by_domain.concept_frequency(context for row in rows for context in contexts[row.feature_id])
-    return [by_domain.label(contexts[row.feature_id], domain, config, draw, frequency) for row in rows]
+    elsewhere = by_domain.frequency([context for row in rows for context in contexts[row.feature_id]])
+    return [by_domain.label(contexts[row.feature_id], domain, config, draw, elsewhere) for row in rows]
 
 
 def by_the_labeller(rows: Sequence[FeatureRow], config: Labeller, count: int, seed: int) -> "Labels":

@@ -38,7 +38,7 @@ def run(params: Params) -> Report:
     config, context = params.prepare_sae, params.prepare_subject.context_length
     model, tokenizer = pointer.open_model(SUBJECT), pointer.open_tokenizer(SUBJECT)
     domain = open_domain(
-        params.prepare_subject.domain, params.seed, params.prepare_subject.corpus, ReadingLimit(tokenizer, context)
+        params.prepare_subject.domain, config.seed, params.prepare_subject.corpus, ReadingLimit(tokenizer, context)
     )
     with replacing(SAES) as folder:
         folder.mkdir(parents=True)
@@ -95,7 +95,7 @@ def train(params: Params, reader: Reader, documents: Iterable[Document], folder:
         return
     activations = torch.cat(list(reader.activations([document.text for document in documents])))
     for spec in wanted:
-        seed = seed_torch(params.seed + spec.seed, f"prepare_sae/{spec.name}")
+        seed = seed_torch(config.seed + spec.seed, f"prepare_sae/{spec.name}")
         training.train_and_save(activations, config, spec, seed, folder / spec.name)
 
 

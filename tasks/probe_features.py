@@ -1,7 +1,8 @@
 """What the explanations of the held-out features will be asked: `python -m tasks.probe_features`.
 
 Contexts with the feature's activation on every token, and texts that the subject writes while the feature is held up or
-down. Writes data/probes/{contexts,steered}.parquet, and reports/probes.json: how many, and how often steering missed.
+down; and how likely the subject finds both by themselves, which every evaluation compares with. Writes
+data/probes/{contexts,steered,alone}.parquet, and reports/probes.json: how many, and how often steering missed.
 """
 
 from dataclasses import asdict
@@ -10,11 +11,13 @@ from itertools import islice
 import torch
 
 from saeexplainer.config import Params
+from saeexplainer.config.parts import LikelihoodJudgeSpec
 from saeexplainer.domains.domain import ReadingLimit
 from saeexplainer.domains.opening import open_domain
 from saeexplainer.errors import UserError
 from saeexplainer.features import probes
-from saeexplainer.records import ContextRow, FeatureRow, ProbeRow, SteeredRow
+from saeexplainer.judges.likelihood import LikelihoodJudge
+from saeexplainer.records import AloneRow, ContextRow, FeatureRow, ProbeRow, SteeredRow
 from saeexplainer.runs.seeds import seed_torch, stage_seed
 from saeexplainer.runs.storage import read_rows, write_json, write_rows
 from saeexplainer.saes import steering, text_activations
@@ -46,6 +49,7 @@ def run(params: Params) -> Report:
     ]
     write_rows(PROBES / "contexts.parquet", rows, ProbeRow)
     write_rows(PROBES / "steered.parquet", steered, SteeredRow)
+    write_rows(PROBES / "alone.parquet", read_alone(params, reader, [row.text for row in [*rows, *steered]]), AloneRow)
     found = probes.figures(rows, steered)
     write_json(REPORTS / "probes.json", found)
     return Report(asdict(found), [])
@@ -62,6 +66,18 @@ def context_probes(params: Params, features: list[FeatureRow], reader: Reader, e
     asked = sorted([*own, *silent], key=lambda one: one[0].index)
     read = text_activations.read_tokens([(text, row.index) for row, text in asked], reader, explained)
     return probes.probe_rows(asked, read)
+
+
+def read_alone(params: Params, reader: Reader, texts: list[str]) -> list[AloneRow]:
+    """The distinct texts, read by the judge by likelihood; none where no judge goes by that."""
+    judges = [judge for judge in params.evaluate.judges if isinstance(judge, LikelihoodJudgeSpec)]
+    if not judges:
+        return []
+    judge = LikelihoodJudge(
+        reader.model, reader.tokenizer, judges[0].prompt, reader.context_length, judges[0].batch_size
+    )
+    distinct = sorted({text for text in texts if text})
+    return [AloneRow(text, found) for text, found in zip(distinct, judge.alone(distinct), strict=True)]
 
 
 def neutral_prompts(params: Params, tokenizer) -> torch.Tensor:

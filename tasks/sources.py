@@ -39,6 +39,7 @@ def explanations_of(source: Evaluation, bench: "Bench") -> list[Explanation]:
         EvaluationKind.truth: from_truth,
         EvaluationKind.agent: from_agent,
         EvaluationKind.other_feature: from_other_feature,
+        EvaluationKind.zero_vector: from_zero_vector,
         EvaluationKind.best_of_n: from_best_of_n,
         EvaluationKind.explainer: from_explainer,
     }[source.kind]
@@ -70,7 +71,16 @@ def from_truth(bench: "Bench", path: Path) -> list[Explanation]:
 
 def from_explainer(bench: "Bench", folder: Path) -> list[Explanation]:
     """The greedy explanation."""
-    explainer = _explainer(bench, folder)
+    return _greedy(bench, _explainer(bench, folder))
+
+
+def from_zero_vector(bench: "Bench", folder: Path) -> list[Explanation]:
+    """The greedy explanation of an explainer to which every feature's vector is zero, so that its token adds nothing.
+    Contexts that its prompt shows stay: they are another channel."""
+    return _greedy(bench, _explainer(bench, folder, scale=0.0))
+
+
+def _greedy(bench: "Bench", explainer: Explainer) -> list[Explanation]:
     greedy = explainer.explain(bench.numbers, temperature=0.0, progress="explanations")
     sure = explainer.log_probabilities(bench.numbers, greedy)
     return [
@@ -136,7 +146,6 @@ def from_agent(bench: "Bench", folder: Path) -> list[Explanation]:
     params, config = bench.params, bench.params.evaluate
     contexts = read_rows(folder / "contexts.parquet", ContextRow)
     seen = [row for row in contexts if row.rank < params.probe_features.first_rank]
-    _ = bench.training_author  # before the agent's model, because the chat model that was opened last is shared
     proposer = open_proposer(config.agent, seen, bench.domain)
     place = {feature.feature_id: at for at, feature in enumerate(bench.features)}
     tested: dict[str, list[agent.Hypothesis]] = {feature_id: [] for feature_id in place}
@@ -221,10 +230,12 @@ def read_trials(
     ]
 
 
-def _explainer(bench: "Bench", folder: Path) -> Explainer:
+def _explainer(bench: "Bench", folder: Path, scale: float = 1.0) -> Explainer:
+    """The explainer of a folder; it reads every vector times `scale`."""
     table, settings = FeatureTable(ACTIVATIONS), bench.params.train_sft
+    vectors = {name: scale * vector for name, vector in table.vectors.items()}
     contexts = table.contexts(settings.prompt)
-    return Explainer(folder, table.vectors, settings, bench.params.generate_explanations, contexts)
+    return Explainer(folder, vectors, settings, bench.params.generate_explanations, contexts)
 
 
 def _asked(explainer: Explainer, number: int, texts: Sequence[str]) -> int:

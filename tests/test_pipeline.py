@@ -202,6 +202,7 @@ BASELINES = {
     "best_of_2": {"kind": "best_of_n", "source": "data/explainers/sft"},
     "agent": {"kind": "agent", "source": "data/activations"},
     "other_feature": {"kind": "other_feature", "source": "data/explainers/sft"},
+    "zero_vector": {"kind": "zero_vector", "source": "data/explainers/r1"},
     "oracle": {"kind": "truth", "source": "data/activations/truth.safetensors"},
 }
 
@@ -224,6 +225,8 @@ def test_every_baseline_is_measured_and_costs_what_it_asked(workspace, monkeypat
     assert all(row.call_tokens > 1 for row in costs["sft"])
     moved, own = (Counter(row.explanation for row in costs[name]) for name in ("other_feature", "sft"))
     assert moved == own, "everyone's is somebody's"
+    with_vectors = {row.explanation for row in evaluated(workspace, "r1")}
+    assert len({row.explanation for row in costs["zero_vector"]}) == 1 < len(with_vectors), "nothing tells them apart"
 
 
 def test_nothing_is_left_to_do_and_a_third_round_is_an_edit_of_params_alone(workspace):

@@ -102,7 +102,7 @@ class TrainedSae(SaeSpec):
     """An SAE that is trained here."""
 
     k: Count  # active latents a token
-    seed: Natural  # added to the run's seed
+    seed: Natural  # added to prepare_sae.seed
 
 
 @dataclass(frozen=True, config=CLOSED)
@@ -125,6 +125,7 @@ class PrepareSae:
 
     hook_block: Natural  # of those trained here: residual stream after this block, hidden_states[hook_block + 1]
     saes: NonEmpty[Sae]  # the first is explained, the others only lend training features
+    seed: Natural  # of their text and training; the run's own, unless runs of several seeds are to share them
     documents: Count  # plain documents whose tokens are the training activations, where one is trained here
     steps: Count  # optimizer steps of each SAE
     batch_tokens: Count  # activations a step

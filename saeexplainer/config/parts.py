@@ -95,6 +95,7 @@ class LabelChoice(StrEnum):
 
     any = "any"  # one at random
     rarest = "rarest"  # the one that the fewest contexts of other features share: a careful labeller's
+    telling = "telling"  # the one of the highest tf-idf, which need not fit the most contexts
 
 
 class PairingRule(StrEnum):
@@ -127,6 +128,7 @@ class EvaluationKind(StrEnum):
     best_of_n = "best_of_n"  # samples of an explainer, picked by activation feedback at inference
     agent = "agent"  # hypotheses, texts that test them, refinement on what they made the feature do (after SAGE)
     other_feature = "other_feature"  # an explainer's explanation of another feature: a floor
+    zero_vector = "zero_vector"  # what an explainer says when it reads the zero vector: a floor
     truth = "truth"  # the concept with the best F1: a ceiling in the sandbox, elsewhere the best lexical hypothesis
 
 

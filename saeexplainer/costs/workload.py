@@ -153,13 +153,16 @@ def _extraction(params: Params, lengths: Lengths) -> Load:
 
 
 def _probes(params: Params, split: Features) -> Load:
-    """Contexts read, and steered texts, which are no calls; the search for the strength is in the seconds alone."""
+    """Contexts read, and steered texts, which are no calls; the search for the strength is in the seconds alone. Both
+    are read once more where a judge goes by likelihood."""
     config, count = params.probe_features, getattr(split, params.evaluate.split)
     texts = count * _steered(params)
+    contexts = count * (config.contexts + config.silent) * context(params)
+    alone = any(isinstance(judge, LikelihoodJudgeSpec) for judge in params.evaluate.judges)
     return Load(
         prompt_tokens=texts * config.steer.prompt_tokens,
         written_tokens=texts * config.steer.max_new_tokens,
-        read_tokens=count * (config.contexts + config.silent) * context(params),
+        read_tokens=contexts + alone * (contexts + texts * config.steer.max_new_tokens),
     )
 
 
@@ -253,14 +256,13 @@ def _judged(params: Params, lengths: Lengths, count: int) -> Load:
 
 
 def _asked(params: Params, lengths: Lengths, judge: Judge, first: bool) -> Tokens:
-    """Tokens that a judge reads about one feature. The likelihood judge reads texts by themselves and after the
-    explanation, and has all tokens of a text at once; a chat model is asked about each token by itself."""
+    """Tokens that a judge reads about one feature. The likelihood judge has all tokens of a text at once; a chat
+    model is asked about each token by itself."""
     probes, steer = params.probe_features, params.probe_features.steer
     texts, length, steered = probes.contexts + probes.silent, context(params), first * _steered(params)
     if isinstance(judge, LikelihoodJudgeSpec):
-        own, bundle = texts * length, steered * steer.max_new_tokens
-        told = (texts + 3 * steered) * (lengths.prompt + lengths.description - 1) + own + 3 * bundle
-        return told + own + bundle
+        asked = (texts + 3 * steered) * (lengths.prompt + lengths.description - 1)
+        return asked + texts * length + 3 * steered * steer.max_new_tokens
     if isinstance(judge, ChatJudgeSpec):
         asked = QUESTION + lengths.description - 1
         return texts * (1 + first * length) * (asked + length) + 3 * steered * (asked + steer.max_new_tokens)

@@ -43,7 +43,7 @@ class ByConcepts:
     def __init__(self, contexts: Iterable[ContextRow], domain: Domain) -> None:
         self.domain = domain
         self.contexts = by_feature(contexts)
-        self.frequency = by_domain.concept_frequency(context for rows in self.contexts.values() for context in rows)
+        self.frequency = by_domain.held(context for rows in self.contexts.values() for context in rows)
 
     def propose(self, tested: Mapping[str, Sequence[Hypothesis]], count: int) -> list[Proposal]:
         """The likeliest."""

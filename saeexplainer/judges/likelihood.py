@@ -5,7 +5,7 @@ predicts a text. The lift of a token is log p(token | description, text before i
 nats; the sum over a text is the log-likelihood ratio of "written about it" against "written about nothing".
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,14 +30,16 @@ class LikelihoodJudge:
         prompt: str,
         context_length: int,
         batch_size: int,
+        known: Mapping[str, list[float]] | None = None,
     ) -> None:
-        """`prompt` holds {description}; `context_length` tokens of a text are read, `batch_size` texts at once."""
+        """`prompt` holds {description}; `context_length` tokens of a text are read, `batch_size` texts at once; what
+        `alone` gave for some texts need not be computed again, and is `known`."""
         self.model, self.tokenizer, self.prompt = model, tokenizer, prompt
         self.context_length, self.batch_size = context_length, batch_size
         # Where a space belongs to the token after it, the writer begins a text with that space, and a text that is read
         # by itself does not: what is said of its first token is then about the space.
         self._first_differs = tokenizer.tokenize(" a") != tokenizer.tokenize("a")
-        self._plain: dict[str, list[float]] = {}
+        self._alone: dict[str, list[float]] = dict(known or {})
         self._lifts: dict[tuple[str, str], list[float]] = {}
 
     def relevance(self, questions: Sequence[Question]) -> list[float]:
@@ -59,20 +61,26 @@ class LikelihoodJudge:
     def _lifts_of(self, questions: Sequence[Question]) -> list[list[float]]:
         return self.lifts([(question.description, question.text) for question in questions])
 
-    def lifts(self, asked: Sequence[tuple[str, str]]) -> list[list[float]]:
-        """For each (description, text) the lift of every token of the text, special tokens left out; [] if either is
-        empty."""
-        plain = sorted({text for _, text in asked if text} - self._plain.keys())
+    def alone(self, texts: Sequence[str]) -> list[list[float]]:
+        """log p of every token of each text with nothing said about it, in nats, special tokens left out; it depends on
+        no explanation."""
+        new = sorted({text for text in texts if text} - self._alone.keys())
         # Before a text that nothing is said about stands what ends one, where a tokenizer has no BOS.
         bos = self.tokenizer.bos_token_id
         start = [self.tokenizer.eos_token_id if bos is None else bos]
-        self._plain |= dict(zip(plain, self._log_probabilities([(start, text) for text in plain])))
+        self._alone |= dict(zip(new, self._log_probabilities([(start, text) for text in new])))
+        return [self._alone.get(text, []) for text in texts]
+
+    def lifts(self, asked: Sequence[tuple[str, str]]) -> list[list[float]]:
+        """For each (description, text) the lift of every token of the text, special tokens left out; [] if either is
+        empty."""
+        self.alone([text for _, text in asked])
         new = sorted({pair for pair in asked if all(pair)} - self._lifts.keys())
         distinct = sorted({description for description, _ in new})
         prompts = dict(zip(distinct, self._ids([self.prompt.format(description=said) for said in distinct])))
         asked_now = [(prompts[description], text) for description, text in new]
         for pair, told in zip(new, self._log_probabilities(asked_now)):
-            lifts = [a - b for a, b in zip(told, self._plain[pair[1]], strict=True)]
+            lifts = [a - b for a, b in zip(told, self._alone[pair[1]], strict=True)]
             self._lifts[pair] = [0.0, *lifts[1:]] if self._first_differs else lifts
         return [self._lifts.get(pair, []) for pair in asked]
 

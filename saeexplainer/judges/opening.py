@@ -1,5 +1,6 @@
 """The judges that a configuration names."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from saeexplainer.config import Evaluate
@@ -11,12 +12,17 @@ if TYPE_CHECKING:
 
 
 def open_judges(
-    config: Evaluate, subject: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", context_length: int
+    config: Evaluate,
+    subject: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerFast",
+    context_length: int,
+    alone: Mapping[str, list[float]],
 ) -> list[Judge]:
     """The judges of the settings, in their order; the subject is who judges by likelihood, `context_length` its limit
-    in tokens. Raises UserError on a source without a chat model and on a key that is not in the environment."""
+    in tokens, and `alone` what it is known to find of texts by themselves. Raises UserError on a source without a chat
+    model and on a key that is not in the environment."""
     return [
-        _open(judge, f"evaluate.judges[{at}]", subject, tokenizer, context_length)
+        _open(judge, f"evaluate.judges[{at}]", subject, tokenizer, context_length, alone)
         for at, judge in enumerate(config.judges)
     ]
 
@@ -27,11 +33,12 @@ def _open(
     subject: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerFast",
     context_length: int,
+    alone: Mapping[str, list[float]],
 ) -> Judge:
     if isinstance(config, LikelihoodJudgeSpec):
         from saeexplainer.judges.likelihood import LikelihoodJudge
 
-        return LikelihoodJudge(subject, tokenizer, config.prompt, context_length, config.batch_size)
+        return LikelihoodJudge(subject, tokenizer, config.prompt, context_length, config.batch_size, alone)
     if isinstance(config, ChatJudgeSpec):
         from saeexplainer.judges.chat import ChatJudge
 

@@ -4,11 +4,14 @@ A real labeller reads some contexts and proposes one reading of them; where seve
 does the same with the domain's concepts: among those that hold at the strongest token of every context it sees, it
 picks one at random. Few contexts leave many readings, so label quality comes from what the labeller sees. Two settings
 show what labels are worth to the loop: a careful labeller, who names the rarest reading, and labels of other features.
+For text that nobody made, where the widest reading fits most contexts and says least, there is a third choice: tf-idf.
 """
 
+import math
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from saeexplainer.config import LabelFeatures
 from saeexplainer.config.parts import LabelChoice
@@ -16,9 +19,14 @@ from saeexplainer.domains.domain import Domain
 from saeexplainer.records import ContextRow
 
 
+def held(contexts: Iterable[ContextRow]) -> Counter[str]:
+    """How many contexts have each concept at their strongest token."""
+    return Counter(concept for context in contexts for concept in set(context.concepts))
+
+
 def shared_concepts(contexts: Sequence[ContextRow]) -> list[str]:
     """The concepts that hold at the peak of the most contexts (of all, where there are any), in a fixed order."""
-    counts = Counter(concept for context in contexts for concept in set(context.concepts))
+    counts = held(contexts)
     most = max(counts.values(), default=0)
     return sorted(concept for concept, count in counts.items() if count == most)
 
@@ -28,19 +36,23 @@ def label(
     domain: Domain,
     config: LabelFeatures,
     draw: random.Random,
-    frequency: Mapping[str, int],
+    elsewhere: "Frequency",
 ) -> str:
     """One sentence about a feature from its top contexts, strongest first; empty if they share nothing sayable.
 
-    `frequency` counts each concept over the strongest tokens of all features' contexts; only the choice of the rarest
-    reading asks for it.
+    `elsewhere` is what the strongest tokens of all features' contexts have; a choice at random does not ask for it.
     """
-    readings = shared_concepts(contexts[: config.contexts])
-    leads = [concept for concept in readings if domain.can_lead(concept)]
+    seen = contexts[: config.contexts]
+    readings = shared_concepts(seen)
+    sayable = held(seen) if config.choice is LabelChoice.telling else readings
+    leads = [concept for concept in sayable if domain.can_lead(concept)]
     if not leads:
         return ""
     if config.choice is LabelChoice.rarest:
-        lead = min(leads, key=lambda concept: (frequency[concept], concept))
+        lead = min(leads, key=lambda concept: (elsewhere.counts[concept], concept))
+    elif config.choice is LabelChoice.telling:
+        counts = held(seen)
+        lead = min(leads, key=lambda concept: (-counts[concept] * elsewhere.rarity(concept), concept))
     else:
         lead = draw.choice(leads)
     modifiers = [concept for concept in readings if concept != lead and domain.can_modify(concept)]
@@ -49,9 +61,21 @@ def label(
     return domain.describe([lead])
 
 
-def concept_frequency(contexts: Iterable[ContextRow]) -> Counter[str]:
-    """How many contexts have each concept at their strongest token."""
-    return Counter(concept for context in contexts for concept in set(context.concepts))
+@dataclass(frozen=True)
+class Frequency:
+    """What the strongest tokens of many contexts have."""
+
+    counts: Counter[str]  # contexts that have each concept
+    contexts: int
+
+    def rarity(self, concept: str) -> float:
+        """The inverse document frequency, a context being the document: log(contexts / contexts that have it)."""
+        return math.log(self.contexts / self.counts[concept])
+
+
+def frequency(contexts: Sequence[ContextRow]) -> Frequency:
+    """Of all features' contexts together."""
+    return Frequency(held(contexts), len(contexts))
 
 
 def exchanged(labels: Sequence[str], share: float, draw: random.Random) -> list[str]:

@@ -1,8 +1,8 @@
 """A local chat model, as all who ask one ask it: through its own template, without thinking aloud."""
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
+from weakref import WeakValueDictionary
 
 from saeexplainer.config.parts import Pretrained
 from saeexplainer.errors import UserError
@@ -13,16 +13,20 @@ from saeexplainer.models.tokenizers import CHAT, load_tokenizer, special_ids
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+# Who asks the same model as another, such as a writer and a judge, shares its weights for as long as somebody has them.
+_OPEN: "WeakValueDictionary[Pretrained, PreTrainedModel]" = WeakValueDictionary()
 LAST_IDS = 32  # of a prompt that are looked at for what opens thoughts: no model's is longer, even in bytes
 
 
-@lru_cache(maxsize=1)  # a writer and a judge that are the same model share its weights
 def open_chat(pretrained: Pretrained) -> "tuple[PreTrainedModel, PreTrainedTokenizerFast]":
     """The model and its tokenizer. Raises UserError if there is none, or if it has no chat template."""
     tokenizer = load_tokenizer(pretrained.source, pretrained.revision)
     if tokenizer.chat_template is None:
         raise UserError(f"{pretrained.source}: its tokenizer has no chat template; name a chat model")
-    return load_pretrained(pretrained), tokenizer
+    model = _OPEN.get(pretrained)
+    if model is None:
+        model = _OPEN[pretrained] = load_pretrained(pretrained)
+    return model, tokenizer
 
 
 def chat_prompt(tokenizer: "PreTrainedTokenizerFast", said: str) -> list[int]:

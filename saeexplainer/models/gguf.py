@@ -42,14 +42,13 @@ def folder_of(source: Path | str, revision: str | None) -> Path:
     """
     file = Path(source)
     if not file.is_file():
-        raise UserError(f"{file}: no such file; correct the path, or get the file again")
+        raise _missing(file)
     found = _sha256(file, file.stat().st_size, file.stat().st_mtime_ns)
     if revision is not None and revision != found:
         raise UserError(f"{file}: its SHA-256 is {found}, not {revision}; get the file again, or change the revision")
     folder = FOLDERS / f"{file.stem}-{found[:12]}"
-    once(
-        lambda: _unpack(file, folder)
-    )  # all processes ask, even if the first is done by then: they wait for each other
+    # All processes ask, even if the first is done by then: they wait for each other.
+    once(lambda: _unpack(file, folder))
     return folder
 
 
@@ -59,12 +58,16 @@ def config_of(file: Path) -> dict[str, Any]:
     from transformers import AutoConfig
 
     if not file.is_file():
-        raise UserError(f"{file}: no such file; correct the path, or get the file again")
+        raise _missing(file)
     with _readable(file):
         found = AutoConfig.from_pretrained(
             file.parent, gguf_file=file.name, local_files_only=True, trust_remote_code=False
         )
     return found.to_dict()
+
+
+def _missing(file: Path) -> UserError:
+    return UserError(f"{file}: no such file; correct the path, or get the file (docs/OWN_MODEL.md: two are fetched)")
 
 
 @lru_cache

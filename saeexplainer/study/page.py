@@ -34,6 +34,7 @@ from saeexplainer.study.figures import (
     state,
 )
 
+TITLES = {"study": "The study", "real": "The study on a pretrained model"}  # of the plans that have a page of this kind
 SHOWN = (ACCURACY, HALLUCINATION, COLLISION, "truth_agreement", "truth_f1")
 
 
@@ -144,15 +145,15 @@ def has_labels(study: dict[str, Any]) -> bool:
     return any(row["gain"] for row in study["labels"])
 
 
-def page(study: dict[str, Any]) -> str:
-    """docs/STUDY.md."""
+def page(study: dict[str, Any], plan: str = "study") -> str:
+    """docs/STUDY.md, or the page of another plan."""
     sections = [
         "<!-- Written by `sae-explainer study`; what is edited here is lost. -->",
-        "# The study",
-        "Written by `make study` from the runs that conf/study.yaml lists; the same figures are in study.json. Shares "
-        "are percent, differences percentage points, both with 95 % bootstrap intervals over held-out features "
-        f"({study['resamples']:,} resamples). Differences are paired by feature; pooled ones are resampled inside each "
-        "seed. Bold: the interval leaves zero out.",
+        f"# {TITLES[plan]}",
+        f"Written by `sae-explainer study --plan {plan}` from the runs that conf/{plan}.yaml lists; the same figures "
+        f"are in {plan}.json. Shares are percent, differences percentage points, both with 95 % bootstrap intervals "
+        f"over held-out features ({study['resamples']:,} resamples). Differences are paired by feature; pooled ones "
+        "are resampled inside each seed. Bold: the interval leaves zero out.",
         "## All seeds together",
         _whose_figures_count(study),
         _pooled_table("explanations", study["pooled"], percent),
@@ -162,29 +163,26 @@ def page(study: dict[str, Any]) -> str:
         "## Runs",
         _runs(study),
         "## Seeds",
-        "![generative accuracy and hallucination rate of every seed](study_seeds.png)",
+        f"![generative accuracy and hallucination rate of every seed]({plan}_seeds.png)",
         *_seed_tables(study, SEEDS),
         "## Differences between rounds",
         *_difference_tables(study, SEEDS),
         *_looked_at(study),
-        "## Control: shuffled rewards",
-        "Rewards are permuted among the candidates of each feature before the pairs are built; all else is the same.",
-        _control_table(study),
-        "## The gain and the quality of the labels",
-        "From poor labels to clean ones (conf/study.yaml says what each labeller does); "
-        "open_loop is what they are worth.",
-        *["![gain over the generative accuracy of the labels](study_labels.png)"] * has_labels(study),
-        _labels_table(study),
+        *_control(study),
+        *_labels(study, plan),
         *_others(study),
     ]
     return "\n\n".join(sections) + "\n"
 
 
 def _whose_figures_count(study: dict[str, Any]) -> str:
-    fresh, seen = (", ".join(f"`{name}`" for name in group_of(study, group)) or "none" for group in (SEEDS, LOOKED_AT))
+    fresh, seen = (", ".join(f"`{name}`" for name in group_of(study, group)) for group in (SEEDS, LOOKED_AT))
+    if not seen:
+        return f"The table pools the features of {fresh or 'no seed'}."
     return (
-        f"The table pools the features of the seeds that were not used to choose any setting: {fresh}. Settings were "
-        f"chosen after some of the following seeds had been seen on test, so their figures stand apart: {seen}."
+        f"The table pools the features of the seeds that were not used to choose any setting: {fresh or 'none'}. "
+        "Settings were chosen after some of the following seeds had been seen on test, so their figures stand apart: "
+        f"{seen}."
     )
 
 
@@ -264,6 +262,30 @@ def _difference_tables(study: dict[str, Any], group: str) -> Iterator[str]:
         ]
         yield f"### {heading(metric)}"
         yield table(["difference", *seeds, POOLED], rows)
+
+
+def _control(study: dict[str, Any]) -> Iterator[str]:
+    """What comes of rewards that mean nothing, where that was asked."""
+    if group_of(study, CONTROL):
+        yield "## Control: shuffled rewards"
+        yield (
+            "Rewards are permuted among the candidates of each feature before the pairs are built; "
+            "all else is the same."
+        )
+        yield _control_table(study)
+
+
+def _labels(study: dict[str, Any], plan: str) -> Iterator[str]:
+    """The label curve, where the plan has one."""
+    if group_of(study, LABELS):
+        yield "## The gain and the quality of the labels"
+        yield (
+            f"From poor labels to clean ones (conf/{plan}.yaml says what each labeller does); "
+            "open_loop is what they are worth."
+        )
+        if has_labels(study):
+            yield f"![gain over the generative accuracy of the labels]({plan}_labels.png)"
+        yield _labels_table(study)
 
 
 def _control_table(study: dict[str, Any]) -> str:

@@ -1,13 +1,13 @@
 """Run the experiments behind the figures, each in a folder of its own, and write the pages that show them.
 
-    sae-explainer study [--plan study|ablation] [--only NAME ...] [--report-only]
+    sae-explainer study [--plan study|real|ablation] [--only NAME ...] [--report-only]
 
-conf/study.yaml lists the variants of the study (docs/STUDY.md), conf/ablation.yaml those of the ablation
-(docs/ABLATION.md); docs/*.json keeps the figures of each. A variant's folder .study/PLAN/NAME holds a
-copy of the repository's files, params.yaml composed with its overrides, and its own results; DVC brings it up to date
-there. All folders of both plans share one DVC cache, and with it DVC's memory of runs: a stage whose code, inputs and
-parameters another variant already had is restored, not run again. So a study that was stopped goes on where it stopped,
-and one that is complete only checks that it is.
+conf/study.yaml lists the variants of the study (docs/STUDY.md), conf/real.yaml those of the study on a pretrained model
+(docs/REAL.md), conf/ablation.yaml those of the ablation (docs/ABLATION.md); docs/*.json keeps the figures of each. A
+variant's folder .study/PLAN/NAME holds a copy of the repository's files, params.yaml composed with its overrides, and
+its own results; DVC brings it up to date there. All folders of all plans share one DVC cache, and with it DVC's memory
+of runs: a stage whose code, inputs and parameters another variant already had is restored, not run again. So a study
+that was stopped goes on where it stopped, and one that is complete only checks that it is.
 
 Every variant is prepared before the first one runs: a mistake in an override shows at once, and all run the same code.
 What the stages print is in .study/PLAN/NAME.log. Exit status: 0; 1 if a variant failed, after the others had their
@@ -18,7 +18,6 @@ import argparse
 import hashlib
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -26,113 +25,35 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Self
 
 import yaml
 
+from saeexplainer.domains.corpus.installed import KEPT
 from saeexplainer.errors import UserError
 from saeexplainer.records import EvaluationRow
 from saeexplainer.runs.storage import read_json, read_rows, replacing, write_json
 from saeexplainer.study import ablation, figures, page, pictures
+from saeexplainer.study.plans import STUDY, VariantSpec, changes, chosen, load_specs
 from tasks.settings import params as settings_params
 from tasks.workspace import repro, surroundings, timings
 from tasks.workspace.printable import failed
+from tasks.workspace.weights import MODELS
 
 CONF = Path("conf")
-PLANS = ("study", "ablation")  # files of conf/
-STUDY = Path(".study")
+ABLATION = "ablation"
+PLANS = (*page.TITLES, ABLATION)  # files of conf/
 CACHE = "cache"  # DVC's, beside the folders of the plans
 DOCS = Path("docs")
 DONE = "done.json"  # in a variant's folder: what was asked for when it last came to its end
+SHARED = (MODELS, KEPT)  # fetched or parsed once, whoever asks
 OWN = ("data", "reports", "mlruns", "params.yaml", "dvc.lock", DONE, STUDY.name)  # never copied into a variant's folder
-
-
-@dataclass(frozen=True)
-class VariantSpec:
-    """One entry of a plan, what it extends worked in."""
-
-    plan: str  # the file of conf/ that it stands in
-    name: str  # its folder under that of the plan
-    group: str  # section of the report
-    overrides: list[str]  # of tasks.settings.compose
-    source: str | None  # `from`: the variant that is brought up to date before it
-    until: str | None  # the last stage; None is all
-
-    @property
-    def folder(self) -> Path:
-        """Where it runs."""
-        return STUDY / self.plan / self.name
-
-    @property
-    def log(self) -> Path:
-        """What its stages print."""
-        return self.folder.with_suffix(".log")
-
-    @property
-    def wish(self) -> dict[str, Any]:
-        """What its results depend on, as far as the plan says."""
-        return {"overrides": self.overrides, "until": self.until}
 
 
 class VariantFailed(Exception):
     """A variant cannot go on; the message is one line."""
-
-
-def load_specs(path: Path) -> tuple[list[VariantSpec], int]:
-    """The variants, in the file's order, and the number of bootstrap resamples. Raises UserError."""
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-        entries, resamples = document["variants"].items(), int(document["resamples"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
-        raise UserError(f"{path}: must hold `resamples` and a mapping `variants` ({error})") from None
-    specs: dict[str, VariantSpec] = {}
-    for name, entry in entries:
-        specs[name] = _spec(path, str(name), entry, specs)
-    return list(specs.values()), resamples
-
-
-def _spec(path: Path, name: str, entry: Any, above: dict[str, VariantSpec]) -> VariantSpec:
-    place = f"{path}: variants.{name}"
-    known = ("group", "overrides", "from", "until", "extends")
-    if not re.fullmatch(r"[a-z0-9_]+", name):
-        raise UserError(f"{place}: use small letters, digits and _: it names a folder")
-    if not isinstance(entry, dict) or (set(entry) - set(known)):
-        raise UserError(f"{place}: is {entry!r}; must be a mapping of {', '.join(known)}")
-    for key in ("from", "extends"):
-        if entry.get(key) is not None and entry[key] not in above:
-            raise UserError(f"{place}.{key}: is {entry[key]!r}; must be a variant above: {', '.join(above) or 'none'}")
-    overrides = entry.get("overrides", [])
-    if not isinstance(overrides, list) or not all(isinstance(override, str) for override in overrides):
-        raise UserError(f"{place}.overrides: is {overrides!r}; must be a list of texts (quote what holds a colon)")
-    base = above.get(entry.get("extends"))
-    group = entry.get("group", base and base.group)
-    if not group:
-        raise UserError(f"{place}.group: missing; add it, such as {figures.SEEDS}")
-    return VariantSpec(
-        plan=path.stem,
-        name=name,
-        group=group,
-        overrides=[*(base.overrides if base else []), *overrides],
-        source=entry.get("from", base and base.source),
-        until=entry.get("until", base and base.until),
-    )
-
-
-def chosen(specs: Sequence[VariantSpec], only: Sequence[str]) -> list[VariantSpec]:
-    """The variants to run, by their own or their group's name, with those that they come `from`. Raises UserError."""
-    names = {spec.name for spec in specs}
-    groups = list(dict.fromkeys(spec.group for spec in specs))
-    for name in only:
-        if name not in names and name not in groups:
-            raise UserError(f"--only {name}: no such variant or group; choose from {', '.join([*groups, *names])}")
-    wanted = {spec.name for spec in specs if not only or {spec.name, spec.group} & set(only)}
-    for spec in reversed(specs):  # sources stand above
-        if spec.name in wanted and spec.source:
-            wanted.add(spec.source)
-    return [spec for spec in specs if spec.name in wanted]
 
 
 def run(specs: Sequence[VariantSpec]) -> list[str]:
@@ -183,6 +104,11 @@ def prepare(spec: VariantSpec, files: Sequence[Path]) -> None:
     for path in copied:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(path, folder / path)
+    for path in SHARED:
+        path.mkdir(parents=True, exist_ok=True)
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        if not (folder / path).exists():
+            (folder / path).symlink_to(path.resolve())
     (folder / ".dvc").mkdir(exist_ok=True)
     # .local, which DVC merges over the copied config: the folder is no git repository of its own.
     (folder / ".dvc" / "config.local").write_text(
@@ -277,12 +203,6 @@ def collect(spec: VariantSpec, specs: Sequence[VariantSpec]) -> figures.Variant:
         return figures.absent(*about, f"not readable: {error}")
 
 
-def changes(spec: VariantSpec, specs: Sequence[VariantSpec]) -> list[str]:
-    """The overrides that a variant has and the one it comes from has not; none if it comes from no other."""
-    sources = [candidate.overrides for candidate in specs if candidate.name == spec.source]
-    return [override for theirs in sources for override in spec.overrides if override not in theirs]
-
-
 def _complete(spec: VariantSpec) -> bool:
     wish = spec.wish | {"params": _text(spec.folder / "params.yaml")}
     return _json_or_none(spec.folder / DONE) == wish
@@ -343,20 +263,21 @@ def refuse_to_forget(plan: str, specs: Sequence[VariantSpec], wanted: Sequence[V
 
 def write_report(plan: str, variants: Sequence[figures.Variant], resamples: int) -> list[str]:
     """A plan's figures and page under docs/; what was found, one a line. Raises UserError."""
-    if plan == "ablation":
+    if plan == ABLATION:
         found = ablation.summarise(variants, resamples)
         _write("ablation.json", figures.as_json(found))
         _write("ABLATION.md", ablation.page(found))
         return ablation.verdict_lines(found)
     study = page.summarise(variants, resamples)
-    _write("study.json", figures.as_json(study))
-    with replacing(DOCS / "study_seeds.png") as temporary:
+    _write(f"{plan}.json", figures.as_json(study))
+    with replacing(DOCS / f"{plan}_seeds.png") as temporary:
         pictures.plot_seeds(study, temporary)
-    (DOCS / "study_labels.png").unlink(missing_ok=True)
+    labels = DOCS / f"{plan}_labels.png"
+    labels.unlink(missing_ok=True)
     if page.has_labels(study):
-        with replacing(DOCS / "study_labels.png") as temporary:
+        with replacing(labels) as temporary:
             pictures.plot_labels(study, temporary)
-    _write("STUDY.md", page.page(study))
+    _write(f"{plan.upper()}.md", page.page(study, plan))
     return []
 
 

@@ -414,9 +414,12 @@ def test_a_chat_judges_questions_by_hand() -> None:
     extract = replace(params.extract_activations, context_tokens=1)
     params = replace(params, probe_features=probes, extract_activations=extract)
     lengths = replace(workload.limits(params), description=11, prompt=2)
-    # The chat model: 4 texts, 12 tokens, and 3 bundles of 2 texts; then likelihood: 4 texts after 12 tokens, and alone.
+    # The chat model: 4 texts, 12 tokens, and 3 bundles of 2 texts; then likelihood: 4 texts after 12 tokens.
     chat = (4 + 12) * (workload.QUESTION + 10 + 3) + 6 * (workload.QUESTION + 10 + 5)
-    assert workload._judged(params, lengths, 7).read_tokens == 7 * (chat + 4 * 12 + 12 + 12)
+    assert workload._judged(params, lengths, 7).read_tokens == 7 * (chat + 4 * 12 + 12)
+    # The likelihood judge reads the 4 texts of 3 tokens and the 2 steered of 5 alone, once for all evaluations.
+    split = workload.Features(0, 0, 0, 7)
+    assert workload._probes(params, split).read_tokens == 7 * (12 + 12 + 2 * 5)
 
 
 def test_no_more_features_are_planned_than_are_trained_on() -> None:

@@ -85,6 +85,17 @@ def test_the_likelihood_judge_sums_lifts_and_reads_each_pair_once(model):
     assert [len(one) for one in tokens] == [len(question.tokens) for question in questions]
 
 
+def test_what_was_read_alone_before_is_not_read_again(model):
+    first = LikelihoodJudge(model, tiny_tokenizer(), PROMPT, 64, 8)
+    texts = sorted({text for _, text in ASKED if text})
+    known = dict(zip(texts, first.alone(texts), strict=True))
+    read = []
+    second = LikelihoodJudge(model, tiny_tokenizer(), PROMPT, 64, 8, known)
+    second._log_probabilities = lambda asked, own=second._log_probabilities: read.extend(asked) or own(asked)
+    assert second.lifts(ASKED) == first.lifts(ASKED)
+    assert len(read) == len({pair for pair in ASKED if all(pair)}), "each text under its description, none alone"
+
+
 # A chat model of a few thousand weights: bytes as tokens, so that yes and no differ in their first.
 TEMPLATE = (
     "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}"
@@ -283,7 +294,7 @@ def test_the_first_judge_answers_and_the_others_only_agree(serve, tmp_path):
     for name, some in judges.items():
         bench = SimpleNamespace(
             params=params, tokenizer=tokenizer, features=features, probes={row.feature_id: own for row in features},
-            steered=steered, judges=open_judges(replace(params.evaluate, judges=some), model, tokenizer, 64),
+            steered=steered, judges=open_judges(replace(params.evaluate, judges=some), model, tokenizer, 64, {}),
         )  # fmt: skip
         assert all(isinstance(judge, Judge) for judge in bench.judges)
         found[name] = evaluate.answers(bench, ["the word dog", "any animal", ""])

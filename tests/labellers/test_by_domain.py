@@ -8,7 +8,7 @@ from tiny import settings
 
 from saeexplainer.config.parts import LabelChoice
 from saeexplainer.domains.sandbox.world import World
-from saeexplainer.labellers.by_domain import concept_frequency, exchanged, label, shared_concepts
+from saeexplainer.labellers.by_domain import exchanged, frequency, label, shared_concepts
 from saeexplainer.records import ContextRow
 
 WORLD = World(0)
@@ -23,7 +23,7 @@ def contexts(*concepts: tuple[str, ...]) -> list[ContextRow]:
 
 
 def labels(rows: list[ContextRow], config=CONFIG, draws: int = 60) -> set[str]:
-    return {label(rows, WORLD, config, random.Random(seed), concept_frequency(rows)) for seed in range(draws)}
+    return {label(rows, WORLD, config, random.Random(seed), frequency(rows)) for seed in range(draws)}
 
 
 def test_shared_concepts_hold_at_the_peaks_of_the_most_contexts():
@@ -55,8 +55,8 @@ def test_a_second_concept_is_named_as_often_as_asked():
     both, alone = "the word dog with the word hammer", "the word dog"
     assert labels(rows, replace(CONFIG, modifier_share=1.0)) == {both}
     assert labels(rows) == {alone}
-    config, frequency = replace(CONFIG, modifier_share=0.4), concept_frequency(rows)
-    drawn = [label(rows, WORLD, config, random.Random(seed), frequency) for seed in range(500)]
+    config, elsewhere = replace(CONFIG, modifier_share=0.4), frequency(rows)
+    drawn = [label(rows, WORLD, config, random.Random(seed), elsewhere) for seed in range(500)]
     assert drawn.count(both) / 500 == pytest.approx(0.4, abs=0.07)
     assert set(drawn) == {both, alone}
 
@@ -72,9 +72,26 @@ def test_a_careful_labeller_names_the_rarest_reading():
     rows = contexts(("word:dog", "category:animal", "role:subject"), ("word:dog", "category:animal", "role:object"))
     others = contexts(("word:cat", "category:animal"))
     careful = replace(CONFIG, choice=LabelChoice.rarest)
-    frequency = concept_frequency([*rows, *others])
-    assert frequency["category:animal"] == 3 and frequency["word:dog"] == 2
-    assert {label(rows, WORLD, careful, random.Random(seed), frequency) for seed in range(20)} == {"the word dog"}
+    elsewhere = frequency([*rows, *others])
+    assert elsewhere.counts["category:animal"] == 3 and elsewhere.counts["word:dog"] == 2
+    assert {label(rows, WORLD, careful, random.Random(seed), elsewhere) for seed in range(20)} == {"the word dog"}
+
+
+def test_a_telling_label_is_the_word_of_most_contexts_rather_than_what_all_of_english_shares():
+    animal, dog = ("category:animal",), ("word:dog", "category:animal")
+    rows = contexts(dog, dog, animal)
+    telling = replace(CONFIG, choice=LabelChoice.telling, contexts=3)
+    # Of 12 contexts 9 have an animal and 2 a dog: 3 ln(12 / 9) = 0.86 against 2 ln(12 / 2) = 3.58.
+    others = contexts(*[animal] * 6, *[("role:verb",)] * 3)
+    elsewhere = frequency([*rows, *others])
+    assert elsewhere.rarity("word:dog") == pytest.approx(1.7918, abs=1e-4)
+    assert label(rows, WORLD, telling, random.Random(0), elsewhere) == "the word dog"
+    assert label(rows, WORLD, replace(telling, choice=LabelChoice.rarest), random.Random(0), elsewhere) == "any animal"
+    # A word that stands once among other features' too says less than what holds everywhere here and nowhere else.
+    rare = frequency(
+        [*rows, *contexts(*[("word:dog",)] * 6, *[("role:verb",)] * 3)]
+    )  # 3 ln(12 / 3) against 2 ln(12 / 8)
+    assert label(rows, WORLD, telling, random.Random(0), rare) == "any animal"
 
 
 def test_exchanged_labels_are_the_same_labels_elsewhere():

@@ -20,7 +20,7 @@ from rows import evaluated
 from saeexplainer.errors import UserError
 from saeexplainer.records import EvaluationRow
 from saeexplainer.runs.storage import write_json, write_rows
-from saeexplainer.study import page as study_page, pictures
+from saeexplainer.study import page as study_page, pictures, plans
 from saeexplainer.study.ablation import BASE
 from saeexplainer.study.figures import COMPLETE, CONTROL, LABELS, LOOKED_AT, SEEDS, Variant, absent, as_json
 from saeexplainer.study.page import summarise
@@ -184,33 +184,42 @@ def settings(overrides: tuple[str, ...]) -> dict:
     return yaml.safe_load(composed(list(overrides)))
 
 
-def without_seed(spec: study.VariantSpec) -> tuple[str, ...]:
+def without_seed(spec: plans.VariantSpec) -> tuple[str, ...]:
     return tuple(override for override in spec.overrides if not override.startswith("seed="))
 
 
-def seed_of(spec: study.VariantSpec) -> str:
+def seed_of(spec: plans.VariantSpec) -> str:
     return [override for override in spec.overrides if override.startswith("seed=")][-1]
 
 
 def test_the_repositorys_variants_are_well_formed_and_compose() -> None:
-    specs, resamples = study.load_specs(ROOT / "conf/study.yaml")
+    specs, resamples = plans.load_specs(ROOT / "conf/study.yaml")
     assert resamples > 0 and {spec.group for spec in specs} >= {SEEDS, LOOKED_AT, CONTROL, LABELS, "reward"}
     assert {settings(without_seed(spec))["evaluate"]["split"] for spec in specs} == {"test"}
     seen = {group: {seed_of(spec) for spec in specs if spec.group == group} for group in (SEEDS, LOOKED_AT)}
     assert len(seen[SEEDS]) == 3 and seen[SEEDS].isdisjoint(seen[LOOKED_AT])
 
 
+def test_the_seeds_on_a_pretrained_model_share_subject_and_sae_and_nothing_else() -> None:
+    specs, _ = plans.load_specs(ROOT / "conf/real.yaml")
+    seeds = [spec for spec in specs if spec.group == SEEDS]
+    found = [settings(tuple(spec.overrides)) for spec in seeds]
+    assert sorted(one["seed"] for one in found) == [0, 1, 2]
+    assert {one["prepare_sae"]["seed"] for one in found} == {0}
+    assert all(one["extract_activations"]["test_features"] >= 150 for one in found)
+
+
 def test_the_repositorys_ablation_measures_valid_and_changes_a_base_of_the_same_seed() -> None:
-    specs, resamples = study.load_specs(ROOT / "conf/ablation.yaml")
+    specs, resamples = plans.load_specs(ROOT / "conf/ablation.yaml")
     assert resamples > 0
     by_name = {spec.name: spec for spec in specs}
     for spec in specs:
         assert settings(without_seed(spec))["evaluate"]["split"] == "valid"
         if spec.group == BASE:
-            assert spec.source is None and study.changes(spec, specs) == []
+            assert spec.source is None and plans.changes(spec, specs) == []
         else:
             base = by_name[spec.source]
-            assert (base.group, seed_of(base)) == (BASE, seed_of(spec)) and study.changes(spec, specs)
+            assert (base.group, seed_of(base)) == (BASE, seed_of(spec)) and plans.changes(spec, specs)
             assert settings(without_seed(spec)) != settings(without_seed(base))
 
 
@@ -228,17 +237,17 @@ def test_a_wrong_entry_is_named(entry: str, said: str, tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
     path.write_text(f"resamples: 10\nvariants:\n  one: {entry}\n  later: {{group: g}}\n")
     with pytest.raises(UserError, match=said):
-        study.load_specs(path)
+        plans.load_specs(path)
 
 
 def test_extends_puts_the_others_overrides_first_and_only_brings_sources_along(tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text(VARIANTS)
-    specs, _ = study.load_specs(tmp_path / "study.yaml")
-    assert specs[1] == study.VariantSpec("study", "seed1", "seeds", ["seed=0", "seed=1"], None, "first")
-    assert study.changes(specs[2], specs) == ["mode=wrong"] and study.changes(specs[1], specs) == []
-    assert [spec.name for spec in study.chosen(specs, ["after"])] == ["seed0", "wrong", "after"]
+    specs, _ = plans.load_specs(tmp_path / "study.yaml")
+    assert specs[1] == plans.VariantSpec("study", "seed1", "seeds", ["seed=0", "seed=1"], None, "first")
+    assert plans.changes(specs[2], specs) == ["mode=wrong"] and plans.changes(specs[1], specs) == []
+    assert [spec.name for spec in plans.chosen(specs, ["after"])] == ["seed0", "wrong", "after"]
     with pytest.raises(UserError, match="--only nope"):
-        study.chosen(specs, ["nope"])
+        plans.chosen(specs, ["nope"])
 
 
 def variant(name: str, group: str, accuracies: dict[str, list[float]], contexts: int = 4, **changes) -> Variant:
@@ -367,7 +376,7 @@ def test_figures_whose_runs_are_gone_are_not_written_over(
 
 def test_a_folder_is_read_only_if_it_came_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    spec = study.VariantSpec("study", "seed0", SEEDS, ["seed=3"], None, None)
+    spec = plans.VariantSpec("study", "seed0", SEEDS, ["seed=3"], None, None)
     assert study.collect(spec, [spec]).status == "not run"
     params = composed(spec.overrides)
     for name in ("open_loop", "sft", "r1", "r2"):
@@ -385,8 +394,8 @@ def test_a_folder_is_read_only_if_it_came_to_its_end(tmp_path: Path, monkeypatch
     assert (read.status, read.seed, read.seconds, read.sae, read.subject) == (COMPLETE, 3, 15.0, {"l0": 16.0}, None)
     assert (read.split, read.changes) == ("test", [])
     assert list(read.evaluations) == ["open_loop", "sft", "r1", "r2"] and read.outdated == ["gone.py", "here.py"]
-    other = study.VariantSpec("study", "seed0", SEEDS, ["seed=4"], None, None)
+    other = plans.VariantSpec("study", "seed0", SEEDS, ["seed=4"], None, None)
     assert study.collect(other, [other]).status.startswith("not finished"), "the plan changed since"
-    child = study.VariantSpec("study", "child", CONTROL, ["seed=3"], "seed0", None)
+    child = plans.VariantSpec("study", "child", CONTROL, ["seed=3"], "seed0", None)
     shutil.copytree(spec.folder, child.folder, ignore=shutil.ignore_patterns(".cache"))
     assert (lambda read: (read.seconds, read.own_seconds))(study.collect(child, [spec, child])) == (15.0, 0)

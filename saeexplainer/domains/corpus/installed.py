@@ -71,10 +71,8 @@ def read_installed() -> tuple[Document, ...]:
         Path(module.__file__ or "").read_text(encoding="utf-8") for module in (markup, prose, sys.modules[__name__])
     ]
     file = KEPT / f"{_hash(json.dumps([platform.python_version(), *versions(), *code]))}.json"
-    try:
+    with suppress(OSError, ValueError):  # not there, or cut short
         return tuple(Document(text, None, name) for text, name in json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError):  # not there, or cut short
-        pass
     with _without_collector():
         found = documents([standard_library_source(), *installed(_places())])
     with suppress(OSError):  # where nothing can be written, they are read again
