@@ -283,7 +283,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; the exit status."""
     surroundings.settle()
     options = _options(arguments)
-    repro.unwind_on_sigterm()
+    surroundings.unwind_on_sigterm()
     try:
         control.load()
         if not options.overrides:

@@ -7,26 +7,23 @@ so does the end of any one of them. Everything listens on this machine only, and
 
 import argparse
 import os
-import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-import urllib.error
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, fields
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 from urllib.parse import unquote, urlsplit
 
 from flows import control
 from flows.control import ControlError, Ports
 from flows.server import ServerError, check_database
+from saeexplainer.endpoints import web
 from tasks.places import REPORTS
 from tasks.tracking import store as mlflow_store
 from tasks.workspace import prefect_api, repro, surroundings
@@ -100,7 +97,7 @@ def run(ports: Ports, tell: Callable[[str], None]) -> None:
             command = _mlflow(ports.mlflow, store)
             programs.append(stack.enter_context(_program("MLflow", command, home, environment)))
         api = environment["PREFECT_API_URL"]
-        _wait(programs, lambda: prefect_api.answers(api, 1))
+        _wait(programs, lambda: prefect_api.answers(api, 1.0))
         deployments = ("flows.deployments",)
         programs.append(stack.enter_context(_program("the deployments", deployments, home, environment)))
         _wait(programs, lambda: _is_serving(programs[-1]) and _answers(urls["mlflow"]))
@@ -193,13 +190,14 @@ def _wait(
 
 
 def _answers(url: str) -> bool:
+    import httpx
+
     try:
-        with prefect_api.opener(url).open(url, timeout=2):
-            return True
-    except urllib.error.HTTPError:
-        return True
-    except OSError:
+        with web.client(url, 2.0, {}) as client:
+            client.get(url)
+    except httpx.HTTPError:
         return False
+    return True
 
 
 def _is_serving(program: Program) -> bool:
@@ -240,10 +238,6 @@ def _reports(port: int) -> Iterator[None]:
         server.server_close()
 
 
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
-
-
 def _options(arguments: list[str] | None, ports: Ports) -> Ports:
     parser = argparse.ArgumentParser(prog="python -m flows.ui", description="Prefect, MLflow and the reports as pages.")
     for field in fields(Ports):
@@ -260,7 +254,7 @@ def _options(arguments: list[str] | None, ports: Ports) -> Ports:
 def main(arguments: list[str] | None = None) -> int:
     """The command line; the exit status."""
     surroundings.settle()
-    signal.signal(signal.SIGTERM, _terminate)
+    surroundings.unwind_on_sigterm()
     try:
         settings = control.load()
         ports = _options(arguments, settings.ports)
@@ -269,7 +263,7 @@ def main(arguments: list[str] | None = None) -> int:
         run(ports, partial(print, flush=True))
     except (ControlError, ServerError, UiFailed) as error:
         return failed(error)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, surroundings.Terminated):
         print("\nstopped", flush=True)
     return 0
 

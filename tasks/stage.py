@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn
 
 from saeexplainer.config import Params
@@ -43,16 +42,12 @@ class Report:
     lines: list[str]  # what a person should see
 
 
-class _Terminated(BaseException):
-    """SIGTERM arrived."""
-
-
 def main(run: Callable[..., Report], arguments: list[str] | None = None, *, parallel: bool = False) -> NoReturn:
     """Run one stage on params.yaml, print its report, record its seconds, and exit."""
     stage = Path(inspect.getfile(run)).stem
     arguments = sys.argv[1:] if arguments is None else arguments
     surroundings.settle()
-    signal.signal(signal.SIGTERM, _terminate)
+    surroundings.unwind_on_sigterm()
     progress.quiet_libraries()
     web.keep_loopback_direct()
     if processes.is_first():
@@ -78,7 +73,7 @@ def main(run: Callable[..., Report], arguments: list[str] | None = None, *, para
         os._exit(1)  # the end of Python would abort in gloo's threads, which wait for the peer
     except KeyboardInterrupt:
         sys.exit(_failed(f"{stage}: interrupted; `dvc repro` starts it again", 130))
-    except _Terminated:
+    except surroundings.Terminated:
         sys.exit(_failed(f"{stage}: terminated; `dvc repro` starts it again", 143))
     sys.exit(0)
 
@@ -126,10 +121,6 @@ def _items(stage: str, run: Callable[..., Report], params: Params, arguments: li
             f"{command}: {given}; give one of params.yaml's {section}: {', '.join(known) or 'there are none'}"
         )
     return arguments
-
-
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    raise _Terminated
 
 
 def _failed(message: str, status: int) -> int:

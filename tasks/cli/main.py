@@ -214,9 +214,8 @@ def rounds(
     Example: sae-explainer rounds --at-most 5
     """
     from tasks.cli import rounds as preference_rounds
-    from tasks.workspace import repro
 
-    repro.unwind_on_sigterm()
+    surroundings.unwind_on_sigterm()
     print(f"rounds: {preference_rounds.run(at_most)}")
 
 

@@ -295,7 +295,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--report-only", action="store_true", help="only write the pages from what is there")
     parser.add_argument("--forget", action="store_true", help="let go of figures whose runs are no longer here")
     options = parser.parse_args(arguments)
-    repro.unwind_on_sigterm()
+    surroundings.unwind_on_sigterm()
     # a variant's runs stay with it: on a shared server it might be champion
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     try:

@@ -8,7 +8,6 @@ corrects them before anything is read: the artifacts of a workspace's own store 
 """
 
 import importlib.util
-import json
 import logging
 import os
 import re
@@ -19,9 +18,8 @@ from contextlib import closing
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlencode
-from urllib.request import urlopen
 
+from saeexplainer.endpoints import web
 from saeexplainer.errors import UserError
 from saeexplainer.library.champion import local_path
 from tasks.workspace import folder, printable
@@ -41,7 +39,7 @@ PLACES = (
 EXPERIMENT_NOTE = "A parent run is a result of the pipeline, its children are the evaluations; docs/MLFLOW.md"
 # Without this in the address MLflow 3.17 shows the traces of an experiment, of which there are none, and not its runs.
 VIEW = "workflowType=machine_learning"
-SECONDS = 5  # that a server of pages may take to say which experiment has a name
+SECONDS = 5.0  # that a server of pages may take to say which experiment has a name
 
 
 def address() -> str:
@@ -218,13 +216,16 @@ def page(base: str, experiment: str, run: str = "") -> str:
 
 def runs_page(base: str) -> str:
     """As `page` for the experiment of params.yaml; the list of experiments where the pages do not know it (yet)."""
+    import httpx
+
     from tasks.settings import params
 
     try:
-        asked = urlencode({"experiment_name": params.load().compare_rounds.experiment})
-        with urlopen(f"{base.rstrip('/')}/api/2.0/mlflow/experiments/get-by-name?{asked}", timeout=SECONDS) as answer:
-            return page(base, json.load(answer)["experiment"]["experiment_id"])
-    except (UserError, OSError, ValueError, KeyError):
+        asked = {"experiment_name": params.load().compare_rounds.experiment}
+        with web.client(base, SECONDS, {}) as client:
+            found = client.get(f"{base.rstrip('/')}/api/2.0/mlflow/experiments/get-by-name", params=asked).json()
+        return page(base, found["experiment"]["experiment_id"])
+    except (UserError, httpx.HTTPError, ValueError, KeyError):
         return f"{base.rstrip('/')}/#/experiments?{VIEW}"
 
 

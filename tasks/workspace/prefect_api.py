@@ -5,17 +5,16 @@ log. `sae-explainer doctor` and `make ui` ask this module, over plain HTTP, beca
 """
 
 import base64
-import ipaddress
 import json
 import os
-import urllib.error
-import urllib.parse
-import urllib.request
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-SECONDS = 10  # that the server may take to answer one question
+from saeexplainer.endpoints import web
+from saeexplainer.errors import UserError, first_line
+
+SECONDS = 10.0  # that the server may take to answer one question
 PATIENCE_SECONDS = 90  # that the scheduler may take for a deployment that is new; it looks at all of them once a minute
 PAGE = 200  # deployments in one answer, the most that Prefect gives
 ENDLESS = ("cron", "interval")  # kinds of schedules that always have a next run; an rrule may have had its last one
@@ -69,16 +68,6 @@ def answers(api: str, seconds: float = SECONDS) -> bool:
         return False
 
 
-def opener(address: str) -> urllib.request.OpenerDirector:
-    """What opens an address: without the environment's proxy if it is on this machine, where no proxy can reach it."""
-    host = urllib.parse.urlsplit(address).hostname or ""
-    try:
-        local = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        local = host == "localhost"
-    return urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if local else []))
-
-
 def _schedules(api: str) -> Schedules:
     active = [one for one in _deployments(api) if _is_due(one)]
     flows = _post(api, "flows/filter", {"flows": {"id": {"any_": sorted({one["flow_id"] for one in active})}}})
@@ -128,15 +117,17 @@ def _post(api: str, path: str, body: dict[str, Any]) -> Any:
 
 
 def _request(api: str, path: str, body: bytes | None = None, seconds: float = SECONDS) -> Any:
+    import httpx
+
     address = f"{api.rstrip('/')}/{path}"
     try:
-        request = urllib.request.Request(address, body, {"Content-Type": "application/json", **_authorization()})
-        with opener(address).open(request, timeout=seconds) as answer:
-            return json.load(answer)
-    except urllib.error.HTTPError as error:
-        raise NoAnswer(f"it answers {error.code} {error.reason} at /{path}") from None
-    except (OSError, ValueError) as error:
-        raise NoAnswer(" ".join(str(getattr(error, "reason", error)).split())) from None
+        with web.client(address, seconds, {"Content-Type": "application/json", **_authorization()}) as client:
+            answer = client.get(address) if body is None else client.post(address, content=body)
+        if answer.is_success:
+            return answer.json()
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, UserError) as error:
+        raise NoAnswer(first_line(error)) from None
+    raise NoAnswer(f"it answers {answer.status_code} {answer.reason_phrase} at /{path}")
 
 
 def _authorization() -> dict[str, str]:

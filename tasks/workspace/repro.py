@@ -237,11 +237,6 @@ def is_torn(path: Path) -> bool:
     return False
 
 
-def unwind_on_sigterm() -> None:
-    """SIGTERM leaves every block of this process, so that the running stage is stopped too."""
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-
-
 def environment() -> dict[str, str]:
     """This process's, with what `dvc repro` needs."""
     return os.environ | {

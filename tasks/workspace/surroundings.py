@@ -1,14 +1,30 @@
-"""What a command finds around it: a terminal that knows few letters, a home that it may not write to.
+"""What a command finds around it: a terminal that knows few letters, a home that it may not write to, an end by signal.
 
 Every entry point of tasks/ and flows/ calls `settle` first. It changes this process and what that starts.
 """
 
 import io
 import os
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 FOLDER = Path(".cache/home")  # in the workspace, for what libraries would keep in a home
+
+
+class Terminated(SystemExit):
+    """SIGTERM arrived: an exit, so that every block is left and what it started is stopped too."""
+
+
+def unwind_on_sigterm() -> None:
+    """From now on SIGTERM raises Terminated, with the status that shells know it by."""
+    signal.signal(signal.SIGTERM, _terminate)
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise Terminated(128 + number)
 
 
 def settle() -> None:

@@ -298,7 +298,7 @@ def test_the_check_fails_when_something_is_stale(toy: Path, prefect: None) -> No
 RUN_ONE_STAGE = """
 import logging
 from flows import pipeline
-pipeline.repro.unwind_on_sigterm()
+pipeline.surroundings.unwind_on_sigterm()
 pipeline.get_run_logger = logging.getLogger
 pipeline.bring_up_to_date.fn("again@r1")
 """
