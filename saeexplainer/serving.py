@@ -26,7 +26,7 @@ from jaxtyping import Float
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from saeexplainer.config import AskedPrompt, GenerateExplanations, TrainSft
+from saeexplainer.config import GenerateExplanations, TrainSft
 from saeexplainer.config.parts import Direction
 from saeexplainer.errors import UserError, first_line
 from saeexplainer.explainer.explainer import Explainer, Prompts, attach
@@ -177,8 +177,7 @@ class ServedExplainer:
     @property
     def shown_contexts(self) -> int:
         """How many of a feature's strongest contexts stand in the prompt."""
-        prompt = self._explainer.injection.prompt
-        return prompt.shown_contexts if isinstance(prompt, AskedPrompt) else 0
+        return self._explainer.injection.prompt.shown_contexts
 
     def reply(self, rows: Iterable[Mapping[str, Any]]) -> list[Reply]:
         """A reply for each row, which gives `feature_id`, or `index`, or a vector in the name of its kind."""
@@ -207,7 +206,7 @@ class ServedExplainer:
         return Question(self.features[row].feature_id, self._tensors[self.kind][row], context)
 
     def _raw(self, kind: str, given: Any, contexts: str = "") -> Question:
-        if self._contexts and not contexts:
+        if self._contexts and not contexts and not self._explainer.injection.contexts_dropped:
             raise UserError(f"{kind}: this explainer reads a feature's contexts too; ask about features by their id")
         if kind != self.kind:
             raise UserError(f"{kind}: this explainer reads {self.kind}; give that, or feature_id or index")

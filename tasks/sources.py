@@ -29,6 +29,8 @@ from saeexplainer.runs.storage import read_notes, read_rows
 from tasks.places import ACTIVATIONS
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from tasks.bench import Bench
 
 
@@ -40,6 +42,9 @@ def explanations_of(source: Evaluation, bench: "Bench") -> list[Explanation]:
         EvaluationKind.agent: from_agent,
         EvaluationKind.other_feature: from_other_feature,
         EvaluationKind.zero_vector: from_zero_vector,
+        EvaluationKind.vector_alone: from_vector_alone,
+        EvaluationKind.other_vector: from_other_vector,
+        EvaluationKind.other_contexts: from_other_contexts,
         EvaluationKind.best_of_n: from_best_of_n,
         EvaluationKind.explainer: from_explainer,
     }[source.kind]
@@ -76,8 +81,37 @@ def from_explainer(bench: "Bench", folder: Path) -> list[Explanation]:
 
 def from_zero_vector(bench: "Bench", folder: Path) -> list[Explanation]:
     """The greedy explanation of an explainer to which every feature's vector is zero, so that its token adds nothing.
-    Contexts that its prompt shows stay: they are another channel."""
-    return _greedy(bench, _explainer(bench, folder, scale=0.0))
+    Contexts that its prompt shows stay."""
+    return _greedy(bench, _explainer(bench, folder, vectors=0.0 * _vectors(bench)))
+
+
+def from_vector_alone(bench: "Bench", folder: Path) -> list[Explanation]:
+    """The greedy explanation without the contexts that its prompt would show."""
+    return _greedy(bench, _explainer(bench, folder, contexts=[]))
+
+
+def from_other_vector(bench: "Bench", folder: Path) -> list[Explanation]:
+    """The greedy explanation of another feature's vector beside the feature's own contexts."""
+    return _greedy(bench, _explainer(bench, folder, vectors=_vectors(bench)[_in_a_circle(bench)]))
+
+
+def from_other_contexts(bench: "Bench", folder: Path) -> list[Explanation]:
+    """The greedy explanation of the feature's own vector beside another feature's contexts."""
+    contexts = FeatureTable(ACTIVATIONS).contexts(bench.params.train_sft.prompt)
+    return _greedy(bench, _explainer(bench, folder, contexts=[contexts[at] for at in _in_a_circle(bench)]))
+
+
+def _vectors(bench: "Bench") -> "Tensor":
+    """What the explainer reads of every feature, a row each."""
+    return FeatureTable(ACTIVATIONS).vectors[bench.params.train_sft.direction]
+
+
+def _in_a_circle(bench: "Bench") -> list[int]:
+    """For each feature its own number; for one of the bench that of another one there, in a random circle."""
+    circle = list(bench.numbers)
+    random.Random(stage_seed(bench.params.seed, "other_feature")).shuffle(circle)
+    before = dict(zip(circle, [circle[-1], *circle]))
+    return [before.get(at, at) for at in range(len(bench.all_rows))]
 
 
 def _greedy(bench: "Bench", explainer: Explainer) -> list[Explanation]:
@@ -91,11 +125,9 @@ def _greedy(bench: "Bench", explainer: Explainer) -> list[Explanation]:
 
 def from_other_feature(bench: "Bench", folder: Path) -> list[Explanation]:
     """The explainer's explanation of another feature of the split: everyone's is the one before, in a random circle."""
-    own = from_explainer(bench, folder)
-    circle = list(range(len(own)))
-    random.Random(stage_seed(bench.params.seed, "other_feature")).shuffle(circle)
-    before = dict(zip(circle, [circle[-1], *circle]))
-    others = [own[before[at]] for at in range(len(own))]
+    own = dict(zip(bench.numbers, from_explainer(bench, folder), strict=True))
+    whose = _in_a_circle(bench)
+    others = [own[whose[at]] for at in bench.numbers]
     return [Explanation(other.text, calls=other.calls, call_tokens=other.call_tokens) for other in others]
 
 
@@ -230,12 +262,14 @@ def read_trials(
     ]
 
 
-def _explainer(bench: "Bench", folder: Path, scale: float = 1.0) -> Explainer:
-    """The explainer of a folder; it reads every vector times `scale`."""
-    table, settings = FeatureTable(ACTIVATIONS), bench.params.train_sft
-    vectors = {name: scale * vector for name, vector in table.vectors.items()}
-    contexts = table.contexts(settings.prompt)
-    return Explainer(folder, vectors, settings, bench.params.generate_explanations, contexts)
+def _explainer(
+    bench: "Bench", folder: Path, vectors: "Tensor | None" = None, contexts: Sequence[str] | None = None
+) -> Explainer:
+    """The explainer of a folder; it reads the features' own vectors and contexts unless it is given others."""
+    settings = bench.params.train_sft
+    read = {settings.direction.value: _vectors(bench) if vectors is None else vectors}
+    shown = FeatureTable(ACTIVATIONS).contexts(settings.prompt) if contexts is None else contexts
+    return Explainer(folder, read, settings, bench.params.generate_explanations, shown)
 
 
 def _asked(explainer: Explainer, number: int, texts: Sequence[str]) -> int:

@@ -6,6 +6,7 @@ Writes data/explainers/<round> (`saeexplainer.explainer.folder`, and in it prefe
 was trained on, which a round that starts from it is compared with) and reports/training/<round>.csv.
 """
 
+import random
 import tempfile
 from pathlib import Path
 
@@ -40,11 +41,13 @@ def run(params: Params, item: str) -> Report:
         attach(reference, tokenizer, directions, supervised, projection=parts.projection)
     prompts = Prompts(tokenizer, first_feature_id(model, tokenizer), supervised, features.contexts(supervised.prompt))
     pairs = read_rows(ROUNDS / item / "validated.parquet", PreferencePair)
+    draw = random.Random(seed)
+    bare = {"dpo": lambda: draw.random() < supervised.contexts_dropped, "valid": lambda: False}
     datasets = {
         split: dpo.preference_dataset(
-            [pair for pair in pairs if pair.split == split], prompts, features.number.__getitem__
+            [pair for pair in pairs if pair.split == split], prompts, features.number.__getitem__, without
         )
-        for split in ("dpo", "valid")
+        for split, without in bare.items()
     }
     with tempfile.TemporaryDirectory() as scratch:
         history = dpo.train(

@@ -8,7 +8,7 @@ Without warm-up examples the warm-up is the model that starts.
 
 import random
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -39,15 +39,17 @@ def run(params: Params) -> Report:
     table = FeatureTable(ACTIVATIONS)
     features = table.vectors[config.direction]
     parts = explainer_folder.start(config, SUBJECT, features.shape[1], seed)
-    prompts = Prompts(
-        parts.tokenizer, first_feature_id(parts.model, parts.tokenizer), config, table.contexts(config.prompt)
-    )
     warmup = raw_activations(params, draw) if config.warmup_examples else sft.nothing(features.shape[1])
     directions = torch.cat([features, warmup.residuals - table.vectors["corpus_mean"]])
-    raw_examples = [
-        prompts.example(len(features) + at, description) for at, description in enumerate(warmup.descriptions)
-    ]
-    labelled = [prompts.example(feature, label) for feature, label in sft_labels(table.number)]
+    contexts = [*table.contexts(config.prompt), *warmup.contexts]
+    prompts = Prompts(parts.tokenizer, first_feature_id(parts.model, parts.tokenizer), config, contexts)
+
+    def examples_of(described: Iterable[tuple[int, str]]) -> list[dict[str, list[int]]]:
+        dropped = config.contexts_dropped if contexts else 0.0
+        return [prompts.example(at, said, bare=dropped > draw.random() if dropped else False) for at, said in described]
+
+    raw_examples = examples_of((len(features) + at, said) for at, said in enumerate(warmup.descriptions))
+    labelled = examples_of(sft_labels(table.number))
     replayed = draw.sample(raw_examples, min(len(raw_examples), replay_count(len(labelled), config.replay_share)))
     history = []
     stages = (
@@ -80,7 +82,7 @@ def raw_activations(params: Params, draw: random.Random) -> sft.WarmupSet:
     batches = token_batches(
         domain.documents("warmup", config.warmup_examples), reader, params.extract_activations.batch_size
     )
-    return sft.warmup_set(batches, domain, config.warmup_examples, config.warmup_modifier_share, draw)
+    return sft.warmup_set(batches, domain, config, params.extract_activations.context_tokens, draw)
 
 
 def sft_labels(number: Mapping[str, int]) -> list[tuple[int, str]]:

@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from control_room import Api, free_port, program
 from copies import PATIENCE, copied, environment, run
@@ -29,7 +30,8 @@ from saeexplainer.config.parts import EvaluationKind
 from saeexplainer.models.loading import load_model
 from saeexplainer.records import EvaluationRow, ExplanationRow, FeatureRow, PreferencePair
 from saeexplainer.runs.storage import read_rows
-from tasks import evaluate
+from tasks import evaluate, sources
+from tasks.bench import Bench
 from tasks.settings import params as settings_params
 from tasks.workspace.prefect_api import answers
 from tasks.workspace.repro import version
@@ -203,6 +205,9 @@ BASELINES = {
     "agent": {"kind": "agent", "source": "data/activations"},
     "other_feature": {"kind": "other_feature", "source": "data/explainers/sft"},
     "zero_vector": {"kind": "zero_vector", "source": "data/explainers/r1"},
+    "vector_alone": {"kind": "vector_alone", "source": "data/explainers/r1"},
+    "other_vector": {"kind": "other_vector", "source": "data/explainers/r1"},
+    "other_contexts": {"kind": "other_contexts", "source": "data/explainers/r1"},
     "oracle": {"kind": "truth", "source": "data/activations/truth.safetensors"},
 }
 
@@ -213,8 +218,10 @@ def test_every_baseline_is_measured_and_costs_what_it_asked(workspace, monkeypat
     known = settings_params.load()
     texts = known.score_explanations.writer.texts
     more = {name: Evaluation(EvaluationKind(one["kind"]), one["source"]) for name, one in BASELINES.items()}
+    bare = replace(known.train_sft, prompt=replace(known.train_sft.prompt, shown_contexts=0))
     for name in more:
-        evaluate.run(replace(known, evaluations=known.evaluations | more), name)
+        how = {"train_sft": bare} if name == "zero_vector" else {}
+        evaluate.run(replace(known, evaluations=known.evaluations | more, **how), name)
     costs = {name: evaluated(workspace, name) for name in ("sft", *BASELINES)}
     for name in more:  # no part of what dvc.lock knows
         (workspace / f"data/evaluations/{name}.parquet").unlink()
@@ -227,6 +234,32 @@ def test_every_baseline_is_measured_and_costs_what_it_asked(workspace, monkeypat
     assert moved == own, "everyone's is somebody's"
     with_vectors = {row.explanation for row in evaluated(workspace, "r1")}
     assert len({row.explanation for row in costs["zero_vector"]}) == 1 < len(with_vectors), "nothing tells them apart"
+
+
+def test_controls_exchange_or_take_away_what_they_are_named_after_and_nothing_else(workspace, monkeypatch):
+    monkeypatch.chdir(workspace)
+    bench = Bench(settings_params.load())
+    monkeypatch.setattr(
+        sources, "Explainer", lambda _folder, vectors, _settings, _generation, contexts: (vectors, contexts)
+    )
+    monkeypatch.setattr(sources, "_greedy", lambda _bench, given: (next(iter(given[0].values())), list(given[1])))
+    vectors, contexts = sources.from_explainer(bench, Path())
+    assert len(contexts) == len(vectors) == len(bench.all_rows) and all(contexts[at] for at in bench.numbers)
+    others = [at for at in range(len(vectors)) if at not in bench.numbers]
+
+    moved, same = sources.from_other_vector(bench, Path())
+    assert same == contexts and torch.equal(moved[others], vectors[others])
+    assert not any(torch.equal(moved[at], vectors[at]) for at in bench.numbers)
+    assert sorted(moved[bench.numbers].tolist()) == sorted(vectors[bench.numbers].tolist())
+
+    kept, exchanged = sources.from_other_contexts(bench, Path())
+    assert torch.equal(kept, vectors) and not any(exchanged[at] == contexts[at] for at in bench.numbers)
+    assert sorted(exchanged[at] for at in bench.numbers) == sorted(contexts[at] for at in bench.numbers)
+
+    alone, none = sources.from_vector_alone(bench, Path())
+    assert torch.equal(alone, vectors) and none == []
+    zero, left = sources.from_zero_vector(bench, Path())
+    assert not zero.any() and left == contexts
 
 
 def test_nothing_is_left_to_do_and_a_third_round_is_an_edit_of_params_alone(workspace):

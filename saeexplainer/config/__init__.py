@@ -33,9 +33,11 @@ class Corpus:
 
 @dataclass(frozen=True, config=CLOSED)
 class TokensPrompt:
-    """The explainer is asked by <explain>, the feature's token, <about>: of a tokenizer made here."""
+    """The explainer is asked by <explain>, the feature's token, <about>: of a tokenizer made here. Contexts stand
+    before <about>, each as <text> and its words up to the strongest."""
 
     kind: Literal["tokens"]
+    shown_contexts: Natural  # as in AskedPrompt
 
 
 @dataclass(frozen=True, config=CLOSED)
@@ -206,11 +208,13 @@ class TrainSft:
     warmup_batch_size: Count  # sequences at once
     warmup_learning_rate: Positive  # peak, AdamW
     warmup_modifier_share: Share  # share of warm-up descriptions with a second concept
+    warmup_places: Count  # an example's vector is the mean over 1 to so many places of which the same is said
     epochs: Positive  # over the labels of the sft split
     learning_rate: Positive  # peak, AdamW, on the labels
     batch_size: Count  # sequences at once
     replay_share: ShareBelowOne  # share of warm-up examples mixed into the labels; 0 without warm-up
     direction_noise: Amount  # training only: standard deviation of relative gaussian noise on the injected direction
+    contexts_dropped: ShareBelowOne  # training only: prompts without their contexts, so that bare vectors are read too
 
 
 @dataclass(frozen=True, config=CLOSED)

@@ -128,7 +128,12 @@ class EvaluationKind(StrEnum):
     best_of_n = "best_of_n"  # samples of an explainer, picked by activation feedback at inference
     agent = "agent"  # hypotheses, texts that test them, refinement on what they made the feature do (after SAGE)
     other_feature = "other_feature"  # an explainer's explanation of another feature: a floor
-    zero_vector = "zero_vector"  # what an explainer says when it reads the zero vector: a floor
+    zero_vector = (
+        "zero_vector"  # what an explainer says when it reads the zero vector, its contexts alone if it has any
+    )
+    vector_alone = "vector_alone"  # what it says when it is shown no contexts
+    other_vector = "other_vector"  # what it says of another feature's vector beside the feature's contexts
+    other_contexts = "other_contexts"  # what it says of the feature's vector beside another feature's contexts
     truth = "truth"  # the concept with the best F1: a ceiling in the sandbox, elsewhere the best lexical hypothesis
 
 

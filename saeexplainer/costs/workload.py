@@ -19,6 +19,7 @@ from saeexplainer.config.parts import (
     SubjectWriterSpec,
     Writer,
 )
+from saeexplainer.features.contexts import LEADING
 
 Tokens = int | float  # a mean where texts differ
 PROMPT_WORDS = 4  # of the explainer's prompt: BOS, two words, the feature's token
@@ -181,7 +182,7 @@ def explain_prompt(params: Params) -> int:
     prompt = params.train_sft.prompt
     if isinstance(prompt, AskedPrompt):
         return prompt_limit(prompt.instruction) + 1 + prompt.shown_contexts * context(params)
-    return PROMPT_WORDS
+    return PROMPT_WORDS + prompt.shown_contexts * (1 + LEADING)
 
 
 def _supervised(params: Params, lengths: Lengths, split: Features) -> Load:

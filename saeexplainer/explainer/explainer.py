@@ -1,7 +1,7 @@
 """The explainer: what it is asked and how it answers.
 
-Its prompt is `<explain>`, the feature's token, `<about>`; or words with that token in them, and with some of the
-feature's contexts if they are asked for: an instruction to a chat model, or a text that any model continues. Its
+Its prompt is `<explain>`, the feature's token, `<about>`; or words with that token in them: an instruction to a chat
+model, or a text that any model continues. It shows some of the feature's contexts if they are asked for. Its
 answer is a description. The directions are no part of an explainer's folder (`saeexplainer.explainer.folder`), they
 come from data/activations.
 """
@@ -17,11 +17,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from saeexplainer.config import AskedPrompt, GenerateExplanations, TrainSft
-from saeexplainer.domains.domain import ABOUT, EXPLAIN, FEATURE
+from saeexplainer.domains.domain import ABOUT, EXPLAIN, FEATURE, TEXT
 from saeexplainer.errors import UserError
 from saeexplainer.explainer.feature_tokens import FeatureTokens, first_feature_id
 from saeexplainer.explainer.folder import open_parts
-from saeexplainer.features.contexts import without_special
+from saeexplainer.features.contexts import leading, without_special
 from saeexplainer.models.batches import by_length, fitting, padded
 from saeexplainer.models.blocks import check_context, device_of, embedding_of
 from saeexplainer.models.generation import generate
@@ -41,30 +41,31 @@ class Prompts:
         config: TrainSft,
         contexts: Sequence[str] = (),
     ) -> None:
-        """first_id: token id of row 0 of the directions. contexts: as `shown_contexts` gives them; a number beyond them
-        is of no feature but of a raw activation, and has none. Raises UserError if the tokenizer lacks what the prompt
-        needs."""
+        """first_id: token id of row 0 of the directions. contexts: lines as `FeatureTable.contexts` gives them; a
+        number beyond them has none. Raises UserError if the tokenizer lacks what the prompt needs."""
         self.first_id = first_id
         self._tokenizer = tokenizer
         self._contexts = [without_special(shown, tokenizer) for shown in contexts]
         prompt = config.prompt
         # A leading space, as the description has after `<about>` in the lessons; a chat's answer begins a line.
         self._lead = "" if prompt.kind == "chat" else " "
+        self._in_words = isinstance(prompt, AskedPrompt)
         self._sides = _sides(tokenizer, prompt) if isinstance(prompt, AskedPrompt) else _token_sides(tokenizer)
 
-    def ids(self, feature: int) -> list[int]:
-        """The prompt of a feature."""
-        shown = self._contexts[feature] if feature < len(self._contexts) else ""
+    def ids(self, feature: int, *, bare: bool = False) -> list[int]:
+        """The prompt of a feature; `bare` without its contexts."""
+        shown = self._contexts[feature] if feature < len(self._contexts) and not bare else ""
         before, after = (self._encoded(side.replace("{contexts}", shown)) for side in self._sides)
-        return [*before, self.first_id + feature, *after]
+        cut = [] if self._in_words else [f"{TEXT} {leading(line)}" for line in shown.splitlines()]
+        return [*before, self.first_id + feature, *(token for part in cut for token in self._encoded(part)), *after]
 
     def answer(self, description: str) -> list[int]:
         """A description as the explainer gives it, its end included."""
         return [*self._encoded(self._lead + description), self._tokenizer.eos_token_id]
 
-    def example(self, feature: int, description: str) -> dict[str, list[int]]:
+    def example(self, feature: int, description: str, *, bare: bool = False) -> dict[str, list[int]]:
         """Token ids and labels of one supervised example; the prompt, the feature's token included, is masked."""
-        prompt, answer = self.ids(feature), self.answer(description)
+        prompt, answer = self.ids(feature, bare=bare), self.answer(description)
         return {"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer}
 
     def _encoded(self, text: str) -> list[int]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from saeexplainer.config import AskedPrompt, ExplainerPrompt
+from saeexplainer.config import ExplainerPrompt
 from saeexplainer.features.contexts import listed
 from saeexplainer.records import ContextRow, FeatureRow
 from saeexplainer.runs.storage import read_rows, read_tensors
@@ -36,9 +36,9 @@ class FeatureTable:
         return read_tensors(self.folder / "directions.safetensors")
 
     def contexts(self, prompt: ExplainerPrompt) -> list[str]:
-        """What stands for {contexts} in the prompt of each feature: a line for each of its strongest contexts, the
-        strongest token between << and >>. The list is empty if the prompt shows none."""
-        if not isinstance(prompt, AskedPrompt) or not prompt.shown_contexts:
+        """What the prompt shows of each feature's contexts: a line for each of the strongest, the strongest token
+        between << and >>. The list is empty if the prompt shows none."""
+        if not prompt.shown_contexts:
             return []
         lines = listed(read_rows(self.folder / "contexts.parquet", ContextRow), prompt.shown_contexts)
         return [lines.get(row.feature_id, "") for row in self.rows]

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
+LEADING = 5  # words of a context that a prompt of tokens shows, the strongest the last of them
+
+
 def listed(contexts: Iterable[ContextRow], count: int) -> dict[str, str]:
     """The lines of each feature that has any, by id: its `count` strongest contexts, the strongest first."""
     lines: dict[str, list[str]] = defaultdict(list)
@@ -45,6 +48,12 @@ def marked(text: str, tokens: Sequence[str], peak: int) -> str:
     core = tokens[peak].strip()
     start = max(0, end - len(tokens[peak].lstrip()))
     return one_line(f"{text[:start]}<<{core}>>{text[start + len(core) :]}")
+
+
+def leading(line: str) -> str:
+    """Of a line as `listed` has it: its last words up to the strongest token, LEADING at most."""
+    before, _, after = line.removeprefix("- ").rpartition("<<")
+    return " ".join(f"{before}{after.partition('>>')[0]}".split()[-LEADING:])
 
 
 def one_line(text: str) -> str:

@@ -24,13 +24,16 @@ if TYPE_CHECKING:
     from trl import DPOConfig, DPOTrainer
 
 
-def preference_dataset(pairs: Sequence[PreferencePair], prompts: Prompts, number: Callable[[str], int]) -> "Dataset":
-    """TRL's columns of token ids; `number` gives the row of a feature id in the table that the explainer reads."""
+def preference_dataset(
+    pairs: Sequence[PreferencePair], prompts: Prompts, number: Callable[[str], int], bare: Callable[[], bool]
+) -> "Dataset":
+    """TRL's columns of token ids; `number` gives the row of a feature id in the table that the explainer reads, and
+    `bare` says of one prompt after the other whether it goes without contexts."""
     from datasets import Dataset
 
     return Dataset.from_dict(
         {
-            "prompt_ids": [prompts.ids(number(pair.feature_id)) for pair in pairs],
+            "prompt_ids": [prompts.ids(number(pair.feature_id), bare=bare()) for pair in pairs],
             "chosen_ids": [prompts.answer(pair.chosen_explanation) for pair in pairs],
             "rejected_ids": [prompts.answer(pair.rejected_explanation) for pair in pairs],
         }

@@ -23,10 +23,13 @@ from tasks.settings.served import served
 
 CONTEXTS = Path("data/activations/contexts.parquet")  # from which domain and labeller label
 LATER = "explanations are asked about later contexts"
-# (key, key, why): the first is at most the second.
+# Kinds of evaluations that take contexts away, or exchange them.
+ABOUT_CONTEXTS = (EvaluationKind.vector_alone, EvaluationKind.other_vector, EvaluationKind.other_contexts)
+
 ORDERED = (
     ("label_features.contexts", "probe_features.first_rank", LATER),
     ("extract_activations.direction_contexts", "probe_features.first_rank", LATER),
+    ("train_sft.prompt.shown_contexts", "probe_features.first_rank", LATER),
     ("validate_preferences.min_words", "validate_preferences.max_words", "no explanation has both"),
     ("validate_preferences.max_words", "validate_preferences.max_characters", "a word has at least one"),
 )
@@ -62,8 +65,6 @@ def _order(params: Params) -> Iterator[str]:
         below.append(("train_sft.injection_block", "prepare_subject.blocks", COUNTED))
     if subject_here and any(isinstance(sae, TrainedSae) for sae in params.prepare_sae.saes):
         below.append(("prepare_sae.hook_block", "prepare_subject.blocks", COUNTED))
-    if isinstance(params.train_sft.prompt, AskedPrompt):
-        yield from _ordered(params, ("train_sft.prompt.shown_contexts", "probe_features.first_rank", LATER))
     for entry in ORDERED:
         yield from _ordered(params, entry)
     for entry in below:
@@ -224,6 +225,11 @@ def _features(params: Params) -> Iterator[str]:
             yield (
                 f"evaluations.{name}.kind: is truth; must have extract_activations.truth_documents above 0, on which "
                 "every concept is compared with what fires"
+            )
+        if evaluation.kind in ABOUT_CONTEXTS and not params.train_sft.prompt.shown_contexts:
+            yield (
+                f"evaluations.{name}.kind: is {evaluation.kind}; must have train_sft.prompt.shown_contexts above 0, or "
+                "there is nothing to take away"
             )
     if params.train_sft.replay_share and not params.train_sft.warmup_examples:
         yield (

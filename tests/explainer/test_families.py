@@ -264,7 +264,7 @@ def test_what_the_tokenizer_lacks_is_one_line():
     with pytest.raises(UserError, match=r"train_sft.prompt.kind: chat, .* no chat template; name an instruction-tuned"):
         Prompts(tokenizer, 1000, settings_of(Path("base")))
     with pytest.raises(UserError, match=r"train_sft.prompt.kind: tokens, .* has no <explain>; give chat"):
-        Prompts(tokenizer, 1000, replace(settings_of(Path("base")), prompt=TokensPrompt("tokens")))
+        Prompts(tokenizer, 1000, replace(settings_of(Path("base")), prompt=TokensPrompt("tokens", 0)))
 
 
 def context(feature: int, rank: int, text: str, tokens: list[str], peak: int) -> ContextRow:

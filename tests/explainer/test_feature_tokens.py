@@ -10,6 +10,7 @@ from hypothesis import given, settings as hypothesis_settings, strategies as st
 from tiny import BLOCKS, WIDTH, settings, tiny_model, tiny_tokenizer
 from transformers import PreTrainedModel
 
+from saeexplainer.config import TokensPrompt
 from saeexplainer.config.parts import Architecture, Direction
 from saeexplainer.errors import UserError
 from saeexplainer.explainer.explainer import Explainer, Prompts, attach
@@ -244,6 +245,18 @@ def test_an_example_is_the_prompt_then_the_answer_and_its_end():
     prompt = [bos, explain, BASE + 2, about]
     labels = [-100] * len(prompt) + said + [eos]
     assert prompts.example(2, "the word dog") == {"input_ids": prompt + said + [eos], "labels": labels}
+
+
+def test_contexts_stand_before_the_answer_and_may_be_left_out():
+    injection = replace(INJECTION, prompt=TokensPrompt("tokens", 2))
+    prompts = Prompts(TOKENIZER, BASE, injection, ["- the <<dog>> chase\n- a <<cat>>", ""])
+    bos, explain, about, text = TOKENIZER.convert_tokens_to_ids(["<bos>", "<explain>", "<about>", "<text>"])
+    the, dog, a, cat = TOKENIZER.convert_tokens_to_ids(["the", "dog", "a", "cat"])
+    bare = [bos, explain, BASE, about]
+    assert prompts.ids(0) == [bos, explain, BASE, text, the, dog, text, a, cat, about]
+    assert prompts.ids(0, bare=True) == bare
+    assert prompts.ids(1) == [bos, explain, BASE + 1, about] and prompts.ids(7) == [bos, explain, BASE + 7, about]
+    assert prompts.example(0, "the dog", bare=True)["input_ids"][: len(bare)] == bare
 
 
 def test_log_probabilities_are_those_of_one_plain_forward_pass_each(architecture, tmp_path):

@@ -38,7 +38,7 @@ PAIRS = [pair(feature, *said) for feature, said in enumerate(SAID)]
 
 
 def dataset(pairs: list[PreferencePair]):
-    return dpo.preference_dataset(pairs, PROMPTS, lambda feature_id: int(feature_id.rpartition("/")[2]))
+    return dpo.preference_dataset(pairs, PROMPTS, lambda feature_id: int(feature_id.rpartition("/")[2]), lambda: False)
 
 
 def explainer(architecture: Architecture) -> PreTrainedModel:
