@@ -8,14 +8,13 @@ Writes data/evaluations/<name>.parquet, a row a feature.
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import islice
 
 import numpy as np
 
 from saeexplainer.config import Params
 from saeexplainer.evaluation import metrics, rows as evaluation_rows
-from saeexplainer.evaluation.rows import Answers, Explanation
+from saeexplainer.evaluation.rows import Answers, Caused, Explanation, evaluation_row
 from saeexplainer.features import truth
 from saeexplainer.judges.judge import Judge, Question
 from saeexplainer.records import EvaluationRow, unwritten
@@ -80,15 +79,14 @@ def measure(bench: Bench, explanations: Sequence[Explanation]) -> list[Evaluatio
     rows = []
     for at, (feature, explanation) in enumerate(zip(bench.features, explanations)):
         written = texts.get(explanation.text, [])
-        relative = read.of(bench.sae_name, written, latents) / maxima
-        cut = list(islice(tokens, len(written)))
-        near = bench.near.responses(feature.feature_id, written, read).neighbours
-        found = replace(judged[at], input_accuracy=inputs[at])
-        rows.append(
-            evaluation_rows.evaluation_row(
-                feature, explanation, written, relative, columns[at], near, cut, rivals, found, scores[at]
-            )
+        caused = Caused(
+            texts=written,
+            relative=read.of(bench.sae_name, written, latents) / maxima,
+            neighbours=bench.near.responses(feature.feature_id, written, read).neighbours,
+            input_accuracy=inputs[at],
+            read=list(islice(tokens, len(written))),
         )
+        rows.append(evaluation_row(feature, explanation, caused, columns[at], rivals, judged[at], scores[at]))
     return rows
 
 
@@ -123,7 +121,7 @@ def answers(bench: Bench, named: Sequence[str]) -> list[Answers]:
     for own, output in zip(probes, output_accuracies(bench, judge, named)):
         scores, *others = [list(islice(relevance, len(own))) for relevance in relevances]
         contexts = evaluation_rows.detection(own, scores, list(islice(tokens, len(own))))
-        found.append(Answers(0.0, output, *contexts, evaluation_rows.agreement(scores, others)))
+        found.append(Answers(output, *contexts, evaluation_rows.agreement(scores, others)))
     return found
 
 

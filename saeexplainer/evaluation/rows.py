@@ -29,9 +29,8 @@ class Explanation:
 
 @dataclass(frozen=True)
 class Answers:
-    """The metrics of one explanation that do not come from its own texts alone; fields as in `EvaluationRow`."""
+    """What judges make of one explanation; fields as in `EvaluationRow`."""
 
-    input_accuracy: float
     output_accuracy: float
     detection_auc: float
     fuzzing_auc: float
@@ -39,41 +38,47 @@ class Answers:
     judge_agreement: float
 
 
+@dataclass(frozen=True)
+class Caused:
+    """What the texts of one explanation did."""
+
+    texts: list[str]
+    relative: Float[np.ndarray, "texts live"]  # maximum over the corpus maximum, of every live feature of the SAE
+    neighbours: Sequence[float]  # as in `ScoreRow`
+    input_accuracy: float  # as in `EvaluationRow`
+    read: Sequence[tuple[list[str], list[float]]]  # each text's tokens, and the feature on them in activation units
+
+
 def evaluation_row(
     feature: FeatureRow,
     explanation: Explanation,
-    texts: Sequence[str],
-    relative: Float[np.ndarray, "texts live"],
+    caused: Caused,
     target: int,
-    neighbours: Sequence[float],
-    read: Sequence[tuple[list[str], list[float]]],
     rivals: Bool[np.ndarray, "live"],
     answers: Answers,
     truth: tuple[float, float],
 ) -> EvaluationRow:
-    """All metrics of one explanation. `relative` is each text's maximum over the corpus maximum, of every live feature
-    of the SAE; `target` is the feature's place among them; `neighbours` is as in `ScoreRow`; `read` has each text's
-    tokens and the feature's activation on them, in activation units. What is measured on texts is NaN if they are
-    `unwritten`."""
-    own = relative[:, target]
-    missing, failed = len(texts) == 0, unwritten(explanation.text, texts)
+    """All metrics of one explanation. `target` is the feature's place among the live ones, of which `rivals` count in
+    collisions; `truth` is as `truth_scores` gives it. What is measured on texts is NaN if they are `unwritten`."""
+    own = caused.relative[:, target]
+    missing, failed = len(caused.texts) == 0, unwritten(explanation.text, caused.texts)
     no_share, no_text = (math.nan, math.nan) if failed else (0.0, 1.0)
     return EvaluationRow(
         feature_id=feature.feature_id,
         explanation=explanation.text,
         log_probability=explanation.log_probability,
-        texts=list(texts),
+        texts=caused.texts,
         activations=[float(value) for value in own],
-        neighbour_activations=list(neighbours),
-        tokens=[tokens for tokens, _ in read],
-        token_activations=[[round(value / feature.maximum, 4) for value in values] for _, values in read],
+        neighbour_activations=list(caused.neighbours),
+        tokens=[tokens for tokens, _ in caused.read],
+        token_activations=[[round(value / feature.maximum, 4) for value in values] for _, values in caused.read],
         calls=explanation.calls,
         call_tokens=explanation.call_tokens,
         generative_accuracy=no_share if missing else metrics.generative_accuracy(own),
         hallucination=no_text if missing else metrics.hallucination(own),
-        collision=no_text if missing else float(metrics.collides(relative, target, rivals)),
+        collision=no_text if missing else float(metrics.collides(caused.relative, target, rivals)),
         mean_activation=no_share if missing else float(own.mean()),
-        input_accuracy=math.nan if failed else answers.input_accuracy,
+        input_accuracy=math.nan if failed else caused.input_accuracy,
         output_accuracy=answers.output_accuracy,
         detection_auc=answers.detection_auc,
         fuzzing_auc=answers.fuzzing_auc,

@@ -8,7 +8,7 @@ import pytest
 
 from saeexplainer.domains.sandbox.world import World
 from saeexplainer.evaluation.metrics import collides
-from saeexplainer.evaluation.rows import Answers, Explanation, evaluation_row, truth_scores
+from saeexplainer.evaluation.rows import Answers, Caused, Explanation, evaluation_row, truth_scores
 from saeexplainer.features import truth
 from saeexplainer.records import FeatureRow
 from tasks import evaluate
@@ -23,7 +23,7 @@ READ = [(["a ", "dog"], [0.0, 2.0]), (["cat"], [1.2])]  # the tokens, and latent
 
 
 ANSWERS = Answers(
-    input_accuracy=1.0, output_accuracy=0.0, detection_auc=0.75, fuzzing_auc=0.5, predictive_correlation=0.25,
+    output_accuracy=0.0, detection_auc=0.75, fuzzing_auc=0.5, predictive_correlation=0.25,
     judge_agreement=math.nan,
 )  # fmt: skip
 
@@ -33,7 +33,8 @@ def row(
 ):
     said = Explanation(explanation, calls=7, call_tokens=80, log_probability=-0.5)
     near = [0.9, 0.0][: len(texts)]
-    return evaluation_row(FEATURE, said, list(texts), relative, 1, near, read, rivals, ANSWERS, known)
+    caused = Caused(list(texts), relative, near, 1.0, read)
+    return evaluation_row(FEATURE, said, caused, 1, rivals, ANSWERS, known)
 
 
 def test_every_metric_by_hand():
