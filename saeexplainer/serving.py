@@ -170,7 +170,7 @@ class ServedExplainer:
         `features.contexts.listed` makes them, for an explainer whose prompt shows any (`shown_contexts`).
 
         Raises UserError if the vector is of another width, not finite or zero, if it is a known feature's vector of
-        another kind, or if there are no contexts to show.
+        another kind, or if there are no contexts to show and the explainer never learnt without.
         """
         return self._answer([self._raw(self.kind, given, contexts)])[0]
 

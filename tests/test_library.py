@@ -75,13 +75,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def make_explainer(folder: Path, name: str, direction: Direction, instruction: str, contexts: int) -> None:
+def make_explainer(
+    folder: Path, name: str, direction: Direction, instruction: str, contexts: int, dropped: float = 0.0
+) -> None:
     """An explainer of the features 0 to 3 that stands alone."""
     if not (folder / "chat").is_dir():
         save_chat_model("llama", folder / "chat", 3 * ["a dog", "the cat", "the garden"], steps=20)
     asked = settings()
     prompt = AskedPrompt("chat", instruction, contexts)
-    injection = replace(asked.train_sft, direction=direction, injection_block=1, prompt=prompt)
+    injection = replace(
+        asked.train_sft, direction=direction, injection_block=1, prompt=prompt, contexts_dropped=dropped
+    )
     generation = replace(asked.generate_explanations, max_new_tokens=6)
     rows = [FeatureRow(f"model/sae/{index}", "sae", index, "test", 1.0, 0.1) for index in range(4)]
     generator = torch.Generator().manual_seed(5)
@@ -272,6 +276,13 @@ def test_an_explainer_that_shows_contexts_is_shown_the_measured_ones(subject, fo
     assert saeexplainer.explain_feature(explainer, measured).feature_id == f"model/sae/{LATENT}"
     with pytest.raises(saeexplainer.UserError, match="reads a feature's contexts too"):
         saeexplainer.explain_vector(explainer, measured.vectors["decoder"])
+
+
+def test_an_explainer_that_learnt_without_contexts_too_answers_about_a_bare_vector(subject, folder: Path) -> None:
+    make_explainer(folder, "with_and_without", Direction.decoder, "{contexts}\nWhat is {feature}?", 2, dropped=0.1)
+    explainer = saeexplainer.load_explainer(folder / "with_and_without")
+    (measured,) = saeexplainer.measure_features(subject, [LATENT], TEXTS)
+    assert saeexplainer.explain_vector(explainer, measured.vectors["decoder"]).feature_id == ""
 
 
 def test_a_score_by_hand(subject) -> None:

@@ -361,7 +361,7 @@ def test_the_stages_train_an_explainer_of_another_family(tmp_path, monkeypatch):
         base, pretrained=Pretrained(base.as_posix(), None, "bfloat16", None, None), bf16=True,
         prompt=AskedPrompt("chat", "{contexts}\n{feature}?", 1), gradient_checkpointing=True, accumulate=2,
         warmup_examples=8, warmup_batch_size=2, batch_size=2, epochs=3.0, replay_share=0.1, learning_rate=0.01,
-        warmup_learning_rate=0.01,
+        warmup_learning_rate=0.01, contexts_dropped=0.0,
     )  # fmt: skip
     round_ = replace(PARAMS.rounds["r1"], learning_rate=0.01)
     params = replace(

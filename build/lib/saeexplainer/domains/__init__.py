@@ -1,0 +1,1 @@
+"""Where texts come from, and what is true of their words."""

@@ -1,0 +1,1 @@
+"""Texts of the user's own, of files or of the hub."""

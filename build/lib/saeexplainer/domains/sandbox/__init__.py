@@ -1,0 +1,1 @@
+"""The sandbox: a small generated language whose truth is known word by word."""

@@ -1,0 +1,1 @@
+"""One row of measurements a feature, and the means of comparing explanations."""

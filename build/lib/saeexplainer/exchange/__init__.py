@@ -1,0 +1,1 @@
+"""Feature records in the forms that other tools read."""

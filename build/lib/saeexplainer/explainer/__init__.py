@@ -1,0 +1,1 @@
+"""The model that reads a feature token and says what the feature means."""

@@ -1,0 +1,44 @@
+"""The features that explainers are asked about, in the order of their table."""
+
+from functools import cached_property
+from pathlib import Path
+
+from torch import Tensor
+
+from saeexplainer.config import AskedPrompt, ExplainerPrompt
+from saeexplainer.features.contexts import listed
+from saeexplainer.records import ContextRow, FeatureRow
+from saeexplainer.runs.storage import read_rows, read_tensors
+
+
+class FeatureTable:
+    """What lies in data/activations about each feature. A feature's number is its row here, and with it the place of
+    its token among those of an explainer (`saeexplainer.explainer.feature_tokens`). Files are read when they are asked
+    for; each property raises UserError if its file is not there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @cached_property
+    def rows(self) -> list[FeatureRow]:
+        """Row n is feature number n."""
+        return read_rows(self.folder / "features.parquet", FeatureRow)
+
+    @cached_property
+    def number(self) -> dict[str, int]:
+        """By the feature's id."""
+        return {row.feature_id: at for at, row in enumerate(self.rows)}
+
+    @cached_property
+    def vectors(self) -> dict[str, Tensor]:
+        """The vectors that a token may carry, [features, d_model] each by the names of `config.Direction`, and the mean
+        residual of the corpus, corpus_mean [d_model]."""
+        return read_tensors(self.folder / "directions.safetensors")
+
+    def contexts(self, prompt: ExplainerPrompt) -> list[str]:
+        """What stands for {contexts} in the prompt of each feature: a line for each of its strongest contexts, the
+        strongest token between << and >>. The list is empty if the prompt shows none."""
+        if not isinstance(prompt, AskedPrompt) or not prompt.shown_contexts:
+            return []
+        lines = listed(read_rows(self.folder / "contexts.parquet", ContextRow), prompt.shown_contexts)
+        return [lines.get(row.feature_id, "") for row in self.rows]

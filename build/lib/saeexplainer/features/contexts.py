@@ -1,0 +1,52 @@
+"""A feature's strongest contexts as people and models read them: a line each, the strongest token between << and >>.
+
+The explainer's prompt shows them, and labellers and the agent are asked about them.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, cast
+
+from saeexplainer.records import ContextRow
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+def listed(contexts: Iterable[ContextRow], count: int) -> dict[str, str]:
+    """The lines of each feature that has any, by id: its `count` strongest contexts, the strongest first."""
+    lines: dict[str, list[str]] = defaultdict(list)
+    for context in sorted(contexts, key=lambda context: context.rank):
+        if context.rank < count:
+            lines[context.feature_id].append(f"- {marked(context.text, context.tokens, context.peak)}")
+    return {feature_id: "\n".join(found) for feature_id, found in lines.items()}
+
+
+def without_special(text: str, tokenizer: "PreTrainedTokenizerFast") -> str:
+    """The text without names of special tokens: in a conversation they must not end the turn that they stand in."""
+    from saeexplainer.models.tokenizers import special_ids
+
+    names = "|".join(
+        re.escape(cast("str", tokenizer.convert_ids_to_tokens(number))) for number in special_ids(tokenizer)
+    )
+    before = None
+    while text != before:  # what is left may be a name again
+        before, text = text, re.sub(names, "", text)
+    return text
+
+
+def marked(text: str, tokens: Sequence[str], peak: int) -> str:
+    """A text on one line, with one of its tokens between << and >>."""
+    end = 0
+    for token in tokens[: peak + 1]:
+        # A character of several tokens is the text of each of them: it is found once.
+        end = max(end, text.find(token, end) + len(token))
+    core = tokens[peak].strip()
+    start = max(0, end - len(tokens[peak].lstrip()))
+    return one_line(f"{text[:start]}<<{core}>>{text[start + len(core) :]}")
+
+
+def one_line(text: str) -> str:
+    """The text with single spaces alone."""
+    return " ".join(text.split())

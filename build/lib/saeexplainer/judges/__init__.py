@@ -1,0 +1,1 @@
+"""How much a text is about an explanation."""

@@ -1,0 +1,1 @@
+"""Open-loop labels, which supervised fine-tuning learns from."""

@@ -1,0 +1,1 @@
+"""Rewards, and the pairs that are built from them."""

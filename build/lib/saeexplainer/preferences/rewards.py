@@ -1,0 +1,45 @@
+"""From activations to a reward: pure."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+from saeexplainer.config import Reward
+from saeexplainer.records import ScoreRow, by_feature
+
+
+def reward(activations: Sequence[float], neighbours: Sequence[float], config: Reward) -> float:
+    """The reward of one explanation from what its texts do to its feature and to the hardest firing neighbour of each
+    text, all in units of the latent's own corpus maximum.
+
+    With weight_max 1 and the others 0 this is the paper's reward (docs/METHOD.md section 5), normalised; raw and
+    normalised maxima rank the candidates of a feature alike. The neighbours' term makes it discriminative. No text,
+    as of an empty explanation, earns 0, and no reward is below 0.
+    """
+    if not activations:
+        return 0.0
+    firing = [value >= config.threshold for value in activations]
+    earned = (
+        config.weight_share * sum(firing) / len(firing)
+        + config.weight_any * any(firing)
+        + config.weight_mean * _clipped_mean(activations)
+        + config.weight_max * max(activations)
+    )
+    return max(0.0, earned - config.weight_neighbours * _clipped_mean(neighbours))
+
+
+def _clipped_mean(values: Sequence[float]) -> float:
+    return sum(min(value, 1.0) for value in values) / max(len(values), 1)
+
+
+def shuffled(rows: Sequence[ScoreRow], seed: int) -> list[ScoreRow]:
+    """The control: rewards permuted among the candidates of each feature, everything else untouched; a candidate
+    without a reward stays without."""
+    draw = random.Random(seed)
+    result = []
+    for group in by_feature(rows).values():
+        rewards = [row.reward for row in group if row.reward is not None]
+        draw.shuffle(rewards)
+        order = iter(rewards)
+        result.extend(row if row.reward is None else replace(row, reward=next(order)) for row in group)
+    return result

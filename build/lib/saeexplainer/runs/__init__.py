@@ -1,0 +1,1 @@
+"""What makes a stage repeatable: whole files, seeds, shares of the work, resuming."""

@@ -1,0 +1,163 @@
+"""Reading and writing artifacts: a file that exists is whole, because it is renamed into place."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from saeexplainer.errors import UserError
+from saeexplainer.runs.processes import is_first
+
+if TYPE_CHECKING:
+    import torch
+
+Record = TypeVar("Record")
+NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)  # a folder or disk that takes nothing
+NOTES = "notes"  # key of a table's notes in its metadata
+
+
+@contextmanager
+def replacing(path: Path, *, each: bool = False) -> Generator[Path, None, None]:
+    """Yield a temporary sibling of `path` (file or folder) that takes its place only if the block succeeds.
+
+    Of several processes of a stage the first one's takes it; what the others wrote is the same. With `each` every
+    process has a path of its own.
+    """
+    first = each or is_first()
+    temporary = path.with_name(f".{path.name}.partial" if first else f".{path.name}.{os.getpid()}.partial")
+    try:
+        _remove(temporary)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        if first:
+            _remove(path)
+            os.replace(temporary, path)
+    except OSError as error:
+        if error.errno not in NO_PLACE:
+            raise
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); make its folder writable, or room on its disk"
+        ) from None
+    finally:
+        with suppress(OSError):  # where nothing can be written, nothing is left
+            _remove(temporary)
+
+
+def sha256(file: Path) -> str:
+    """The hash of a file's content, in hex."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def holds_model(folder: Path) -> bool:
+    """Whether a folder is a transformers model, or an adapter of one (peft)."""
+    return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_rows(
+    path: Path, rows: Sequence[Any], record: type[Any], notes: dict[str, Any] | None = None, *, each: bool = False
+) -> None:
+    """Write frozen dataclass rows as parquet, one column a field of `record`, deterministically.
+
+    `notes` are about the whole table and have no row: JSON in its schema's metadata, which `read_notes` reads. `each`
+    is as in `replacing`.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {field.name: [getattr(row, field.name) for row in rows] for field in fields(record)}
+    metadata = {NOTES: json.dumps(notes, sort_keys=True, default=asdict)} if notes else None
+    schema = pa.schema([(field.name, _arrow_type(field.type)) for field in fields(record)], metadata)
+    with replacing(path, each=each) as temporary:
+        pq.write_table(pa.table(columns, schema=schema), temporary)
+
+
+def _arrow_type(kind: Any) -> Any:
+    import pyarrow as pa
+
+    return {
+        str: pa.string(),
+        int: pa.int64(),
+        float: pa.float64(),
+        float | None: pa.float64(),
+        list[str]: pa.list_(pa.string()),
+        list[float]: pa.list_(pa.float64()),
+        list[int]: pa.list_(pa.int64()),
+        list[list[str]]: pa.list_(pa.list_(pa.string())),
+        list[list[float]]: pa.list_(pa.list_(pa.float64())),
+    }[kind]
+
+
+def read_rows(path: Path, record: type[Record]) -> list[Record]:
+    """Read a table that `write_rows` wrote. Raises UserError if it is missing or of another shape."""
+    import pyarrow.parquet as pq
+
+    if not path.is_file():
+        raise UserError(f"{path}: no such table; run `{_maker(path)}` to make it")
+    table = pq.read_table(path)
+    expected = [field.name for field in fields(cast("Any", record))]
+    if table.column_names != expected:
+        found = f"columns are {table.column_names}, expected {expected}"
+        raise UserError(f"{path}: {found}; run `{_maker(path)}` to remake it")
+    return [record(**row) for row in table.to_pylist()]
+
+
+def _maker(path: Path) -> str:
+    """The command that makes a table: what others made is no output of a stage."""
+    return "sae-explainer import FILE" if path.parent.name == "imported" else "dvc repro"
+
+
+def read_notes(path: Path) -> dict[str, Any]:
+    """The notes of a table that `write_rows` wrote; empty where it has none. Raises UserError if it is missing."""
+    import pyarrow.parquet as pq
+
+    if not path.is_file():
+        raise UserError(f"{path}: no such table; run `{_maker(path)}` to make it")
+    return json.loads((pq.read_schema(path).metadata or {}).get(NOTES.encode(), b"{}"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file with sorted keys; dataclasses are welcome."""
+    with replacing(path) as temporary:
+        text = json.dumps(value, indent=2, sort_keys=True, default=asdict, allow_nan=False)
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file. Raises UserError if it is missing or broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run `dvc repro` to make it") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not JSON ({error}); run `dvc repro` to remake it") from None
+
+
+def write_tensors(path: Path, tensors: "dict[str, torch.Tensor]", *, each: bool = False) -> None:
+    """Write named tensors as safetensors; `each` is as in `replacing`."""
+    from safetensors.torch import save_file
+
+    with replacing(path, each=each) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+
+
+def read_tensors(path: Path) -> "dict[str, torch.Tensor]":
+    """Read named tensors. Raises UserError if the file is missing."""
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; run `dvc repro` to make it")
+    return load_file(path)

@@ -1,0 +1,1 @@
+"""Sparse autoencoders: where they sit, what they say, how well they fit."""

@@ -1,0 +1,1 @@
+"""The subject, the warm-up and DPO."""
