@@ -23,10 +23,9 @@ from urllib.parse import unquote, urlsplit
 from flows import control
 from flows.control import ControlError, Ports
 from flows.server import ServerError, check_database
-from saeexplainer.endpoints import web
 from tasks.places import REPORTS
 from tasks.tracking import store as mlflow_store
-from tasks.workspace import prefect_api, repro, surroundings
+from tasks.workspace import network, prefect_api, repro, surroundings
 from tasks.workspace.printable import failed
 
 HOST = "127.0.0.1"
@@ -100,7 +99,7 @@ def run(ports: Ports, tell: Callable[[str], None]) -> None:
         _wait(programs, lambda: prefect_api.answers(api, 1.0))
         deployments = ("flows.deployments",)
         programs.append(stack.enter_context(_program("the deployments", deployments, home, environment)))
-        _wait(programs, lambda: _is_serving(programs[-1]) and _answers(urls["mlflow"]))
+        _wait(programs, lambda: _is_serving(programs[-1]) and network.answers(urls["mlflow"]))
         runs = mlflow_store.runs_page(urls["mlflow"])
         tell(f"Prefect    {urls['prefect']}\nMLflow     {runs}\nreports    {urls['reports']}/reports/")
         tell(f"in another terminal, for Prefect's own commands:\n    export PREFECT_API_URL={api}")
@@ -187,17 +186,6 @@ def _wait(
         if time.monotonic() > deadline:
             raise UiFailed(f"no answer within {seconds:g} s; see {', '.join(str(program.log) for program in programs)}")
         time.sleep(0.3)
-
-
-def _answers(url: str) -> bool:
-    import httpx
-
-    try:
-        with web.client(url, 2.0, {}) as client:
-            client.get(url)
-    except httpx.HTTPError:
-        return False
-    return True
 
 
 def _is_serving(program: Program) -> bool:

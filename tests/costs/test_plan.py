@@ -496,7 +496,7 @@ WRONG = {
     "a model": (["--model", "gpt5"], "--model: gpt5: size unknown; choose from sandbox, gpt2"),
     "a type": (["--dtype", "int4"], "--dtype int4: unknown; choose from float32, bfloat16, float16"),
     "an override": (["train_sft.epoch=1"], "did you mean train_sft.epochs?"),
-    "an experiment": (["experiment=nope"], "choose from decoder_row"),
+    "an experiment": (["experiment=nope"], "choose from contexts"),
     "a pretrained subject": (
         [
             "subject=corpus", "label_features.source=data/imported/x.parquet", "train_sft.warmup_examples=0",

@@ -107,7 +107,7 @@ def preferred(config: TrainSft, width: int, start: Path, folder: Path, scratch: 
         PreferencePair(f"s/main/{feature}", "dpo", *said, 1.0, 0.5, 0.5, 0.5, 0.5, "a", "b")
         for feature, said in enumerate(SAID)
     ]
-    data = dpo.preference_dataset(pairs, prompts, lambda feature_id: int(feature_id[-1]))
+    data = dpo.preference_dataset(pairs, prompts, lambda feature_id: int(feature_id[-1]), lambda: False)
     training = replace(PARAMS.train_dpo, epochs=2.0, batch_size=4, sft_weight=0.0, evaluations_per_epoch=1)
     history = dpo.train(
         parts.model, None, parts.tokenizer, data, data, training, Round("sft", BETA, 0.02), config, seed=0,
