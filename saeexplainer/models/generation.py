@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import Cache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 LARGE = 16_384  # tokens of a vocabulary from which they are drawn here
-LIKELIEST = 128  # tokens among which a nucleus lies nearly always; where it does not, all are sorted
+LIKELIEST = (128, 4096)  # tokens among which a nucleus nearly always lies, and nearly surely; else all are sorted
 LONG = 16  # tokens of a prompt from which it is read once for all its texts; a shorter one costs less than the sharing
 
 
@@ -120,16 +120,22 @@ class Draw:
         """Minus infinity but at the token that was drawn."""
         probability = (logits.float() / self.temperature).softmax(dim=-1)
         place = torch.rand(len(logits), 1, device=logits.device, dtype=torch.float64)
-        if self.top_p == 1:
-            token = _drawn(probability, place)
-        else:
-            likeliest = probability.topk(min(LIKELIEST, probability.shape[1]))
-            token = likeliest.indices.gather(1, _drawn(_nucleus(likeliest.values, self.top_p), place))
-            wide = likeliest.values.sum(dim=1) < self.top_p
-            if wide.any():
-                every = probability[wide].sort(dim=1, descending=True)
-                token[wide] = every.indices.gather(1, _drawn(_nucleus(every.values, self.top_p), place[wide]))
+        token = _drawn(probability, place) if self.top_p == 1 else self._from_nucleus(probability, place)
         return torch.full_like(logits, -torch.inf).scatter_(1, token, 0.0)
+
+    def _from_nucleus(
+        self, probability: Float[Tensor, "batch vocabulary"], place: Float[Tensor, "batch 1"]
+    ) -> Int[Tensor, "batch 1"]:
+        """A token for each row, from as few of the likeliest as hold its nucleus."""
+        token = torch.empty_like(place, dtype=torch.long)
+        rows = torch.arange(len(probability), device=probability.device)
+        for size in (*LIKELIEST, probability.shape[1]):
+            likeliest = probability[rows].topk(min(size, probability.shape[1]))
+            token[rows] = likeliest.indices.gather(1, _drawn(_nucleus(likeliest.values, self.top_p), place[rows]))
+            rows = rows[likeliest.values.sum(dim=1) < self.top_p]
+            if not len(rows):
+                break
+        return token
 
 
 def _nucleus(falling: Float[Tensor, "batch likeliest"], top_p: float) -> Float[Tensor, "batch likeliest"]:

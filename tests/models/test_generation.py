@@ -6,7 +6,7 @@ import torch
 from transformers import TopPLogitsWarper
 
 from saeexplainer.models import generation
-from saeexplainer.models.generation import LIKELIEST, LONG, Draw, _drawn, generate
+from saeexplainer.models.generation import LONG, Draw, _drawn, generate
 
 WORDS = ggufs.tokenizer()
 MODEL = ggufs.model(len(WORDS))
@@ -15,10 +15,13 @@ HOW = {"top_p": 1.0, "max_new_tokens": 8, "batch_size": 5}
 
 
 @pytest.mark.parametrize("top_p", [0.3, 0.9, 1.0])
-@pytest.mark.parametrize("spread", [0.1, 3.0])  # nearly flat: the nucleus is wider than LIKELIEST; and peaked
-def test_what_is_drawn_has_the_distribution_of_transformers(top_p: float, spread: float) -> None:
+@pytest.mark.parametrize("spread", [0.1, 3.0])  # nearly flat: the nucleus is wider than the likeliest; and peaked
+def test_what_is_drawn_has_the_distribution_of_transformers(
+    top_p: float, spread: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation, "LIKELIEST", (64, 256))
     torch.manual_seed(0)
-    logits = torch.randn(1, 4 * LIKELIEST) * spread
+    logits = torch.randn(1, 512) * spread
     ids = torch.zeros(1, 1, dtype=torch.long)
     expected = TopPLogitsWarper(top_p)(ids, logits / 0.7).softmax(dim=-1)[0]
     drawn = Draw(0.7, top_p)(ids.expand(40_000, -1), logits.expand(40_000, -1)).argmax(dim=1)
