@@ -348,6 +348,13 @@ def test_page_and_pictures_need_only_the_json_and_are_the_same_each_time(tmp_pat
         assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
+def test_a_plan_without_controls_and_labels_has_no_sections_about_them() -> None:
+    text = study_page.page(summarise([variant("seed0", SEEDS, BETTER)], 100), "real")
+    assert text.splitlines()[2] == "# The study on a pretrained model"
+    assert "conf/real.yaml" in text and "(real_seeds.png)" in text
+    assert "## Control" not in text and "quality of the labels" not in text and "looked at" not in text
+
+
 def test_nothing_measured_is_a_page_too(tmp_path: Path) -> None:
     found = summarise(
         [absent("seed0", SEEDS, None, [], "not run"), absent("labels1", LABELS, "seed0", [], "not run")], 100
