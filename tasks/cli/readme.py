@@ -66,9 +66,10 @@ def measured() -> dict[str, str]:
 
 
 def examples(comparison: dict, count: int) -> str:
-    """The first features that the rounds mended, with their contexts and what each evaluation said of them and caused.
+    """The first features that the rounds mended, and where these are few those that gained most beside them, with their
+    contexts and what each evaluation said of them and caused.
 
-    They are of one kind, so the text says how many there are and how many went the other way.
+    They are of one kind, so the text says how many were mended and how many went the other way.
     """
     chain = chain_of(comparison)
     names = [name for name in comparison["rounds"] if name not in chain] + chain
@@ -81,9 +82,11 @@ def examples(comparison: dict, count: int) -> str:
     low, high = MENDED
     mended = [key for key in first if first[key] <= low and last[key] >= high]
     spoiled = [key for key in first if first[key] >= high and last[key] <= low]
-    if not mended:
+    gained = [key for key in first if last[key] > first[key] and key not in mended]
+    mended.sort(key=_number)
+    shown = [*mended, *sorted(gained, key=lambda key: (first[key] - last[key], _number(key)))][:count]
+    if not shown:
         return "No feature was mended by the rounds."
-    shown = sorted(mended, key=lambda key: int(key.rpartition("/")[2]))[:count]
     contexts = by_feature(read_rows(CONTEXTS, ContextRow))
     lines = []
     for key in shown:
@@ -92,11 +95,16 @@ def examples(comparison: dict, count: int) -> str:
         lines += [f"    {line}" for line in listed(contexts[key], SHOWN)[key].splitlines()]
         lines += ["", "| | explanation | texts that make it fire | one of them |", "|---|---|---:|---|"]
         lines += [*(_told(name, tables[name][key]) for name in names), ""]
+    rest = " The others above gained most of the rest." if len(mended) < len(shown) else ""
     lines.append(
         f"{len(mended)} of {len(first)} features went from at most {low:.0%} of their texts to at least {high:.0%}, "
-        f"{len(spoiled)} the other way."
+        f"{len(spoiled)} the other way.{rest}"
     )
     return "\n".join(lines)
+
+
+def _number(feature_id: str) -> int:
+    return int(feature_id.rpartition("/")[2])
 
 
 def _told(name: str, row: EvaluationRow) -> str:
