@@ -15,7 +15,7 @@ from rows import evaluated
 from saeexplainer.errors import UserError
 from saeexplainer.figures.comparison import summarise
 from saeexplainer.figures.notation import literal
-from saeexplainer.records import EvaluationRow, FeatureRow, PreferencePair, ScoreRow
+from saeexplainer.records import ContextRow, EvaluationRow, FeatureRow, PreferencePair, ScoreRow
 from saeexplainer.reports.tables import (
     RewardRow,
     means,
@@ -215,3 +215,20 @@ def test_readme_command_takes_kept_results(comparison, tmp_path, monkeypatch, ca
     assert readme.main() == 0
     assert "| generative accuracy ↑ | 50.0" in (tmp_path / "README.md").read_text()
     assert "never: not measured" in capsys.readouterr().out
+
+
+def test_readme_examples_are_mended_features_first_then_those_that_gained_most(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = {"sft": evaluated([0.0, 0.5, 0.0, 0.2, 1.0, 0.0]), "r1": evaluated([0.5, 0.7, 1.0, 0.9, 0.0, 0.0])}
+    for name, rows in found.items():
+        write_rows(readme.EVALUATIONS / f"{name}.parquet", rows, EvaluationRow)
+    contexts = [ContextRow(row.feature_id, 0, "a dog", ["a ", "dog"], [0.0, 1.0], 1, []) for row in found["sft"]]
+    write_rows(readme.CONTEXTS, contexts, ContextRow)
+    text = readme.examples(summarise(found, resamples=100, seed=0), 3)
+    assert re.findall(r"`sandbox/main/(\d)`", text) == ["2", "3", "0"]
+    assert text.count("    - a <<dog>>") == 3
+    assert text.endswith(
+        "1 of 6 features went from at most 10% of their texts to at least 90%, 1 the other way. The others above "
+        "gained most of the rest."
+    )
+    assert re.findall(r"`sandbox/main/(\d)`", readme.examples(summarise(found, 100, 0), 1)) == ["2"]
