@@ -36,6 +36,8 @@ from tasks.settings import params as settings_params
 from tasks.workspace.prefect_api import answers
 from tasks.workspace.repro import version
 
+# With contexts in the prompt, which the default does without.
+NANO = ("experiment=nano", "train_sft.prompt.shown_contexts=2", "train_sft.warmup_places=3")
 ROUND = (
     "generate_explanations", "score_explanations", "build_preferences", "validate_preferences", "train_dpo", "evaluate",
 )  # fmt: skip
@@ -67,7 +69,7 @@ def started(workspace: Path, *stages: str) -> subprocess.Popen[bytes]:
 @pytest.fixture(scope="module")
 def beside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
     """Two copies that run one after the other while the tests of the first one go on; their folders, by name."""
-    again = composed(tmp_path_factory.mktemp("again"), "experiment=nano", "rounds=two")
+    again = composed(tmp_path_factory.mktemp("again"), *NANO, "rounds=two")
     pydoc = composed(tmp_path_factory.mktemp("pydoc"), "experiment=pydoc", "size=nano")
     script = f"""
 import subprocess, sys
@@ -104,7 +106,7 @@ def locked(workspace: Path) -> dict[str, list]:
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory, beside: dict[str, Path], nano_cache: Path) -> Path:
     """A copy whose first run was killed while train_sft wrote, and whose second run completed."""
-    folder = composed(tmp_path_factory.mktemp("nano"), "experiment=nano", "rounds=two")
+    folder = composed(tmp_path_factory.mktemp("nano"), *NANO, "rounds=two")
     run(folder, sys.executable, "-m", "dvc", "cache", "dir", "--local", str(nano_cache))
     process = started(folder)
     explainers = folder / "data/explainers"
@@ -170,7 +172,7 @@ score_explanations.run(settings, "r1")
 
 
 def test_two_processes_write_the_same_bytes(workspace, tmp_path):
-    folder = composed(tmp_path, "experiment=nano", "processes=2")
+    folder = composed(tmp_path, *NANO, "processes=2")
     shutil.copytree(workspace / "data", folder / "data")
     results = [
         "data/activations/features.parquet", "data/activations/contexts.parquet", "data/activations/neighbours.parquet",
@@ -266,7 +268,7 @@ def test_nothing_is_left_to_do_and_a_third_round_is_an_edit_of_params_alone(work
     assert repro(workspace) == []
     path = workspace / "params.yaml"
     text = path.read_text(encoding="utf-8")
-    run(workspace, sys.executable, "-m", "tasks.settings.compose", "experiment=nano", "rounds=three")
+    run(workspace, sys.executable, "-m", "tasks.settings.compose", *NANO, "rounds=three")
     stale = json.loads(run(workspace, sys.executable, "-m", "dvc", "status", "--json"))
     assert list(stale) == [f"{stage}@r3" for stage in ROUND] + ["compare_rounds"]
     path.write_text(text, encoding="utf-8")

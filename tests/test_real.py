@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from copies import copied, run
 
 from saeexplainer.domains.corpus.installed import documents, standard_library_source
@@ -32,7 +33,9 @@ from tasks.settings import params as settings_params
 from tasks.workspace import weights
 
 TEXT = "text"  # a folder of the user's own
-ASKED = ["experiment=smollm2", "size=taste", f"prepare_subject.corpus.source={TEXT}"]
+ASKED = [
+    "experiment=smollm2", "size=taste", f"prepare_subject.corpus.source={TEXT}", "prepare_sae.hook_block=5",
+]  # fmt: skip
 BEFORE = [prepare_subject, prepare_sae, extract_activations, probe_features, label_features, train_sft]
 ROUND = [generate_explanations, score_explanations, build_preferences, validate_preferences, train_dpo]
 
@@ -59,8 +62,10 @@ def test_a_real_model_goes_through_the_chain(
     monkeypatch.chdir(folder)
     params = settings_params.load()
     for stage in BEFORE:
+        torch.set_grad_enabled(True)  # each stage may switch it off for its own process
         stage.run(params)
     for stage in ROUND:
+        torch.set_grad_enabled(True)
         stage.run(params, "r1")
     for name in params.evaluations:
         evaluate.run(params, name)

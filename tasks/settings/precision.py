@@ -9,6 +9,8 @@ in float32, the other .6 times (docs/LOG.md). So it is measured, in half a secon
 import time
 from typing import TYPE_CHECKING
 
+from tasks.workspace import surroundings
+
 if TYPE_CHECKING:
     import torch
 
@@ -42,4 +44,5 @@ def seconds(dtype: "torch.dtype") -> float:
 
 
 if __name__ == "__main__":
+    surroundings.settle()
     print(overrides())

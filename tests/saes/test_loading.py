@@ -18,7 +18,7 @@ from saeexplainer.saes.reading import Reader
 from saeexplainer.saes.sites import Place, Site
 
 SPEC = TrainedSae("main", d_sae=24, k=3, seed=0)
-CONFIG = PrepareSae(hook_block=1, saes=[SPEC], documents=1, steps=150, batch_tokens=128, learning_rate=2e-2)
+CONFIG = PrepareSae(hook_block=1, saes=[SPEC], seed=0, documents=1, steps=150, batch_tokens=128, learning_rate=2e-2)
 TOKENIZER = tiny_tokenizer()
 TEXTS = ["the dog chases the cat .", "the dog", "does the dog chase the cat in the garden ?", "not the cat"]
 
