@@ -290,7 +290,7 @@ def test_real_text_and_the_other_architecture_go_the_same_way(beside):
     assert len(labels) == sum(row.split != "twin" for row in rows) and len(said) > len(labels) / 2
 
 
-ONE_ROUND = ["rounds=two", "~rounds.r2", "~evaluations.r2"]
+ONE_ROUND = [*NANO[1:], "rounds=two", "~rounds.r2", "~evaluations.r2"]
 
 
 def test_a_served_deployment_restores_every_stage(workspace, tmp_path):
