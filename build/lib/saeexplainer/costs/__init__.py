@@ -1,1 +1,0 @@
-"""What a run took, and what one will take."""

@@ -1,1 +1,0 @@
-"""Where texts come from, and what is true of their words."""

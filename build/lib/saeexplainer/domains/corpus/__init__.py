@@ -1,1 +1,0 @@
-"""Texts of the user's own, of files or of the hub."""

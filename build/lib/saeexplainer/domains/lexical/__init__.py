@@ -1,1 +1,0 @@
-"""Hypotheses about the surface of words, for any text, and the language that describes them."""

@@ -1,1 +1,0 @@
-"""The documentation of the standard library."""

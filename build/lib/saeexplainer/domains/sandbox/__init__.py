@@ -1,1 +1,0 @@
-"""The sandbox: a small generated language whose truth is known word by word."""

@@ -1,1 +1,0 @@
-"""Models behind a server: calls, replies and what they cost."""

@@ -1,1 +1,0 @@
-"""One row of measurements a feature, and the means of comparing explanations."""

@@ -1,1 +1,0 @@
-"""Feature records in the forms that other tools read."""

@@ -1,1 +1,0 @@
-"""The model that reads a feature token and says what the feature means."""

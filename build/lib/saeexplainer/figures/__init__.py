@@ -1,1 +1,0 @@
-"""From rows of measurements to figures with intervals."""

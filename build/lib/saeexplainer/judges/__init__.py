@@ -1,1 +1,0 @@
-"""How much a text is about an explanation."""

@@ -1,1 +1,0 @@
-"""Open-loop labels, which supervised fine-tuning learns from."""

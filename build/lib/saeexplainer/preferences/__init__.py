@@ -1,1 +1,0 @@
-"""Rewards, and the pairs that are built from them."""

@@ -1,1 +1,0 @@
-"""Sparse autoencoders: where they sit, what they say, how well they fit."""

@@ -1,1 +1,0 @@
-"""Many runs compared, and the page about them."""

@@ -1,1 +1,0 @@
-"""The subject, the warm-up and DPO."""

@@ -1,1 +1,0 @@
-"""From an explanation to texts."""
