@@ -200,7 +200,7 @@ def test_the_repositorys_variants_are_well_formed_and_compose() -> None:
     assert len(seen[SEEDS]) == 3 and seen[SEEDS].isdisjoint(seen[LOOKED_AT])
 
 
-def test_the_seeds_on_a_pretrained_model_share_subject_and_sae_and_nothing_else() -> None:
+def test_the_seeds_on_a_pretrained_model_share_their_sae_and_have_features_enough() -> None:
     specs, _ = plans.load_specs(ROOT / "conf/real.yaml")
     seeds = [spec for spec in specs if spec.group == SEEDS]
     found = [settings(tuple(spec.overrides)) for spec in seeds]
