@@ -33,7 +33,8 @@ def read() -> Costs:
 
 def _ordered(stages: Iterable[str], params: Params) -> list[str]:
     """Those stages that params.yaml still has, once each, in its order, which is the pipeline's."""
-    sections, items = [field.name for field in fields(params)], ["", *params.evaluations, *params.rounds]
+    sections = [field.name for field in fields(params)]
+    items = ["", *params.evaluations, *params.rounds, *params.reinforcements]
     place = {name: (stage, item) for name in stages for stage, _, item in [name.partition("@")]}
     known = [name for name, (stage, item) in place.items() if stage in sections and item in items]
     return sorted(known, key=lambda name: (sections.index(place[name][0]), items.index(place[name][1])))

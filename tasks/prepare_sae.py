@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from saeexplainer.config import Params, TakenSae, TrainedSae
+from saeexplainer.config import Params
+from saeexplainer.config.saes import TakenSae, TrainedSae
 from saeexplainer.domains.domain import Document, ReadingLimit
 from saeexplainer.domains.opening import open_domain
 from saeexplainer.errors import UserError

@@ -6,14 +6,14 @@ prompt and the reward of training, never by those of the evaluation.
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from saeexplainer.config import Evaluation
+from saeexplainer.config import Evaluation, ScaledEvaluation
 from saeexplainer.config.parts import EvaluationKind
 from saeexplainer.errors import UserError
 from saeexplainer.evaluation import agent, scoring
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 def explanations_of(source: Evaluation, bench: "Bench") -> list[Explanation]:
     """One explanation for each feature of the bench; empty where the source has none."""
+    if isinstance(source, ScaledEvaluation):
+        return from_scaled(bench, Path(source.source), source.scale)
     ask = {
         EvaluationKind.table: from_table,
         EvaluationKind.truth: from_truth,
@@ -45,6 +47,7 @@ def explanations_of(source: Evaluation, bench: "Bench") -> list[Explanation]:
         EvaluationKind.vector_alone: from_vector_alone,
         EvaluationKind.other_vector: from_other_vector,
         EvaluationKind.other_contexts: from_other_contexts,
+        EvaluationKind.unmodified: from_unmodified,
         EvaluationKind.best_of_n: from_best_of_n,
         EvaluationKind.explainer: from_explainer,
     }[source.kind]
@@ -99,6 +102,21 @@ def from_other_contexts(bench: "Bench", folder: Path) -> list[Explanation]:
     """The greedy explanation of the feature's own vector beside another feature's contexts."""
     contexts = FeatureTable(ACTIVATIONS).contexts(bench.params.train_sft.prompt)
     return _greedy(bench, _explainer(bench, folder, contexts=[contexts[at] for at in _in_a_circle(bench)]))
+
+
+def from_scaled(bench: "Bench", folder: Path, scale: float) -> list[Explanation]:
+    """The greedy explanation where every vector is added at `scale` times the scale of training."""
+    return _greedy(bench, _explainer(bench, folder, scale=scale))
+
+
+def from_unmodified(bench: "Bench", folder: Path) -> list[Explanation]:
+    """The greedy explanation without the second concept where it names two; what is in no description stays."""
+    found = []
+    for one in from_explainer(bench, folder):
+        lead = bench.domain.parse(one.text)[:1]
+        text = bench.domain.describe(lead) if lead else one.text
+        found.append(Explanation(text, one.calls, one.call_tokens))  # how sure it was, it was of the whole
+    return found
 
 
 def _vectors(bench: "Bench") -> "Tensor":
@@ -263,10 +281,16 @@ def read_trials(
 
 
 def _explainer(
-    bench: "Bench", folder: Path, vectors: "Tensor | None" = None, contexts: Sequence[str] | None = None
+    bench: "Bench",
+    folder: Path,
+    vectors: "Tensor | None" = None,
+    contexts: Sequence[str] | None = None,
+    scale: float = 1.0,
 ) -> Explainer:
-    """The explainer of a folder; it reads the features' own vectors and contexts unless it is given others."""
-    settings = bench.params.train_sft
+    """The explainer of a folder; it reads the features' own vectors and contexts, at the scale of its training, unless
+    it is given others."""
+    trained = bench.params.train_sft
+    settings = replace(trained, injection_scale=scale * trained.injection_scale)
     read = {settings.direction.value: _vectors(bench) if vectors is None else vectors}
     shown = FeatureTable(ACTIVATIONS).contexts(settings.prompt) if contexts is None else contexts
     return Explainer(folder, read, settings, bench.params.generate_explanations, shown)

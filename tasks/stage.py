@@ -29,9 +29,8 @@ from tasks.settings import params as settings_params
 from tasks.workspace import folder, progress, surroundings, timings
 from tasks.workspace.printable import one_line, printable
 
-REPEATED_OVER = {
-    "evaluate": "evaluations"
-}  # section whose keys are a stage's items; the other stages repeat over rounds
+# Section whose keys are a stage's items; the other stages repeat over rounds.
+REPEATED_OVER = {"evaluate": "evaluations", "train_grpo": "reinforcements"}
 
 
 @dataclass(frozen=True)

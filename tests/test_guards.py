@@ -21,12 +21,12 @@ PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stag
 STAGES = {name: stage.get("do", stage) for name, stage in PIPELINE.items()}
 PACKAGES = ("saeexplainer", "tasks", "flows")
 PYTHON_FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-SHARED_SECTIONS = {"seed", "processes", "rounds", "evaluations"}  # of params.yaml: no stage's own
+SHARED_SECTIONS = {"seed", "processes", "rounds", "reinforcements", "evaluations"}  # of params.yaml: no stage's own
 # What no stage's result depends on, and what is tracked where it has effect: as parameters and as columns.
 NOT_DEPS = {
     *(
         f"saeexplainer.{name}"
-        for name in ("config", "config.parts", "records", "errors", "runs.storage", "runs.processes")
+        for name in ("config", "config.parts", "config.saes", "records", "errors", "runs.storage", "runs.processes")
     ),
     *("saeexplainer", "tasks", "tasks.places", "tasks.stage"),
 }

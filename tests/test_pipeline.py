@@ -5,6 +5,7 @@ the same bytes, and the real-text domain with the other architecture.
 """
 
 import json
+import math
 import os
 import re
 import shutil
@@ -25,8 +26,9 @@ from control_room import Api, free_port, program
 from copies import PATIENCE, copied, environment, run
 from toy import wait_for
 
-from saeexplainer.config import Evaluation
+from saeexplainer.config import Evaluation, ScaledEvaluation
 from saeexplainer.config.parts import EvaluationKind
+from saeexplainer.evaluation.rows import Explanation
 from saeexplainer.models.loading import load_model
 from saeexplainer.records import EvaluationRow, ExplanationRow, FeatureRow, PreferencePair
 from saeexplainer.runs.storage import read_rows
@@ -36,8 +38,12 @@ from tasks.settings import params as settings_params
 from tasks.workspace.prefect_api import answers
 from tasks.workspace.repro import version
 
-# With contexts in the prompt, which the default does without.
-NANO = ("experiment=nano", "train_sft.prompt.shown_contexts=2", "train_sft.warmup_places=3")
+# With contexts in the prompt and a reinforcement, which the default does without.
+NANO = (
+    "experiment=nano", "train_sft.prompt.shown_contexts=2", "train_sft.warmup_places=3",
+    "+reinforcements.g1={start: r1, epochs: 1.0, beta: 0.04, learning_rate: 1e-4}", "train_grpo.features=8",
+    "+evaluations.g1={kind: explainer, source: data/explainers/g1}",
+)  # fmt: skip
 ROUND = (
     "generate_explanations", "score_explanations", "build_preferences", "validate_preferences", "train_dpo", "evaluate",
 )  # fmt: skip
@@ -128,7 +134,8 @@ def test_after_a_kill_only_what_was_missing_runs(workspace):
     rounds = [f"{stage}@{name}" for name in ("r1", "r2") for stage in ROUND[:-1]]
     evaluations = {f"evaluate@{name}" for name in params(workspace)["evaluations"]}
     assert ran[0] == "train_sft" and ran[-1] == "compare_rounds"
-    assert set(ran) == {"train_sft", *rounds, *evaluations, "compare_rounds"} and len(ran) == len(set(ran))
+    assert set(ran) == {"train_sft", *rounds, "train_grpo@g1", *evaluations, "compare_rounds"}
+    assert len(ran) == len(set(ran))
     assert [stage for stage in ran if stage in rounds] == rounds
     assert not list((workspace / "data").rglob("*.partial")) and not list((workspace / "reports").rglob("*.partial"))
 
@@ -194,7 +201,7 @@ def test_two_processes_write_the_same_bytes(workspace, tmp_path):
 def test_no_pair_comes_from_a_held_out_feature_and_every_round_learns(workspace):
     rows = read_rows(workspace / "data/activations/features.parquet", FeatureRow)
     split_of = {row.feature_id: row.split for row in rows}
-    weights = [load_model(workspace / f"data/explainers/{name}").state_dict() for name in ("warmup", "sft", "r1", "r2")]
+    weights = [load_model(workspace / f"data/explainers/{name}").state_dict() for name in ("warmup", "sft", "r1", "r2", "g1")]
     assert all(any(not a[name].equal(b[name]) for name in a) for a, b in zip(weights, weights[1:]))
     for name in ("r1", "r2"):
         pairs = read_rows(workspace / f"data/rounds/{name}/validated.parquet", PreferencePair)
@@ -241,9 +248,13 @@ def test_every_baseline_is_measured_and_costs_what_it_asked(workspace, monkeypat
 def test_controls_exchange_or_take_away_what_they_are_named_after_and_nothing_else(workspace, monkeypatch):
     monkeypatch.chdir(workspace)
     bench = Bench(settings_params.load())
-    monkeypatch.setattr(
-        sources, "Explainer", lambda _folder, vectors, _settings, _generation, contexts: (vectors, contexts)
-    )
+    scales = []
+
+    def given(_folder, vectors, settings, _generation, contexts):
+        scales.append(settings.injection_scale)
+        return vectors, contexts
+
+    monkeypatch.setattr(sources, "Explainer", given)
     monkeypatch.setattr(sources, "_greedy", lambda _bench, given: (next(iter(given[0].values())), list(given[1])))
     vectors, contexts = sources.from_explainer(bench, Path())
     assert len(contexts) == len(vectors) == len(bench.all_rows) and all(contexts[at] for at in bench.numbers)
@@ -262,6 +273,23 @@ def test_controls_exchange_or_take_away_what_they_are_named_after_and_nothing_el
     assert torch.equal(alone, vectors) and none == []
     zero, left = sources.from_zero_vector(bench, Path())
     assert not zero.any() and left == contexts
+
+    louder = ScaledEvaluation(EvaluationKind.scaled, "data/explainers/r1", 2.0)
+    same, shown = sources.explanations_of(louder, bench)
+    assert torch.equal(same, vectors) and shown == contexts
+    assert scales[-1] == 2 * scales[0] and len(set(scales)) == 2
+
+
+def test_an_unmodified_explanation_keeps_what_it_is_built_on(workspace, monkeypatch):
+    monkeypatch.chdir(workspace)
+    bench = Bench(settings_params.load())
+    concepts = bench.domain.concepts()
+    lead, modifier = next(filter(bench.domain.can_lead, concepts)), next(filter(bench.domain.can_modify, concepts))
+    said = [bench.domain.describe([lead, modifier]), bench.domain.describe([lead]), "no such words", ""]
+    monkeypatch.setattr(sources, "from_explainer", lambda *_: [Explanation(text, 1, 9, -0.5) for text in said])
+    found = sources.from_unmodified(bench, Path())
+    assert [one.text for one in found] == [said[1], said[1], *said[2:]]
+    assert {(one.calls, one.call_tokens, math.isnan(one.log_probability)) for one in found} == {(1, 9, True)}
 
 
 def test_nothing_is_left_to_do_and_a_third_round_is_an_edit_of_params_alone(workspace):

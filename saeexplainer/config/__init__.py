@@ -16,6 +16,7 @@ from saeexplainer.config.parts import (
     InnerShare, Judge, LabelChoice, Labeller, Name, Natural, NonEmpty, PairingRule, Positive, PositiveShare, Pretrained,
     Several, Share, ShareBelowOne, Text, Writer, matching,
 )  # fmt: skip
+from saeexplainer.config.saes import Sae
 # isort: on
 
 
@@ -80,45 +81,6 @@ class PrepareSubject:
     batch_size: Count  # sequences a step
     learning_rate: Positive  # peak, linear warm-up then cosine to zero
     held_out_documents: Count  # documents for the reported loss
-
-
-@dataclass(frozen=True, config=CLOSED)
-class PretrainedSae:
-    """An SAE that others trained; it says itself where it reads the subject."""
-
-    source: Text  # a folder that sae-lens saved, or a release that it knows
-    sae_id: Text | None  # in the release; null for a folder
-    norm_scaling_factor: Positive | None  # sqrt(d_in) over activations' mean norm; null unless the SAE lacks it
-
-
-@dataclass(frozen=True, config=CLOSED)
-class SaeSpec:
-    """What all SAEs have."""
-
-    name: Name  # its folder under data/saes
-    d_sae: Count  # number of latents; of a pretrained one it must be its own
-
-
-@dataclass(frozen=True, config=CLOSED)
-class TrainedSae(SaeSpec):
-    """An SAE that is trained here."""
-
-    k: Count  # active latents a token
-    seed: Natural  # added to prepare_sae.seed
-
-
-@dataclass(frozen=True, config=CLOSED)
-class TakenSae(SaeSpec):
-    """An SAE that is not trained here."""
-
-    pretrained: PretrainedSae
-
-
-def _kind_of_sae(given: Any) -> str:
-    return "taken" if isinstance(given, TakenSae) or isinstance(given, dict) and "pretrained" in given else "trained"
-
-
-Sae = Annotated[Annotated[TrainedSae, Tag("trained")] | Annotated[TakenSae, Tag("taken")], Discriminator(_kind_of_sae)]
 
 
 @dataclass(frozen=True, config=CLOSED)
@@ -317,11 +279,47 @@ class TrainDpo:
 
 
 @dataclass(frozen=True, config=CLOSED)
+class Reinforcement:
+    """One explainer trained on-policy, without pairs: its own start is its reference."""
+
+    start: Text  # the explainer it starts from: sft, a round or an earlier reinforcement
+    epochs: Positive  # over the features of the dpo split
+    beta: Amount  # weight of the KL divergence from the start; 0: it is not measured
+    learning_rate: Positive  # peak, AdamW
+
+
+@dataclass(frozen=True, config=CLOSED)
+class TrainGrpo:
+    """What all reinforcements share of GRPO (TRL's GRPOTrainer)."""
+
+    features: Count  # a step; each is explained generate_explanations.candidates times
+    direction_noise: Amount  # as in TrainSft
+
+
+@dataclass(frozen=True, config=CLOSED)
 class Evaluation:
     """One set of explanations to measure."""
 
     kind: EvaluationKind
     source: Text  # the parquet table, the explainer's folder, or for truth the truth table
+
+
+@dataclass(frozen=True, config=CLOSED)
+class ScaledEvaluation(Evaluation):
+    """An explainer whose vectors are added at another scale than in its training."""
+
+    kind: Literal[EvaluationKind.scaled]
+    scale: Positive  # times train_sft.injection_scale
+
+
+def _kind_of_evaluation(given: Any) -> str:
+    kind = given.get("kind") if isinstance(given, dict) else given.kind
+    return "scaled" if kind == EvaluationKind.scaled else "other"
+
+
+AnyEvaluation = Annotated[
+    Annotated[ScaledEvaluation, Tag("scaled")] | Annotated[Evaluation, Tag("other")], Discriminator(_kind_of_evaluation)
+]
 
 
 @dataclass(frozen=True, config=CLOSED)
@@ -390,6 +388,8 @@ class Params:
     validate_preferences: ValidatePreferences
     train_dpo: TrainDpo
     rounds: dict[Name, Round]  # in order; a round starts from sft or an earlier one
+    train_grpo: TrainGrpo
+    reinforcements: dict[Name, Reinforcement]  # in order, beside the rounds; none is as common
     evaluate: Evaluate
-    evaluations: dict[Name, Evaluation]  # open_loop, sft and one for each round; more are welcome
+    evaluations: dict[Name, AnyEvaluation]  # open_loop, sft and one for each round; more are welcome
     compare_rounds: CompareRounds

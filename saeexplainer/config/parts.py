@@ -133,6 +133,8 @@ class EvaluationKind(StrEnum):
     )
     vector_alone = "vector_alone"  # what it says when it is shown no contexts
     other_vector = "other_vector"  # what it says of another feature's vector beside the feature's contexts
+    scaled = "scaled"  # what it says when the vector is added at another scale than in its training
+    unmodified = "unmodified"  # what it says, without the second concept where it names two
     other_contexts = "other_contexts"  # what it says of the feature's vector beside another feature's contexts
     truth = "truth"  # the concept with the best F1: a ceiling in the sandbox, elsewhere the best lexical hypothesis
 

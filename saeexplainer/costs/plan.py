@@ -9,8 +9,9 @@ more.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from saeexplainer.config import Params, Prices, TakenSae, TrainedSae
+from saeexplainer.config import Params, Prices
 from saeexplainer.config.parts import EndpointWriterSpec, Judge, LikelihoodJudgeSpec, Writer
+from saeexplainer.config.saes import TakenSae, TrainedSae
 from saeexplainer.costs import bills, memory, workload
 from saeexplainer.costs.memory import GIB, Memory, Setup
 from saeexplainer.costs.shapes import FLOAT32, Shape
@@ -110,6 +111,11 @@ def memories(params: Params, models: Models, split: Features, trained_here: bool
             f"score_explanations@{name}": scoring,
             f"train_dpo@{name}": preferring,
         }
+    group = params.train_grpo.features * params.generate_explanations.candidates
+    sampled = _writing_memory(params, writer, models.writer, models.subject, group, widths, near, opened)
+    learning = memory.training(explainer.shape, explainer.setup, group * answer, copies=3)
+    for name in params.reinforcements:
+        found[f"train_grpo@{name}"] = memory.largest([_beside(learning, explainer, opened), sampled])
     measured = _evaluating(params, models, getattr(split, params.evaluate.split))
     return found | {f"evaluate@{name}": measured for name in params.evaluations}
 

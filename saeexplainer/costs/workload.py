@@ -8,7 +8,7 @@ and the share of features that training gets come from `Lengths`: measured where
 import re
 from dataclasses import dataclass, fields
 
-from saeexplainer.config import AskedPrompt, Params, TrainedSae
+from saeexplainer.config import AskedPrompt, Params
 from saeexplainer.config.parts import (
     ChatAgentSpec,
     ChatJudgeSpec,
@@ -19,6 +19,7 @@ from saeexplainer.config.parts import (
     SubjectWriterSpec,
     Writer,
 )
+from saeexplainer.config.saes import TrainedSae
 from saeexplainer.features.contexts import LEADING
 
 Tokens = int | float  # a mean where texts differ
@@ -121,6 +122,8 @@ def loads(params: Params, lengths: Lengths, split: Features, trained_here: bool)
             ),
             f"train_dpo@{name}": _preferences(params, lengths, split),
         }
+    for name, reinforcement in params.reinforcements.items():
+        found[f"train_grpo@{name}"] = _reinforced(params, lengths, reinforcement.epochs * split.dpo)
     count = getattr(split, params.evaluate.split)
     return found | {
         f"evaluate@{name}": _explained(params, entry.kind, lengths, count)
@@ -214,6 +217,14 @@ def _preferences(params: Params, lengths: Lengths, split: Features) -> Load:
     pairs = split.dpo * params.build_preferences.max_pairs
     tokens = params.train_dpo.epochs * 2 * pairs * (explain_prompt(params) + lengths.description)
     return Load(read_tokens=tokens, trained_tokens=tokens)
+
+
+def _reinforced(params: Params, lengths: Lengths, groups: float) -> Load:
+    """So many groups of explanations, sampled, tried out and learnt from; the reference reads them too."""
+    calls = round(groups) * params.generate_explanations.candidates
+    asked = Load(calls, calls * explain_prompt(params), calls * lengths.description)
+    learnt = Load(read_tokens=asked.call_tokens, trained_tokens=asked.call_tokens)
+    return asked + learnt + _texts(params.score_explanations.writer, lengths, calls)
 
 
 def _explained(params: Params, kind: EvaluationKind, lengths: Lengths, count: int) -> Load:

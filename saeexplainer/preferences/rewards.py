@@ -1,11 +1,12 @@
 """From activations to a reward: pure."""
 
 import random
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
 from saeexplainer.config import Reward
-from saeexplainer.records import ScoreRow, by_feature
+from saeexplainer.records import ScoreRow
 
 
 def reward(activations: Sequence[float], neighbours: Sequence[float], config: Reward) -> float:
@@ -35,11 +36,20 @@ def _clipped_mean(values: Sequence[float]) -> float:
 def shuffled(rows: Sequence[ScoreRow], seed: int) -> list[ScoreRow]:
     """The control: rewards permuted among the candidates of each feature, everything else untouched; a candidate
     without a reward stays without."""
-    draw = random.Random(seed)
-    result = []
-    for group in by_feature(rows).values():
-        rewards = [row.reward for row in group if row.reward is not None]
-        draw.shuffle(rewards)
-        order = iter(rewards)
-        result.extend(row if row.reward is None else replace(row, reward=next(order)) for row in group)
-    return result
+    rewards = permuted([row.feature_id for row in rows], [row.reward for row in rows], random.Random(seed))
+    return [replace(row, reward=reward) for row, reward in zip(rows, rewards, strict=True)]
+
+
+def permuted(groups: Sequence[str], rewards: Sequence[float | None], draw: random.Random) -> list[float | None]:
+    """Rewards permuted within each group, given entry by entry; None stays where it is."""
+    places: dict[str, list[int]] = defaultdict(list)
+    for at, (group, reward) in enumerate(zip(groups, rewards, strict=True)):
+        if reward is not None:
+            places[group].append(at)
+    found = list(rewards)
+    for own in places.values():
+        moved = [rewards[at] for at in own]
+        draw.shuffle(moved)
+        for at, reward in zip(own, moved, strict=True):
+            found[at] = reward
+    return found

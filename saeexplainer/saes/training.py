@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saeexplainer.config import PrepareSae, TrainedSae
+from saeexplainer.config import PrepareSae
+from saeexplainer.config.saes import TrainedSae
 from saeexplainer.errors import UserError
 from saeexplainer.runs.storage import read_json, write_json
 from saeexplainer.saes.sites import Place, Site

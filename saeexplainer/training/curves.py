@@ -7,7 +7,7 @@ from pathlib import Path
 from saeexplainer.runs.storage import replacing
 
 # Wall-clock figures would make two runs of one seed differ.
-LEFT_OUT = ("runtime", "per_second", "total_flos")
+LEFT_OUT = ("runtime", "per_second", "total_flos", "step_time", "profiling")
 
 
 def write_curves(path: Path, history: Sequence[dict[str, float]]) -> None:

@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from saeexplainer.config import Params, TakenSae
+from saeexplainer.config import Params
+from saeexplainer.config.saes import TakenSae
 from saeexplainer.errors import UserError
 from saeexplainer.exchange import records as exchange_records
 from saeexplainer.exchange.files import read_records, write_records

@@ -7,7 +7,7 @@ from itertools import chain
 from operator import attrgetter
 from pathlib import Path
 
-from saeexplainer.config import AskedPrompt, Corpus, Params, TrainedSae
+from saeexplainer.config import AskedPrompt, Corpus, Params
 from saeexplainer.config.parts import (
     Architecture,
     ChatLineSpec,
@@ -16,6 +16,7 @@ from saeexplainer.config.parts import (
     EndpointWriterSpec,
     EvaluationKind,
 )
+from saeexplainer.config.saes import TrainedSae
 from saeexplainer.errors import UserError
 from saeexplainer.figures.comparison import METRICS
 from tasks.places import EXPLAINERS, LABELS
@@ -258,19 +259,27 @@ def _rounds(params: Params) -> Iterator[str]:
         if settings.start not in known:
             yield f"rounds.{name}.start: is {settings.start!r}; choose sft or an earlier round: {', '.join(known)}"
         known.append(name)
+    for name, settings in params.reinforcements.items():
+        if name in ("warmup", "open_loop", *known):
+            yield f"reinforcements.{name}: the name is taken; choose another"
+        if settings.start not in known:
+            choices = ", ".join(known)
+            yield f"reinforcements.{name}.start: is {settings.start!r}; choose what is trained before it: {choices}"
+        known.append(name)
 
 
 def _evaluations(params: Params) -> Iterator[str]:
+    trained = [*params.rounds, *params.reinforcements]
     wanted = {"open_loop": "kind: table, source: data/labels.parquet"} | {
-        name: f"kind: explainer, source: {EXPLAINERS / name}" for name in ("sft", *params.rounds)
+        name: f"kind: explainer, source: {EXPLAINERS / name}" for name in ("sft", *trained)
     }
     for name, entry in wanted.items():
         if name not in params.evaluations:
             yield f"evaluations.{name}: missing; add {name}: {{{entry}}}"
-        elif name in params.rounds and Path(params.evaluations[name].source) != EXPLAINERS / name:
+        elif name in trained and Path(params.evaluations[name].source) != EXPLAINERS / name:
             given, own = params.evaluations[name].source, str(EXPLAINERS / name)
-            yield f"evaluations.{name}.source: is {given!r}; must be the round's own, {own!r}"
-    explainers = ["warmup", "sft", *params.rounds]
+            yield f"evaluations.{name}.source: is {given!r}; must be its own, {own!r}"
+    explainers = ["warmup", "sft", *trained]
     for name, evaluation in params.evaluations.items():
         key, source = f"evaluations.{name}.source: is {evaluation.source!r}", Path(evaluation.source)
         if evaluation.kind is EvaluationKind.table:

@@ -174,8 +174,8 @@ def _log_child(
     settings = {"seed": params.seed}
     if name in params.evaluations:
         settings |= asdict(params.evaluations[name])
-    if name in params.rounds:
-        settings |= asdict(params.rounds[name])
+    if name in (trained := params.rounds | params.reinforcements):
+        settings |= asdict(trained[name])
     write_points(client, run, [*points, *curve_points(name), *seconds_points(name)], flattened(settings))
     _log_datasets(client, run, [name])
     _log_data_docs(client, run, REPORTS / "data_docs" / name)
@@ -216,7 +216,10 @@ def _evaluation_note(name: str, params: Params, comparison: dict) -> str:
     said = f"Generative accuracy {percent(comparison['rounds'][name].get(ACCURACY))} %."
     if name in params.evaluations:
         said = f"Explanations by {params.evaluations[name].kind} {params.evaluations[name].source}. {said}"
-    return f"{said} Trained by DPO from {params.rounds[name].start}." if name in params.rounds else said
+    for method, trained in (("DPO", params.rounds), ("GRPO", params.reinforcements)):
+        if name in trained:
+            return f"{said} Trained by {method} from {trained[name].start}."
+    return said
 
 
 def _log_datasets(client: "MlflowClient", run: str, names: Sequence[str]) -> None:

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from tiny import ROOT, settings as read_settings, tiny_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from saeexplainer.config import Reinforcement
 from saeexplainer.config.parts import AgentPrompts, Architecture, ChatAgentSpec, EvaluationKind, Pretrained
 from saeexplainer.costs import bills, memory, workload
 from saeexplainer.costs.memory import Memory, Setup
@@ -267,6 +268,17 @@ def test_training_tokens_by_hand() -> None:
     # 10 features of two pairs, both sides of 4 + 6 tokens, two epochs; the reference reads the same.
     assert loads["train_dpo@r1"].trained_tokens == loads["train_dpo@r1"].read_tokens == 2 * 10 * 2 * 2 * 10
     assert "prepare_subject" not in workload.loads(settings(), lengths, Features(1, 1, 1, 1), trained_here=False)
+
+
+def test_a_reinforcement_by_hand() -> None:
+    """Three epochs over 10 features, 8 samples each; 6 texts of a sample; 4 tokens of prompt and 6 of explanation,
+    which the policy learns from and the reference reads; texts of 7 tokens are read once."""
+    lengths = replace(workload.limits(settings()), description=6.0, text=7.0, prompt=2.0)
+    found = {"g": Reinforcement(start="sft", epochs=3.0, beta=0.0, learning_rate=1e-4)}
+    params = replace(settings(), reinforcements=found)
+    load = workload.loads(params, lengths, Features(100, 10, 5, 5), trained_here=True)["train_grpo@g"]
+    assert load.calls == 240 + 240 * 6 and load.trained_tokens == 240 * 10
+    assert load.read_tokens == 240 * 10 + 240 * 6 * 7
 
 
 def test_limits_are_never_exceeded_by_the_run() -> None:

@@ -21,8 +21,9 @@ from safetensors.torch import load_file, save_file
 from tiny import settings
 from torch import Tensor
 
-from saeexplainer.config import Evaluation, Params, PretrainedSae, TakenSae, TrainedSae
+from saeexplainer.config import Evaluation, Params
 from saeexplainer.config.parts import EvaluationKind, Pretrained
+from saeexplainer.config.saes import PretrainedSae, TakenSae, TrainedSae
 from saeexplainer.domains.opening import open_domain
 from saeexplainer.errors import UserError
 from saeexplainer.models import tokenizers

@@ -9,8 +9,9 @@ from safetensors.torch import load_file
 from tiny import WIDTH, read_residual, settings, tiny_model, tiny_tokenizer
 from transformers import PreTrainedModel
 
-from saeexplainer.config import PrepareSae, TrainedSae
+from saeexplainer.config import PrepareSae
 from saeexplainer.config.parts import Architecture
+from saeexplainer.config.saes import TrainedSae
 from saeexplainer.errors import UserError
 from saeexplainer.models.batches import encode_batch
 from saeexplainer.saes import loading, quality, training

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from saeexplainer.config import Corpus, TakenSae
+from saeexplainer.config import Corpus
 from saeexplainer.config.parts import (
     Architecture,
     Direction,
@@ -16,6 +16,7 @@ from saeexplainer.config.parts import (
     EvaluationKind,
     LikelihoodJudgeSpec,
 )
+from saeexplainer.config.saes import TakenSae
 from saeexplainer.errors import UserError
 from tasks.settings import params
 
@@ -174,6 +175,31 @@ WRONG = {
     "unknown start": ({"rounds__r1__start": "r0"}, "rounds.r1.start", "'r0'"),
     "later start": ({"rounds__r1__start": "r2"}, "rounds.r1.start", "'r2'"),
     "own start": ({"rounds__r2__start": "r2"}, "rounds.r2.start", "'r2'"),
+    "a reinforcement that starts from none": (
+        {"reinforcements__g1": {"start": "r9", "epochs": 1.0, "beta": 0.0, "learning_rate": 0.1}},
+        "reinforcements.g1.start",
+        "'r9'; choose what is trained before it: sft, r1, r2, r3",
+    ),
+    "a reinforcement named as a round": (
+        {"reinforcements__r1": {"start": "sft", "epochs": 1.0, "beta": 0.0, "learning_rate": 0.1}},
+        "reinforcements.r1",
+        "the name is taken",
+    ),
+    "a reinforcement that is not measured": (
+        {"reinforcements__g1": {"start": "r1", "epochs": 1.0, "beta": 0.0, "learning_rate": 0.1}},
+        "evaluations.g1",
+        "kind: explainer, source: data/explainers/g1",
+    ),
+    "another scale that is none": (
+        {"evaluations__louder": {"kind": "scaled", "source": "data/explainers/r1"}},
+        "evaluations.louder.scale",
+        "missing",
+    ),
+    "a scale of what has none": (
+        {"evaluations__louder": {"kind": "explainer", "source": "data/explainers/r1", "scale": 2.0}},
+        "evaluations.louder.scale",
+        "",
+    ),
     "round without evaluation": ({"evaluations__r2": REMOVED}, "evaluations.r2", "data/explainers/r2"),
     "no baseline": ({"evaluations__open_loop": REMOVED}, "evaluations.open_loop", "data/labels.parquet"),
     "unknown explainer": ({"evaluations__sft__source": "data/explainers/r9"}, "evaluations.sft.source", "r9"),
