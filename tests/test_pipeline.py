@@ -201,7 +201,8 @@ def test_two_processes_write_the_same_bytes(workspace, tmp_path):
 def test_no_pair_comes_from_a_held_out_feature_and_every_round_learns(workspace):
     rows = read_rows(workspace / "data/activations/features.parquet", FeatureRow)
     split_of = {row.feature_id: row.split for row in rows}
-    weights = [load_model(workspace / f"data/explainers/{name}").state_dict() for name in ("warmup", "sft", "r1", "r2", "g1")]
+    trained = ("warmup", "sft", "r1", "r2", "g1")
+    weights = [load_model(workspace / f"data/explainers/{name}").state_dict() for name in trained]
     assert all(any(not a[name].equal(b[name]) for name in a) for a, b in zip(weights, weights[1:]))
     for name in ("r1", "r2"):
         pairs = read_rows(workspace / f"data/rounds/{name}/validated.parquet", PreferencePair)
