@@ -15,7 +15,6 @@ from saeexplainer.explainer import folder as explainer_folder
 from saeexplainer.explainer.explainer import Prompts, attach
 from saeexplainer.explainer.feature_tokens import first_feature_id
 from saeexplainer.explainer.table import FeatureTable
-from saeexplainer.models import pointer
 from saeexplainer.records import PreferencePair
 from saeexplainer.runs.seeds import seed_torch
 from saeexplainer.runs.storage import read_json, read_rows, replacing, write_json
@@ -37,8 +36,9 @@ def run(params: Params, item: str) -> Report:
     hooks = attach(model, tokenizer, directions, supervised, config.direction_noise, projection=parts.projection)
     reference = None
     if not parts.adapted:
-        reference = pointer.open_model(start)
-        attach(reference, tokenizer, directions, supervised, projection=parts.projection)
+        first = explainer_folder.open_parts(start)
+        reference = first.model
+        attach(reference, tokenizer, directions, supervised, projection=first.projection)
     prompts = Prompts(tokenizer, first_feature_id(model, tokenizer), supervised, features.contexts(supervised.prompt))
     pairs = read_rows(ROUNDS / item / "validated.parquet", PreferencePair)
     draw = random.Random(seed)

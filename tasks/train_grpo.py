@@ -17,7 +17,6 @@ from saeexplainer.explainer.explainer import Prompts, attach
 from saeexplainer.explainer.feature_tokens import first_feature_id
 from saeexplainer.explainer.table import FeatureTable
 from saeexplainer.features.neighbours import Neighbourhoods
-from saeexplainer.models import pointer
 from saeexplainer.preferences import rewards
 from saeexplainer.records import NeighbourRow
 from saeexplainer.runs.seeds import seed_torch
@@ -73,8 +72,9 @@ def run(params: Params, item: str) -> Report:
     hooks = attach(model, tokenizer, directions, supervised, config.direction_noise, projection=parts.projection)
     reference = None
     if not parts.adapted:
-        reference = pointer.open_model(start)
-        attach(reference, tokenizer, directions, supervised, projection=parts.projection)
+        first = explainer_folder.open_parts(start)
+        reference = first.model
+        attach(reference, tokenizer, directions, supervised, projection=first.projection)
     prompts = Prompts(tokenizer, first_feature_id(model, tokenizer), supervised, table.contexts(supervised.prompt))
     features = [row.feature_id for row in table.rows if row.split == SPLIT]
     draw = random.Random(seed)

@@ -26,7 +26,16 @@ SHARED_SECTIONS = {"seed", "processes", "rounds", "reinforcements", "evaluations
 NOT_DEPS = {
     *(
         f"saeexplainer.{name}"
-        for name in ("config", "config.parts", "config.saes", "records", "errors", "runs.storage", "runs.processes")
+        for name in (
+            "config",
+            "config.explainers",
+            "config.parts",
+            "config.saes",
+            "records",
+            "errors",
+            "runs.storage",
+            "runs.processes",
+        )
     ),
     *("saeexplainer", "tasks", "tasks.places", "tasks.stage"),
 }

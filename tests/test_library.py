@@ -26,7 +26,8 @@ from safetensors.torch import load_file
 from tiny import ROOT, settings
 
 import saeexplainer
-from saeexplainer.config import AskedPrompt, Direction
+from saeexplainer.config import Direction
+from saeexplainer.config.explainers import AskedPrompt
 from saeexplainer.library import command
 from saeexplainer.records import FeatureRow
 from saeexplainer.serving import Explained, ServedExplainer, write_served

@@ -7,7 +7,7 @@ between fields is in `tasks.settings.checks`.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Tag
 from pydantic.dataclasses import dataclass
 
 # isort: off
@@ -16,6 +16,7 @@ from saeexplainer.config.parts import (
     InnerShare, Judge, LabelChoice, Labeller, Name, Natural, NonEmpty, PairingRule, Positive, PositiveShare, Pretrained,
     Several, Share, ShareBelowOne, Text, Writer, matching,
 )  # fmt: skip
+from saeexplainer.config.explainers import AnyAdapter, ExplainerPrompt
 from saeexplainer.config.saes import Sae
 # isort: on
 
@@ -30,36 +31,6 @@ class Corpus:
     split: Text | None  # of the hub, such as train; null for files
     column: Text  # the field that holds the text, such as text; of .txt files it means nothing
     packed: Flag  # documents are joined and cut to context_length tokens; false: a long one is cut, the rest unread
-
-
-@dataclass(frozen=True, config=CLOSED)
-class TokensPrompt:
-    """The explainer is asked by <explain>, the feature's token, <about>: of a tokenizer made here. Contexts stand
-    before <about>, each as <text> and its words up to the strongest."""
-
-    kind: Literal["tokens"]
-    shown_contexts: Natural  # as in AskedPrompt
-
-
-@dataclass(frozen=True, config=CLOSED)
-class AskedPrompt:
-    """The explainer is asked in words."""
-
-    kind: Literal["chat", "text"]  # in the user's turn of the tokenizer's chat template; or as a text that it continues
-    instruction: Text  # holds {feature}, where the feature's token stands, and {contexts} where any are shown
-    shown_contexts: Natural  # of the feature's strongest, never one that evaluations ask about; 0: none
-
-
-ExplainerPrompt = Annotated[TokensPrompt | AskedPrompt, Field(discriminator="kind")]
-
-
-@dataclass(frozen=True, config=CLOSED)
-class Adapter:
-    """Low-rank weights (LoRA) on every linear layer but the output head; the model itself stays as it is."""
-
-    rank: Count  # of each layer's update
-    alpha: Positive  # the update counts alpha / rank times
-    dropout: ShareBelowOne  # of the updates' inputs, in supervised training; TRL's DPO switches it off
 
 
 @dataclass(frozen=True, config=CLOSED)
@@ -157,7 +128,7 @@ class TrainSft:
     """The explainer before any preference: warm-up on raw activations, then supervised labels."""
 
     pretrained: Pretrained | None  # the model that it is made of; null: the subject
-    adapter: Adapter | None  # null: every weight is trained, in all rounds too
+    adapter: AnyAdapter | None  # null: every weight is trained, in all rounds too
     prompt: ExplainerPrompt  # how the explainer is asked
     bf16: Flag  # this training and the rounds' compute in bfloat16, weights as they are
     gradient_checkpointing: Flag  # these keep few activations and compute the others again: less memory, more time

@@ -8,7 +8,8 @@ and the share of features that training gets come from `Lengths`: measured where
 import re
 from dataclasses import dataclass, fields
 
-from saeexplainer.config import AskedPrompt, Params
+from saeexplainer.config import Params
+from saeexplainer.config.explainers import AskedPrompt
 from saeexplainer.config.parts import (
     ChatAgentSpec,
     ChatJudgeSpec,

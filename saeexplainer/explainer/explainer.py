@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saeexplainer.config import AskedPrompt, GenerateExplanations, TrainSft
+from saeexplainer.config import GenerateExplanations, TrainSft
+from saeexplainer.config.explainers import AskedPrompt
 from saeexplainer.domains.domain import ABOUT, EXPLAIN, FEATURE, TEXT
 from saeexplainer.errors import UserError
-from saeexplainer.explainer.feature_tokens import FeatureTokens, first_feature_id
+from saeexplainer.explainer.feature_tokens import AffineMap, FeatureTokens, first_feature_id
 from saeexplainer.explainer.folder import open_parts
 from saeexplainer.features.contexts import leading, without_special
 from saeexplainer.models.batches import by_length, fitting, padded
@@ -119,7 +120,7 @@ def attach(
     directions: Float[Tensor, "rows d_in"],
     config: TrainSft,
     noise: float = 0.0,
-    projection: nn.Linear | None = None,
+    projection: nn.Linear | AffineMap | None = None,
 ) -> FeatureTokens:
     """Put the feature tokens of a table of directions on an explainer."""
     return FeatureTokens(

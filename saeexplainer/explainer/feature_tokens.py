@@ -6,15 +6,19 @@ turns such an id into the placeholder's; a hook after one block adds the row's d
     h <- h + scale * ||h|| * v / ||v||          (docs/METHOD.md section 2)
 
 added, not replaced; norm-matched; neither v nor the norm carries a gradient. Where the model is of another width than
-v, v is a linear map of the direction, and the map alone is trained through it. Because the direction travels as a token
-id, batching, left padding, `generate`, the KV cache and TRL's trainers work untouched: a cached decode step holds no
-feature id, so nothing is added there.
+v, v is a linear map of the direction, and the map alone is trained through it. A SelfIE adapter (arXiv 2602.10352)
+embeds the token anew instead, before any block, and trains nothing else:
+
+    a * scale * v / ||v|| + b
+
+Because the direction travels as a token id, batching, left padding, `generate`, the KV cache and TRL's trainers work
+untouched: a cached decode step holds no feature id, so nothing is added there.
 """
 
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from saeexplainer.models.blocks import check_block, embedding_of, text_config, transformer_blocks
@@ -39,6 +43,26 @@ def new_projection(from_width: int, to_width: int, seed: int) -> nn.Linear:
     return projection
 
 
+class AffineMap(nn.Module):
+    """What a SelfIE adapter trains: the number a and the vector b."""
+
+    def __init__(self, width: int, scale: float) -> None:
+        super().__init__()
+        self.in_features = width
+        self.scale = nn.Parameter(torch.tensor(scale))
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, direction: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        """The embedding in place of a feature's token."""
+        return self.scale * direction + self.bias
+
+
+def new_affine_map(model: nn.Module, scale: float) -> AffineMap:
+    """A map whose results are at first `scale` times as long as the model's embeddings are on average."""
+    embedding = embedding_of(model).detach().float()
+    return AffineMap(embedding.shape[1], scale * float(embedding.norm(dim=1).mean()))
+
+
 class FeatureTokens:
     """The hooks on one model. Use one set a model; `remove` takes them off again.
 
@@ -55,7 +79,7 @@ class FeatureTokens:
         block: int,
         scale: float,
         noise: float = 0.0,
-        projection: nn.Linear | None = None,
+        projection: nn.Linear | AffineMap | None = None,
     ) -> None:
         """Attach to `model`. Noise is relative gaussian noise on the direction, where there is training: in training
         mode, but not in the forward pass of a reference that is the same model. A projection becomes part of the model,
@@ -75,12 +99,14 @@ class FeatureTokens:
         self.noise = noise
         self._model = model
         self._projection = projection
+        embedding = cast("PreTrainedModel", model).get_input_embeddings()
+        changed = embedding if isinstance(projection, AffineMap) else transformer_blocks(model)[block]
         if projection is not None:
-            model.add_module(PROJECTION, projection.to(next(transformer_blocks(model)[block].parameters()).device))
+            model.add_module(PROJECTION, projection.to(next(changed.parameters()).device))
         self._rows: Int[Tensor, "batch tokens"] | None = None
         self._handles = [
-            cast("PreTrainedModel", model).get_input_embeddings().register_forward_pre_hook(self._read_ids),
-            transformer_blocks(model)[block].register_forward_hook(self._inject),
+            embedding.register_forward_pre_hook(self._read_ids),
+            changed.register_forward_hook(self._inject),
         ]
 
     def remove(self) -> None:
@@ -103,23 +129,30 @@ class FeatureTokens:
         if self._rows is None:
             return output
         residual = output[0] if isinstance(output, tuple) else output
-        added = self._added(residual.detach(), self._rows)
+        rows = self._rows.to(residual.device)
         # A fresh tensor: an in-place write into the residual would break the backward pass.
-        residual = residual + added
+        residual = self._changed(residual, self._units(rows), (rows >= 0).unsqueeze(-1))
         return (residual, *output[1:]) if isinstance(output, tuple) else residual
 
-    def _added(
-        self, residual: Float[Tensor, "batch tokens d_model"], rows: Int[Tensor, "batch tokens"]
-    ) -> Float[Tensor, "batch tokens d_model"]:
-        self.directions = self.directions.to(residual.device)
-        rows = rows.to(residual.device)
+    def _units(self, rows: Int[Tensor, "batch tokens"]) -> Float[Tensor, "batch tokens d_in"]:
+        """The directions of a batch, of unit length; any where there is no feature."""
+        self.directions = self.directions.to(rows.device)
         unit = self.directions[rows.clamp_min(0)]
         if self.noise and self._model.training and torch.is_grad_enabled():
             unit = unit + torch.randn_like(unit) * self.noise
             unit = unit / unit.norm(dim=-1, keepdim=True)
+        return unit
+
+    def _changed(
+        self,
+        residual: Float[Tensor, "batch tokens d_model"],
+        unit: Float[Tensor, "batch tokens d_in"],
+        here: Bool[Tensor, "batch tokens 1"],
+    ) -> Float[Tensor, "batch tokens d_model"]:
+        if isinstance(self._projection, AffineMap):
+            return torch.where(here, self._projection(self.scale * unit).to(residual.dtype), residual)
         if self._projection is not None:
             unit = self._projection(unit).float()
             unit = unit / unit.norm(dim=-1, keepdim=True).clamp_min(1e-8)
-        here = (rows >= 0).unsqueeze(-1)
-        added = self.scale * residual.float().norm(dim=-1, keepdim=True) * unit
-        return torch.where(here, added, 0.0).to(residual.dtype)
+        added = self.scale * residual.detach().float().norm(dim=-1, keepdim=True) * unit
+        return residual + torch.where(here, added, 0.0).to(residual.dtype)

@@ -2,7 +2,8 @@
 
 Trained whole it is an ordinary transformers folder. As an adapter it is an ordinary peft folder, which names its base
 model and the commit; pretrained.json beside it says how this pipeline loads that base. Where explainer and subject
-differ in width, projection.safetensors is the map of directions that supervised training learned.
+differ in width, projection.safetensors is the map of directions that supervised training learned. A SelfIE adapter is
+affine.safetensors, beside the pretrained.json of a model that is as it was.
 """
 
 import shutil
@@ -12,9 +13,11 @@ from typing import TYPE_CHECKING, cast
 
 from torch import nn
 
-from saeexplainer.config import Adapter, TrainSft
+from saeexplainer.config import TrainSft
+from saeexplainer.config.explainers import Adapter, Affine
 from saeexplainer.config.parts import Pretrained
-from saeexplainer.explainer.feature_tokens import new_projection
+from saeexplainer.errors import UserError
+from saeexplainer.explainer.feature_tokens import AffineMap, new_affine_map, new_projection
 from saeexplainer.models.loading import load_pretrained
 from saeexplainer.models.pointer import ADAPTER, Pointer, open_model, open_tokenizer, read_pointer, write_pointer
 from saeexplainer.models.tokenizers import load_tokenizer
@@ -23,7 +26,7 @@ from saeexplainer.runs.storage import read_tensors, write_tensors
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-PROJECTION = "projection.safetensors"
+PROJECTION, AFFINE = "projection.safetensors", "affine.safetensors"
 BASE = "base"  # folder of an adapter's base, in a copy that stands alone
 
 
@@ -33,21 +36,29 @@ class Parts:
 
     model: "PreTrainedModel"  # with an adapter a peft.PeftModel
     tokenizer: "PreTrainedTokenizerFast"
-    projection: nn.Linear | None  # from the subject's width to the model's; None where they are the same
+    projection: nn.Linear | AffineMap | None  # from the subject's width to the model's, or a SelfIE adapter
     pointer: Pointer | None  # of the adapter's base; else how the model is loaded, None as ever
-    adapted: bool  # an adapter is all that was trained
+    adapted: bool  # LoRA is all that was trained
 
 
 def start(config: TrainSft, subject: Path, width: int, seed: int) -> Parts:
     """The explainer before any training: a pretrained model, or the subject in folder `subject`, whose residual stream
     has `width`. A new adapter draws from torch's generator, a new projection from `seed`.
 
-    Raises UserError if there is no such model.
+    Raises UserError if there is no such model, or if it is too wide or narrow for a SelfIE adapter.
     """
     base = _base(config, subject)
     model = load_pretrained(base.pretrained)
     tokenizer = load_tokenizer(base.pretrained.source, base.pretrained.revision, prepend_bos=base.prepend_bos)
     own = model.config.get_text_config().hidden_size
+    if isinstance(config.adapter, Affine):
+        if own != width:
+            raise UserError(
+                f"train_sft.adapter: scales and shifts vectors of {width} numbers, but {base.pretrained.source} has "
+                f"embeddings of {own}; name the subject in train_sft.pretrained, or choose LoRA"
+            )
+        model.requires_grad_(False)
+        return Parts(model, tokenizer, new_affine_map(model, config.adapter.length), base, False)
     projection = None if own == width else new_projection(width, own, seed)
     if config.adapter is not None:
         return Parts(_adapted(model, config.adapter, base.pretrained), tokenizer, projection, base, True)
@@ -79,7 +90,13 @@ def _adapted(model: "PreTrainedModel", adapter: Adapter, base: Pretrained) -> "P
 def open_parts(folder: Path, trainable: bool = False) -> Parts:
     """What `save` left. `trainable`: an adapter may be trained on; a projection never is. Raises UserError."""
     model = open_model(folder, trainable=trainable)
-    projection = None
+    projection: nn.Linear | AffineMap | None = None
+    if (folder / AFFINE).is_file():
+        weights = read_tensors(folder / AFFINE)
+        projection = AffineMap(len(weights["bias"]), 1.0)
+        projection.load_state_dict(weights)
+        projection.requires_grad_(trainable)
+        model.requires_grad_(False)
     if (folder / PROJECTION).is_file():
         weight = read_tensors(folder / PROJECTION)["weight"]
         projection = nn.Linear(weight.shape[1], weight.shape[0], bias=False).requires_grad_(False)
@@ -114,7 +131,10 @@ def packages_of(folder: Path) -> list[str]:
 
 def save(parts: Parts, folder: Path) -> None:
     """Write what was trained, and what it takes to open it again; no hook may be on the model."""
-    if parts.adapted:
+    if isinstance(parts.projection, AffineMap):
+        weights = {name: weight.detach().cpu() for name, weight in parts.projection.state_dict().items()}
+        write_tensors(folder / AFFINE, weights)
+    elif parts.adapted:
         # Else peft asks the hub whether the base's vocabulary grew.
         parts.model.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False)
     else:
@@ -122,5 +142,5 @@ def save(parts: Parts, folder: Path) -> None:
         parts.tokenizer.save_pretrained(folder)
     if parts.pointer is not None:
         write_pointer(folder, parts.pointer.pretrained, parts.pointer.prepend_bos)
-    if parts.projection is not None:
+    if isinstance(parts.projection, nn.Linear):
         write_tensors(folder / PROJECTION, {"weight": parts.projection.weight.detach().cpu()})

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from saeexplainer.config import ExplainerPrompt
+from saeexplainer.config.explainers import ExplainerPrompt
 from saeexplainer.features.contexts import listed
 from saeexplainer.records import ContextRow, FeatureRow
 from saeexplainer.runs.storage import read_rows, read_tensors

@@ -13,6 +13,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from saeexplainer.config import Params
+from saeexplainer.config.explainers import Adapter
 from saeexplainer.config.parts import DomainName, Judge, Pretrained, Writer
 from saeexplainer.costs import plan as planning, workload
 from saeexplainer.costs.memory import Setup
@@ -91,7 +92,7 @@ def _explainer(params: Params, choice: Choice, subject: Held) -> Held:
     """The model that train_sft makes the explainer of, with its adapters."""
     config = params.train_sft
     found = subject if config.pretrained is None else _held(config.pretrained, "train_sft.pretrained", choice)
-    rank = config.adapter.rank if config.adapter else 0
+    rank = config.adapter.rank if isinstance(config.adapter, Adapter) else 0
     setup = replace(
         found.setup,
         lora_rank=rank if choice.lora_rank is None else choice.lora_rank,

@@ -7,7 +7,8 @@ from itertools import chain
 from operator import attrgetter
 from pathlib import Path
 
-from saeexplainer.config import AskedPrompt, Corpus, Params
+from saeexplainer.config import Corpus, Params
+from saeexplainer.config.explainers import AskedPrompt
 from saeexplainer.config.parts import (
     Architecture,
     ChatLineSpec,

@@ -18,7 +18,8 @@ from tiny import ROOT, WIDTH as SUBJECT_WIDTH, settings, tiny_model, tiny_tokeni
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
-from saeexplainer.config import Adapter, AskedPrompt, Round, TokensPrompt, TrainSft
+from saeexplainer.config import Round, TrainSft
+from saeexplainer.config.explainers import Adapter, AskedPrompt, TokensPrompt
 from saeexplainer.config.parts import Architecture, Direction, Pretrained
 from saeexplainer.errors import UserError
 from saeexplainer.explainer import folder as explainer_folder

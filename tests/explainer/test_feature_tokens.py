@@ -10,7 +10,7 @@ from hypothesis import given, settings as hypothesis_settings, strategies as st
 from tiny import BLOCKS, WIDTH, settings, tiny_model, tiny_tokenizer
 from transformers import PreTrainedModel
 
-from saeexplainer.config import TokensPrompt
+from saeexplainer.config.explainers import TokensPrompt
 from saeexplainer.config.parts import Architecture, Direction
 from saeexplainer.errors import UserError
 from saeexplainer.explainer.explainer import Explainer, Prompts, attach

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import settings
 
-from saeexplainer.config import TokensPrompt
+from saeexplainer.config.explainers import TokensPrompt
 from saeexplainer.domains.sandbox.world import World
 from saeexplainer.errors import UserError
 from saeexplainer.features.contexts import leading
