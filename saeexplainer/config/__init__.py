@@ -17,7 +17,7 @@ from saeexplainer.config.parts import (
     Several, Share, ShareBelowOne, Text, Writer, matching,
 )  # fmt: skip
 from saeexplainer.config.explainers import AnyAdapter, ExplainerPrompt
-from saeexplainer.config.saes import Sae
+from saeexplainer.config.saes import ArchitectureOfSae, Sae
 # isort: on
 
 
@@ -59,6 +59,7 @@ class PrepareSae:
     """Sparse autoencoders trained by sae-lens on one residual stream of the subject, or by others."""
 
     hook_block: Natural  # of those trained here: residual stream after this block, hidden_states[hook_block + 1]
+    architecture: ArchitectureOfSae  # of those trained here
     saes: NonEmpty[Sae]  # the first is explained, the others only lend training features
     seed: Natural  # of their text and training; the run's own, unless runs of several seeds are to share them
     documents: Count  # plain documents whose tokens are the training activations, where one is trained here

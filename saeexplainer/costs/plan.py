@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from saeexplainer.config import Params, Prices
 from saeexplainer.config.parts import EndpointWriterSpec, Judge, LikelihoodJudgeSpec, Writer
-from saeexplainer.config.saes import TakenSae, TrainedSae
+from saeexplainer.config.saes import Meta, Ordered, TakenSae, TopK, TrainedSae
 from saeexplainer.costs import bills, memory, workload
 from saeexplainer.costs.memory import GIB, Memory, Setup
 from saeexplainer.costs.shapes import FLOAT32, Shape
@@ -153,8 +153,13 @@ def _widths(params: Params) -> list[int]:
 
 
 def _tables(params: Params) -> int:
-    """Those trained here are TopK SAEs; most pretrained ones are JumpReLU SAEs, or are stored as such."""
-    return memory.JUMPRELU if any(isinstance(spec, TakenSae) for spec in params.prepare_sae.saes) else memory.TOPK
+    """Most pretrained ones are JumpReLU SAEs, or are stored as such; those trained here say what they are."""
+    topk = isinstance(params.prepare_sae.architecture, (TopK, Ordered, Meta))
+    return (
+        memory.TOPK
+        if topk and not any(isinstance(spec, TakenSae) for spec in params.prepare_sae.saes)
+        else memory.JUMPRELU
+    )
 
 
 def _explaining(params: Params, explainer: Held) -> Memory:

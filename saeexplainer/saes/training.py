@@ -13,6 +13,7 @@ from saeexplainer.config.saes import TrainedSae
 from saeexplainer.errors import UserError
 from saeexplainer.runs.storage import read_json, write_json
 from saeexplainer.saes.sites import Place, Site
+from saeexplainer.saes.variants.opening import training_sae
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -21,13 +22,12 @@ if TYPE_CHECKING:
 def train_and_save(
     activations: Float[Tensor, "samples d_model"], config: PrepareSae, spec: TrainedSae, seed: int, folder: Path
 ) -> None:
-    """Train one TopK SAE on shuffled activations with sae-lens' trainer; save its inference form in `folder`.
+    """Train one SAE on shuffled activations with sae-lens' trainer; save its inference form in `folder`.
 
     Raises UserError if there are fewer activations than one batch takes.
     """
     from sae_lens.config import LoggingConfig, SAETrainerConfig
     from sae_lens.saes.sae import SAEMetadata
-    from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
     from sae_lens.training.sae_trainer import SAETrainer
 
     if len(activations) < config.batch_tokens:
@@ -35,8 +35,9 @@ def train_and_save(
             f"prepare_sae.batch_tokens: {config.batch_tokens}, but the documents have {len(activations)} tokens; lower "
             "it or raise prepare_sae.documents"
         )
-    shape = TopKTrainingSAEConfig(
-        d_in=activations.shape[1], d_sae=spec.d_sae, k=spec.k, normalize_activations="expected_average_only_in",
+    new = training_sae(
+        config.architecture, steps=config.steps, d_in=activations.shape[1], d_sae=spec.d_sae,
+        normalize_activations="expected_average_only_in",
         metadata=SAEMetadata(model_name="subject", hook_name=str(trained_site(config))),
     )  # fmt: skip
     settings = SAETrainerConfig(
@@ -45,7 +46,7 @@ def train_and_save(
         dead_feature_window=200, n_batches_for_norm_estimate=20, logger=LoggingConfig(log_to_wandb=False),
     )  # fmt: skip
     provider = _batches(activations, config.batch_tokens, seed)
-    _, settings_file = SAETrainer(settings, TopKTrainingSAE(shape), provider).fit().save_inference_model(folder)
+    _, settings_file = SAETrainer(settings, new, provider).fit().save_inference_model(folder)
     _sort_keys(settings_file)
 
 

@@ -17,7 +17,7 @@ from saeexplainer.config.parts import (
     EndpointWriterSpec,
     EvaluationKind,
 )
-from saeexplainer.config.saes import TrainedSae
+from saeexplainer.config.saes import Matryoshka, Meta, TrainedSae
 from saeexplainer.errors import UserError
 from saeexplainer.figures.comparison import METRICS
 from tasks.places import EXPLAINERS, LABELS
@@ -51,8 +51,8 @@ COUNTED = "they are counted from 0"
 def check(params: Params) -> None:
     """What types cannot say. Raises UserError (without a file's name) on the first thing that cannot run."""
     finders = (
-        _order, _subject, served, _processes, _text, _explainer, _sampling, _writers, _labeller, _saes, _features,
-        _rounds, _evaluations, _agent, _judges, _comparison,
+        _order, _subject, served, _processes, _text, _explainer, _sampling, _writers, _labeller, _saes,
+        _architecture, _features, _rounds, _evaluations, _agent, _judges, _comparison,
     )  # fmt: skip
     for complaint in chain(*(find(params) for find in finders)):
         raise UserError(complaint)
@@ -214,8 +214,20 @@ def _saes(params: Params) -> Iterator[str]:
         key = f"prepare_sae.saes[{index}]"
         if sae.name in names[:index]:
             yield f"{key}.name: {sae.name!r} is taken by an earlier one; every SAE needs its own name"
-        if isinstance(sae, TrainedSae) and sae.k > sae.d_sae:
-            yield f"{key}.k: is {sae.k}; must be at most its d_sae ({sae.d_sae})"
+        k = getattr(params.prepare_sae.architecture, "k", 0)
+        if isinstance(sae, TrainedSae) and k > sae.d_sae:
+            yield f"prepare_sae.architecture.k: is {k}; must be at most d_sae of {sae.name} ({sae.d_sae})"
+
+
+def _architecture(params: Params) -> Iterator[str]:
+    asked, key = params.prepare_sae.architecture, "prepare_sae.architecture"
+    if isinstance(asked, Matryoshka) and asked.shares != sorted(set(asked.shares)):
+        yield f"{key}.shares: is {asked.shares}; each must be above the one before it"
+    if isinstance(asked, Meta):
+        for sae in params.prepare_sae.saes:
+            if isinstance(sae, TrainedSae) and asked.meta_k > asked.meta_share * sae.d_sae:
+                small = f"{asked.meta_share * sae.d_sae:.0f} latents beside the {sae.d_sae} of {sae.name}"
+                yield f"{key}.meta_k: is {asked.meta_k}, but the small SAE has {small}; lower it or raise meta_share"
 
 
 def _features(params: Params) -> Iterator[str]:

@@ -22,6 +22,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError
 
 import saeexplainer
 from saeexplainer.errors import UserError
@@ -63,6 +64,12 @@ def _compose(file: Path, overrides: list[str], source: str) -> DictConfig:
     try:
         with initialize_config_dir(config_dir=str(file.parent), version_base=None):
             return compose(file.stem, overrides)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = Path(mark.name).relative_to(CONF.parent) if mark and Path(mark.name).is_relative_to(CONF) else source
+        raise UserError(
+            f"{place}: line {mark.line + 1 if mark else 1}: not YAML ({error.problem}); correct it"
+        ) from None
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # the last of a choice that is no text
         raise UserError(_explained(error, overrides, source)) from None
 

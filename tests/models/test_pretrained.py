@@ -393,7 +393,7 @@ def test_an_sae_of_another_model_is_found_out(gpt2: Path, here: Path) -> None:
 
 def test_one_trained_here_stands_beside_one_of_others_at_the_same_site(gpt2: Path, here: Path) -> None:
     params = brought(gpt2, {"main": save_sae(gpt2, False, "standard", here / "main")}, False)
-    own = TrainedSae("own", d_sae=16, k=4, seed=1)
+    own = TrainedSae("own", d_sae=16, seed=1)
     config = replace(params.prepare_sae, saes=[*params.prepare_sae.saes, own], documents=20, steps=3, batch_tokens=64)
     prepare_subject.run(params)
     prepare_sae.run(replace(params, prepare_sae=replace(config, hook_block=1)))

@@ -11,15 +11,18 @@ from transformers import PreTrainedModel
 
 from saeexplainer.config import PrepareSae
 from saeexplainer.config.parts import Architecture
-from saeexplainer.config.saes import TrainedSae
+from saeexplainer.config.saes import TopK, TrainedSae
 from saeexplainer.errors import UserError
 from saeexplainer.models.batches import encode_batch
 from saeexplainer.saes import loading, quality, training
 from saeexplainer.saes.reading import Reader
 from saeexplainer.saes.sites import Place, Site
 
-SPEC = TrainedSae("main", d_sae=24, k=3, seed=0)
-CONFIG = PrepareSae(hook_block=1, saes=[SPEC], seed=0, documents=1, steps=150, batch_tokens=128, learning_rate=2e-2)
+SPEC, K = TrainedSae("main", d_sae=24, seed=0), 3
+CONFIG = PrepareSae(
+    hook_block=1, architecture=TopK("topk", K), saes=[SPEC], seed=0, documents=1, steps=150, batch_tokens=128,
+    learning_rate=2e-2,
+)  # fmt: skip
 TOKENIZER = tiny_tokenizer()
 TEXTS = ["the dog chases the cat .", "the dog", "does the dog chase the cat in the garden ?", "not the cat"]
 
@@ -57,15 +60,15 @@ def topk_by_hand(folder: Path, x: torch.Tensor, k: int) -> tuple[torch.Tensor, t
 def test_a_saved_sae_is_topk_of_its_weights(folder, activations):
     loaded = loading.load(folder, WIDTH)
     x = activations[:50]
-    codes, rebuilt = topk_by_hand(folder, x, SPEC.k)
+    codes, rebuilt = topk_by_hand(folder, x, K)
     with torch.no_grad():
         torch.testing.assert_close(loaded.encode(x), codes, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(loaded.decode(loaded.encode(x)), rebuilt, rtol=1e-4, atol=1e-4)
-    assert (codes > 0).sum(dim=1).max() == SPEC.k
+    assert (codes > 0).sum(dim=1).max() == K
 
 
 def test_training_explains_most_of_the_variance(folder, activations):
-    _, rebuilt = topk_by_hand(folder, activations[:500], SPEC.k)
+    _, rebuilt = topk_by_hand(folder, activations[:500], K)
     error = (rebuilt - activations[:500]).square().sum()
     variance = (activations[:500] - activations[:500].mean(dim=0)).square().sum()
     assert error / variance < 0.5

@@ -1,5 +1,6 @@
 """conf/ and params.yaml agree, and every experiment composes."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,17 @@ def test_every_choice_composes(choice: str) -> None:
     subject = ["subject=pydoc"] * (choice == "size=pydoc")  # which has no sample of the truth to shrink
     composed = yaml.safe_load(compose.composed([choice, *subject]))
     assert list(composed) == list(yaml.safe_load(compose.composed([])))
+
+
+def test_a_file_of_conf_that_is_no_yaml_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(ROOT / "conf", tmp_path / "conf")
+    broken = tmp_path / "conf/stages/train_sft.yaml"
+    broken.write_text(broken.read_text(encoding="utf-8") + "  more: {a: ???}\n", encoding="utf-8")
+    monkeypatch.setattr(compose, "CONF", tmp_path / "conf")
+    monkeypatch.setattr(compose, "CONFIG", tmp_path / "conf/config.yaml")
+    lines = len(broken.read_text(encoding="utf-8").splitlines())
+    with pytest.raises(UserError, match=rf"^conf/stages/train_sft\.yaml: line {lines}: not YAML \(.*\); correct it$"):
+        compose.composed([])
 
 
 def test_the_judges_endpoint_begins_as_those_of_writers_and_labellers() -> None:

@@ -175,6 +175,41 @@ WRONG = {
     "unknown start": ({"rounds__r1__start": "r0"}, "rounds.r1.start", "'r0'"),
     "later start": ({"rounds__r1__start": "r2"}, "rounds.r1.start", "'r2'"),
     "own start": ({"rounds__r2__start": "r2"}, "rounds.r2.start", "'r2'"),
+    "more active latents than there are": (
+        {"prepare_sae__architecture__k": 769},
+        "prepare_sae.architecture.k",
+        "is 769; must be at most d_sae of main (768)",
+    ),
+    "an unknown architecture": (
+        {"prepare_sae__architecture": {"kind": "vae", "k": 8}},
+        "prepare_sae.architecture.kind",
+        "'vae'",
+    ),
+    "an architecture with another's setting": (
+        {"prepare_sae__architecture": {"kind": "gated", "coefficient": 1.0, "k": 8}},
+        "prepare_sae.architecture.k",
+        "unknown key",
+    ),
+    "a penalty that is none": (
+        {"prepare_sae__architecture": {"kind": "standard", "coefficient": 0.0}},
+        "prepare_sae.architecture.coefficient",
+        "is 0.0",
+    ),
+    "nested widths that fall": (
+        {"prepare_sae__architecture": {"kind": "matryoshka", "k": 8, "shares": [0.5, 0.25]}},
+        "prepare_sae.architecture.shares",
+        "above the one before",
+    ),
+    "a small SAE that is too small": (
+        {"prepare_sae__architecture": {"kind": "meta", "k": 8, "weight": 0.3, "meta_share": 0.01, "meta_k": 9}},
+        "prepare_sae.architecture.meta_k",
+        "lower it or raise meta_share",
+    ),
+    "a small SAE that is as large": (
+        {"prepare_sae__architecture": {"kind": "meta", "k": 8, "weight": 0.3, "meta_share": 1.0, "meta_k": 9}},
+        "prepare_sae.architecture.meta_share",
+        "is 1.0",
+    ),
     "a reinforcement that starts from none": (
         {"reinforcements__g1": {"start": "r9", "epochs": 1.0, "beta": 0.0, "learning_rate": 0.1}},
         "reinforcements.g1.start",
@@ -297,7 +332,7 @@ WRONG_OF_OTHERS = {
     "BOS of a tokenizer made here": ({"prepare_subject__prepend_bos": True}, "prepare_subject.prepend_bos", "is true"),
     "training of what is there": ({"prepare_sae__saes": [TAKEN | {"k": 8}]}, "prepare_sae.saes[0].k", "unknown key"),
     "nothing to train by": (
-        {"prepare_sae__saes": [{"name": "main", "d_sae": 768, "k": 8}]}, "prepare_sae.saes[0].seed", "missing",
+        {"prepare_sae__saes": [{"name": "main", "d_sae": 768}]}, "prepare_sae.saes[0].seed", "missing",
     ),
     "no scale": (
         {"prepare_sae__saes": [TAKEN | {"pretrained": TAKEN["pretrained"] | {"norm_scaling_factor": 0.0}}]},
@@ -315,7 +350,7 @@ def test_a_wrong_model_or_sae_of_others_is_one_line(tmp_path: Path, edits: dict[
 
 
 @pytest.mark.parametrize(
-    ("name", "field", "value"), [(1, "name", "main"), (1, "name", "../x"), (0, "k", 769), (0, "kk", 1)]
+    ("name", "field", "value"), [(1, "name", "main"), (1, "name", "../x"), (0, "k", 8), (0, "kk", 1)]
 )
 def test_a_wrong_sae_is_one_line(tmp_path: Path, name: int, field: str, value: Any) -> None:
     saes = OmegaConf.to_container(OmegaConf.load(COMMITTED).prepare_sae.saes)
