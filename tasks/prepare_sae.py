@@ -3,7 +3,8 @@
     python -m tasks.prepare_sae
 
 The first SAE is the one that is explained; the others only lend training features. Writes data/saes/<name>, in
-sae-lens' format, and reports/sae.json: how well each stands in for what it reads, on documents it was not trained on.
+sae-lens' format, and reports/sae.json: how well each stands in for what it reads, and what its dictionary is worth,
+on documents it was not trained on.
 """
 
 from collections.abc import Iterable
@@ -18,6 +19,7 @@ from saeexplainer.config.saes import TakenSae, TrainedSae
 from saeexplainer.domains.domain import Document, ReadingLimit
 from saeexplainer.domains.opening import open_domain
 from saeexplainer.errors import UserError
+from saeexplainer.features import dictionary
 from saeexplainer.models import blocks, pointer, tokenizers
 from saeexplainer.runs.seeds import seed_torch
 from saeexplainer.runs.storage import replacing, write_json
@@ -58,17 +60,19 @@ def run(params: Params) -> Report:
             spec.name: loading.load(folder / spec.name, reader.width, device=str(reader.device)) for spec in config.saes
         }
         measured = min(MEASURED_DOCUMENTS, max(1, MEASURED_TOKENS // context))
-        held_out = [document.text for document in domain.documents("held_out_sae", measured)]
-        reports = quality.evaluate(reader, held_out)
+        held_out = list(domain.documents("held_out_sae", measured))
+        reports = quality.evaluate(reader, [document.text for document in held_out])
         check_fit(params, reports)
-    write_json(REPORTS / "sae.json", reports)
+        worth = dictionary.measure(reader, held_out, domain)
+    write_json(REPORTS / "sae.json", {name: asdict(reports[name]) | asdict(worth[name]) for name in reports})
     main_report = reports[config.saes[0].name]
     lines = [
         f"SAE {name}: variance unexplained {report.fraction_variance_unexplained:.4f}, L0 {report.l0:.1f}, "
         f"dead {report.dead_features}, cross-entropy recovered {report.cross_entropy_recovered:.3f}"
         for name, report in reports.items()
     ]
-    return Report(asdict(main_report), lines)
+    known = asdict(worth[config.saes[0].name])
+    return Report(asdict(main_report) | {name: value for name, value in known.items() if value is not None}, lines)
 
 
 def take(params: Params, at: int, spec: TakenSae, width: int, begins_with_bos: bool) -> "SAE":

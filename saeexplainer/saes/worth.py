@@ -43,11 +43,11 @@ def mean_absolute_phi(fires: Bool[np.ndarray, "tokens latents"]) -> float:
     """The mean |phi| over pairs of different latents: how much two fire together, or apart, more than by chance.
     Latents that never fire or always do are left out; NaN where fewer than two are left."""
     tokens, counts = len(fires), fires.sum(axis=0)
-    table = fires[:, (counts > 0) & (counts < tokens)].astype(np.float64)
-    counts = table.sum(axis=0)
+    table = fires[:, (counts > 0) & (counts < tokens)].astype(np.float32)  # counts stay whole
+    counts = table.sum(axis=0, dtype=np.float64)
     if len(counts) < 2:
         return float("nan")
-    together = table.T @ table
+    together = (table.T @ table).astype(np.float64)
     spread = np.sqrt(counts * (tokens - counts))
     phi = np.abs(tokens * together - np.outer(counts, counts)) / np.outer(spread, spread)
     return float((phi.sum() - np.trace(phi)) / (len(counts) * (len(counts) - 1)))
