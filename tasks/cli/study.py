@@ -1,13 +1,14 @@
 """Run the experiments behind the figures, each in a folder of its own, and write the pages that show them.
 
-    sae-explainer study [--plan study|real|ablation] [--only NAME ...] [--report-only]
+    sae-explainer study [--plan study|real|ablation|saes] [--only NAME ...] [--report-only]
 
 conf/study.yaml lists the variants of the study (docs/STUDY.md), conf/real.yaml those of the study on a pretrained model
-(docs/REAL.md), conf/ablation.yaml those of the ablation (docs/ABLATION.md); docs/*.json keeps the figures of each. A
-variant's folder .study/PLAN/NAME holds a copy of the repository's files, params.yaml composed with its overrides, and
-its own results; DVC brings it up to date there. All folders of all plans share one DVC cache, and with it DVC's memory
-of runs: a stage whose code, inputs and parameters another variant already had is restored, not run again. So a study
-that was stopped goes on where it stopped, and one that is complete only checks that it is.
+(docs/REAL.md), conf/ablation.yaml those of the ablation (docs/ABLATION.md), conf/saes.yaml SAEs of several
+architectures (docs/SAES.md); docs/*.json keeps the figures of each. A variant's folder .study/PLAN/NAME holds a copy of
+the repository's files, params.yaml composed with its overrides, and its own results; DVC brings it up to date there.
+All folders of all plans share one DVC cache, and with it DVC's memory of runs: a stage whose code, inputs and
+parameters another variant already had is restored, not run again. So a study that was stopped goes on where it stopped,
+and one that is complete only checks that it is.
 
 Every variant is prepared before the first one runs: a mistake in an override shows at once, and all run the same code.
 What the stages print is in .study/PLAN/NAME.log. Exit status: 0; 1 if a variant failed, after the others had their
@@ -35,7 +36,7 @@ from saeexplainer.domains.corpus.installed import KEPT
 from saeexplainer.errors import UserError
 from saeexplainer.records import EvaluationRow
 from saeexplainer.runs.storage import read_json, read_rows, replacing, write_json
-from saeexplainer.study import ablation, figures, page, pictures
+from saeexplainer.study import ablation, figures, page, pictures, saes
 from saeexplainer.study.plans import STUDY, VariantSpec, changes, chosen, load_specs
 from tasks.settings import params as settings_params
 from tasks.workspace import repro, surroundings, timings
@@ -43,8 +44,8 @@ from tasks.workspace.printable import failed
 from tasks.workspace.weights import MODELS
 
 CONF = Path("conf")
-ABLATION = "ablation"
-PLANS = (*page.TITLES, ABLATION)  # files of conf/
+ABLATION, SAES = "ablation", "saes"
+PLANS = (*page.TITLES, ABLATION, SAES)  # files of conf/
 CACHE = "cache"  # DVC's, beside the folders of the plans
 DOCS = Path("docs")
 DONE = "done.json"  # in a variant's folder: what was asked for when it last came to its end
@@ -268,6 +269,11 @@ def write_report(plan: str, variants: Sequence[figures.Variant], resamples: int)
         _write("ablation.json", figures.as_json(found))
         _write("ABLATION.md", ablation.page(found))
         return ablation.verdict_lines(found)
+    if plan == SAES:
+        found = saes.summarise(variants, resamples)
+        _write("saes.json", figures.as_json(found))
+        _write("SAES.md", saes.page(found))
+        return []
     study = page.summarise(variants, resamples)
     _write(f"{plan}.json", figures.as_json(study))
     with replacing(DOCS / f"{plan}_seeds.png") as temporary:

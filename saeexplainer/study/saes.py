@@ -1,0 +1,192 @@
+"""docs/SAES.md: SAEs of several architectures beside each other, and how well their features are explained.
+
+`summarise` makes saes.json, `page` the page from that alone. A group is an architecture, or a k of TopK (k4, k16,
+...); its variants are its seeds. Two SAEs have other features, so nothing is paired: levels with their intervals stand
+side by side. Whether a figure of the SAE tells how well its features are explained is a rank correlation over all runs.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from saeexplainer.figures.comparison import ACCURACY, BASELINE, HALLUCINATION, START
+from saeexplainer.figures.intervals import bootstrap_rows
+from saeexplainer.figures.notation import DASH, heading, literal, percent, plain, table
+from saeexplainer.saes.worth import elbow
+from saeexplainer.study.figures import BOOTSTRAP_SEED, COMPLETE, Variant, described, last_round, mean, of_group, state
+
+TOPK, SWEEP = "topk", r"k\d+"  # the group with the default's k, and those with another
+FIGURES = {  # of reports/sae.json: as a heading, and how it is written
+    "fraction_variance_unexplained": ("variance unexplained", ".3f"),
+    "cross_entropy_recovered": ("cross-entropy recovered", ".3f"),
+    "l0": ("L0", ".1f"),
+    "dead_features": ("dead", ".0f"),
+    "c_dec": ("c_dec", ".4f"),
+    "s_dec": ("s_dec", ".3f"),
+    "phi": ("mean abs. phi", ".4f"),
+    "coverage": ("coverage", ".3f"),
+    "reconstruction": ("reconstruction", ".3f"),
+    "containment": ("containment", ".3f"),
+    "stability": ("stability", ".3f"),
+    "orderedness": ("orderedness", ".3f"),
+}
+EXPLAINED = (ACCURACY, HALLUCINATION, "detection_auc", "output_accuracy", "truth_f1")
+FEWEST = 4  # runs behind a rank correlation
+
+
+def summarise(variants: Sequence[Variant], resamples: int) -> dict[str, Any]:
+    """The content of saes.json; every interval is {"value", "low", "high", "n"} or, where unknown, null."""
+    groups = list(dict.fromkeys(variant.group for variant in variants))
+    return {
+        "resamples": resamples,
+        "variants": {variant.name: described(variant) for variant in variants},
+        "groups": {group: _group(of_group(variants, group), resamples) for group in groups},
+        "predictors": {figure: _predictor(variants, figure, resamples) for figure in FIGURES},
+        "elbow": _elbow(variants),
+    }
+
+
+def _group(variants: Sequence[Variant], resamples: int) -> dict[str, Any]:
+    """Means over the seeds that are complete, and pooled levels of the labels, SFT and the last round."""
+    complete = [variant for variant in variants if variant.status == COMPLETE]
+    last = {variant.name: last_round(variant.evaluations) for variant in complete}
+    rows = {
+        BASELINE: [variant.evaluations[BASELINE] for variant in complete if BASELINE in variant.evaluations],
+        START: [variant.evaluations[START] for variant in complete if START in variant.evaluations],
+        "last": [variant.evaluations[name] for variant in complete if (name := last[variant.name])],
+    }
+    return {
+        "runs": len(complete),
+        "seconds": _mean([variant.own_seconds for variant in complete]),
+        "sae": {figure: _mean([(variant.sae or {}).get(figure) for variant in complete]) for figure in FIGURES},
+        "explained": {
+            name: {metric: mean(tables, metric, resamples) for metric in EXPLAINED} for name, tables in rows.items()
+        },
+    }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _predictor(variants: Sequence[Variant], figure: str, resamples: int) -> dict[str, Any] | None:
+    """Spearman's correlation of a figure of the SAE with the last round's accuracy, over runs; None of too few."""
+    points = np.array([point for variant in variants if (point := _point(variant, figure))])
+    if len(points) < FEWEST or len(set(points[:, 0])) == 1:
+        return None
+
+    def correlation(rows: np.ndarray) -> float:
+        drawn = points[rows]
+        if len(set(drawn[:, 0])) == 1 or len(set(drawn[:, 1])) == 1:
+            return 0.0  # nothing to rank by
+        return float(spearmanr(drawn[:, 0], drawn[:, 1]).statistic)
+
+    return asdict(bootstrap_rows(correlation, len(points), resamples, BOOTSTRAP_SEED))
+
+
+def _point(variant: Variant, figure: str) -> tuple[float, float] | None:
+    last, value = last_round(variant.evaluations), (variant.sae or {}).get(figure)
+    if last is None or value is None:
+        return None
+    known = [row.generative_accuracy for row in variant.evaluations[last] if not math.isnan(row.generative_accuracy)]
+    return (float(value), float(np.mean(known))) if known else None
+
+
+def _elbow(variants: Sequence[Variant]) -> dict[str, Any] | None:
+    """c_dec over the L0 of TopK's runs, means by group, and where its elbow is; None without a sweep."""
+    swept = [one for one in variants if one.group == TOPK or re.fullmatch(SWEEP, one.group)]
+    points = []
+    for group in dict.fromkeys(one.group for one in swept):
+        saes = [one.sae for one in of_group(swept, group) if one.sae]
+        l0, c_dec = (_mean([sae.get(figure) for sae in saes]) for figure in ("l0", "c_dec"))
+        if l0 is not None and c_dec is not None:
+            points.append((l0, c_dec))
+    if len(points) < 3:
+        return None
+    points.sort()
+    return {"points": points, "l0": elbow([l0 for l0, _ in points], [c_dec for _, c_dec in points])}
+
+
+def page(found: dict[str, Any]) -> str:
+    """docs/SAES.md."""
+    return (
+        "\n\n".join(
+            [
+                "<!-- Written by `sae-explainer study`; what is edited here is lost. -->",
+                "# Which SAE is best explained?",
+                "Written by `sae-explainer study --plan saes` from conf/saes.yaml; the same figures are in saes.json. "
+                "docs/METHOD.md, section 14, says what each figure of an SAE is. In brackets the 95 % bootstrap "
+                f"interval over features ({found['resamples']:,} resamples), seeds pooled and resampled inside each. "
+                "Other SAEs have other features, so levels are compared and nothing is paired.",
+                "## The dictionaries, on held-out documents",
+                _dictionaries(found),
+                "## How well their features are explained, in percent",
+                "The labels, the explainer after SFT, and after the last round.",
+                _explained(found),
+                "## Which figure of an SAE tells how well it is explained?",
+                "Spearman's correlation with the generative accuracy of the last round, over runs, and its interval "
+                "over runs. All architectures and seeds are in it, so it also holds what else differs between them.",
+                _predictors(found),
+                "## The right L0",
+                _told_elbow(found),
+                "## Every run",
+                _runs(found),
+            ]
+        )
+        + "\n"
+    )
+
+
+def _dictionaries(found: Mapping[str, Any]) -> str:
+    rows = [
+        [literal(group), str(one["runs"]), *(plain(one["sae"][figure], form) for figure, (_, form) in FIGURES.items())]
+        for group, one in found["groups"].items()
+    ]
+    return table(["SAE", "runs", *(name for name, _ in FIGURES.values())], rows)
+
+
+def _explained(found: Mapping[str, Any]) -> str:
+    rows = [
+        [literal(group), name, *(percent(one["explained"][name][metric]) for metric in EXPLAINED)]
+        for group, one in found["groups"].items()
+        for name in (BASELINE, START, "last")
+    ]
+    return table(["SAE", "explanations", *map(heading, EXPLAINED)], rows)
+
+
+def _predictors(found: Mapping[str, Any]) -> str:
+    rows = [
+        [FIGURES[figure][0], DASH if one is None else f"{one['value']:+.2f} ({one['low']:+.2f} to {one['high']:+.2f})",
+         DASH if one is None else str(one["n"])]
+        for figure, one in found["predictors"].items()
+    ]  # fmt: skip
+    return table(["figure", "rank correlation", "runs"], rows)
+
+
+def _told_elbow(found: Mapping[str, Any]) -> str:
+    sweep = found["elbow"]
+    if sweep is None:
+        return "No sweep over L0 has been run."
+    listed = ", ".join(f"{c_dec:.4f} at {l0:.1f}" for l0, c_dec in sweep["points"])
+    where = f"Its elbow is at an L0 of {sweep['l0']:.1f}." if sweep["l0"] is not None else "It has no elbow."
+    return f"c_dec of TopK by L0: {listed}. {where}"
+
+
+def _runs(found: Mapping[str, Any]) -> str:
+    rows = [
+        [
+            literal(name),
+            literal(one["group"]),
+            literal(state(one)),
+            plain(one["seed"], ""),
+            plain(one["seconds"], ",.0f"),
+        ]
+        for name, one in found["variants"].items()
+    ]
+    return table(["run", "SAE", "state", "seed", "seconds"], rows)

@@ -1,0 +1,80 @@
+"""docs/SAES.md: means over seeds, levels pooled, and which figure of an SAE ranks as accuracy does."""
+
+from pathlib import Path
+
+import pytest
+from rows import evaluated
+
+from saeexplainer.study import plans, saes
+from saeexplainer.study.figures import COMPLETE, Variant, absent, as_json
+from tasks.settings import compose
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def variant(name: str, group: str, seed: int, accuracies: list[float], **sae: float) -> Variant:
+    evaluations = {"sft": evaluated([0.0] * len(accuracies)), "r1": evaluated(accuracies)}
+    return Variant(
+        name, group, None, [], status=COMPLETE, seed=seed, split="test", contexts=4, subject={"loss": 2.5},
+        sae={"l0": 8.0, "c_dec": 0.1, **sae}, seconds=10.0, own_seconds=6.0, outdated=[], evaluations=evaluations,
+    )  # fmt: skip
+
+
+RUNS = [
+    variant("topk0", "topk", 0, [0.25, 0.75], coverage=0.2, c_dec=0.3),
+    variant("topk1", "topk", 1, [0.5, 0.5], coverage=0.4, c_dec=0.1),
+    variant("gated0", "gated", 0, [0.0, 0.25], coverage=0.1, c_dec=0.4, stability=None),
+    variant("gated1", "gated", 1, [1.0, 1.0], coverage=0.9, c_dec=0.05),
+    absent("meta0", "meta", None, [], "not run"),
+]
+
+
+def test_figures_are_means_over_seeds_and_levels_pool_their_features():
+    found = saes.summarise(RUNS, 200)["groups"]
+    assert found["topk"]["sae"]["coverage"] == pytest.approx(0.3) and found["topk"]["runs"] == 2
+    accuracy = found["topk"]["explained"]["last"]["generative_accuracy"]
+    assert (accuracy["value"], accuracy["n"]) == (0.5, 4)
+    assert found["topk"]["explained"]["open_loop"]["generative_accuracy"] is None
+    assert found["meta"]["runs"] == 0 and found["meta"]["sae"]["coverage"] is None
+    assert found["gated"]["sae"]["stability"] is None, "what no seed knows"
+
+
+def test_a_figure_that_ranks_as_accuracy_does_predicts_it():
+    # Mean accuracy of the runs: 0.5, 0.5, 0.125, 1.0. Coverage ranks alike but for the tie, c_dec the other way.
+    found = saes.summarise(RUNS, 500)["predictors"]
+    assert found["coverage"]["value"] == pytest.approx(0.9486833) and found["coverage"]["n"] == 4
+    assert found["c_dec"]["value"] == pytest.approx(-0.9486833)
+    assert found["l0"] is None, "it is the same in every run"
+    assert found["stability"] is None and saes.summarise(RUNS[:3], 200)["predictors"]["coverage"] is None
+
+
+def test_the_elbow_of_a_sweep_over_k():
+    sweep = [
+        variant(f"k{k}", group, 0, [0.5, 0.5], l0=float(k), c_dec=c_dec)
+        for k, group, c_dec in ((2, "k2", 1.0), (4, "k4", 0.5), (8, "topk", 0.2), (16, "k16", 0.15), (32, "k32", 0.1))
+    ]
+    found = saes.summarise(sweep, 200)
+    assert found["elbow"]["l0"] == 8.0 and [l0 for l0, _ in found["elbow"]["points"]] == [2.0, 4.0, 8.0, 16.0, 32.0]
+    assert "Its elbow is at an L0 of 8.0." in saes.page(found)
+    assert saes.summarise(RUNS, 200)["elbow"] is None
+
+
+def test_the_page_shows_every_group_and_run_from_the_json_alone():
+    found = saes.summarise(RUNS, 200)
+    text = saes.page(found)
+    assert "| topk | last | 50.0 (" in text and "| meta0 | meta | not run | – | – |" in text
+    assert "| coverage | +0.95 (" in text and "No sweep over L0 has been run." in text
+    assert as_json(found)  # no NaN
+
+
+def test_the_plan_has_every_architecture_and_composes():
+    specs, resamples = plans.load_specs(ROOT / "conf/saes.yaml")
+    architectures = {path.stem for path in (ROOT / "conf/sae").glob("*.yaml")} - {"topk32", "topk_real_text"}
+    assert architectures <= {spec.group for spec in specs} and resamples >= 1000
+    for group in {spec.group for spec in specs}:
+        seeds = [
+            override for spec in specs if spec.group == group for override in spec.overrides if "seed=" in override
+        ]
+        assert {"seed=0", "seed=1", "seed=2"} == set(seeds)
+    for overrides in {tuple(spec.overrides) for spec in specs if spec.name.endswith("0")}:
+        compose.composed(list(overrides))
