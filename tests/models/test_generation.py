@@ -61,3 +61,19 @@ def test_prompts_that_come_several_times_are_read_once(monkeypatch: pytest.Monke
     handle.remove()
     assert len(set(shared)) == 3, "prompts of three lengths, padded, are told apart"
     assert sum(read) - once >= sum(map(len, PROMPTS)) / 3
+
+
+def test_the_head_reads_rows_that_lie_together() -> None:
+    """Else a frozen head in bfloat16 is copied for every prompt."""
+    seen = []
+    handle = MODEL.get_output_embeddings().register_forward_hook(
+        lambda _head, inputs, _output: seen.append((tuple(inputs[0].shape[:2]), inputs[0].is_contiguous()))
+    )
+    with torch.no_grad():
+        MODEL(input_ids=torch.tensor([range(5, 12)] * 3), logits_to_keep=1)
+    assert seen == [((3, 1), False)], "transformers keeps one position, a slice with gaps"
+    seen.clear()
+    generate(MODEL, WORDS, PROMPTS, temperature=0.0, **HOW)
+    handle.remove()
+    assert len(seen) > len(PROMPTS) / HOW["batch_size"] and all(whole for _, whole in seen)
+    assert not MODEL.get_output_embeddings()._forward_pre_hooks, "nothing is left behind"
