@@ -1,12 +1,13 @@
-"""docs/ABLATION.md: one setting changed at a time around a base, on valid, and the verdicts.
+"""docs/ABLATION.md and docs/EXPLAINER.md: one setting changed at a time around a base, on valid, and the verdicts.
 
-`summarise` makes ablation.json, `page` the page from that alone. A setting is a group of variants, one
+`summarise` makes the plan's JSON, `page` the page from that alone. A setting is a group of variants, one
 a seed, each compared with the variant it comes `from`: last round against last round, paired by feature. Whether a
 setting helps is decided by the criterion alone: its pooled interval leaves zero out, and every seed says the same. One
 training run settles nothing, whatever its interval over features: that does not hold what another run would give.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from saeexplainer.figures.comparison import ACCURACY, METRICS, direction
@@ -28,12 +29,27 @@ HELPS, HURTS, NO_DIFFERENCE, NOT_RUN = "helps", "hurts", "no difference shown", 
 ONE_RUN = "one run only"
 VERDICTS = {1: HELPS, -1: HURTS, 0: NO_DIFFERENCE}
 
+
+@dataclass(frozen=True)
+class Title:
+    """What a page says of its plan."""
+
+    page: str
+    section: str
+    base: str  # what all settings are compared with
+
+
+TITLES = {  # of the plans that have a page of this kind
+    "ablation": Title("Ablation", "Ablation: one change at a time", "the default with two rounds"),
+    "explainer": Title("Other explainers", "What the explainer reads, and how it is trained", "the default"),
+}
+
 HOW = """\
 ```
-make study WITH="--plan ablation"    # conf/ablation.yaml
+make study WITH="--plan {plan}"    # conf/{plan}.yaml
 ```
 
-One variant alone: `sae-explainer study --plan ablation --only NAME`. Any product of settings as plain DVC
+One variant alone: `sae-explainer study --plan {plan} --only NAME`. Any product of settings as plain DVC
 experiments, from the last commit: `dvc exp run --queue -S 'reward=discriminative,mean' -S seed=0,1`, then
 `dvc queue start` and `dvc exp show` ([DATA.md](DATA.md)); add `-S evaluate.split=valid` while choosing. Those are
 compared by their means alone, without paired intervals."""
@@ -90,25 +106,27 @@ def verdict_lines(ablation: dict[str, Any]) -> list[str]:
     return [f"{found['verdict']}: {_told(name, found)}" for name, found in ablation["settings"].items()]
 
 
-def page(found: dict[str, Any]) -> str:
-    """docs/ABLATION.md."""
+def page(found: dict[str, Any], plan: str = "ablation") -> str:
+    """docs/ABLATION.md, or that of another plan of TITLES."""
     written = (
         "This page shows what single settings are worth. Written by `sae-explainer study`; the same figures are in "
-        "ablation.json. Every figure is times 100: percent for shares, percentage points for differences; AUC, "
+        f"{plan}.json. Every figure is times 100: percent for shares, percentage points for differences; AUC, "
         "correlation and F1 likewise. In brackets the 95 % bootstrap interval over features "
         f"({found['resamples']:,} resamples), differences paired by feature and resampled inside each seed. Bold: the "
         "interval leaves zero out; ↑ higher is better, ↓ lower."
     )
     warning = "<!-- Written by `sae-explainer study`; what is edited here is lost. -->"
-    return "\n\n".join([warning, "# Ablation", written, HOW, *sections(found)]) + "\n"
+    return (
+        "\n\n".join([warning, f"# {TITLES[plan].page}", written, HOW.format(plan=plan), *sections(found, plan)]) + "\n"
+    )
 
 
-def sections(ablation: dict[str, Any]) -> Iterator[str]:
-    """The part of docs/RESULTS.md, in markdown."""
+def sections(ablation: dict[str, Any], plan: str = "ablation") -> Iterator[str]:
+    """All but the head of the page, in markdown."""
     measured = ", ".join(dict.fromkeys(found["split"] for found in ablation["variants"].values() if found["split"]))
-    yield f"## Ablation: one change at a time, measured on {measured or 'valid (nothing measured yet)'}"
+    yield f"## {TITLES[plan].section}, measured on {measured or 'valid (nothing measured yet)'}"
     yield (
-        "Each setting differs from `base`, which is the default with two rounds, in what stands beside it; the last "
+        f"Each setting differs from `base`, which is {TITLES[plan].base}, in what stands beside it; the last "
         "rounds are compared, and "
         f"{words(CRITERION)} decides. The product of all directions, rewards, pairings, losses, rounds and "
         "seeds was not run, so what two settings do together is not known. "

@@ -350,7 +350,7 @@ def readme() -> None:
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
 )  # fmt: skip
 def study(context: typer.Context) -> None:
-    """Run the experiments behind docs/STUDY.md or docs/ABLATION.md, and write the page."""
+    """Run the experiments behind a page of docs/, such as STUDY.md, and write the page."""
     from tasks.cli import study as experiments
 
     raise typer.Exit(experiments.main(context.args))

@@ -1,14 +1,14 @@
 """Run the experiments behind the figures, each in a folder of its own, and write the pages that show them.
 
-    sae-explainer study [--plan study|real|ablation|saes] [--only NAME ...] [--report-only]
+    sae-explainer study [--plan study|real|ablation|explainer|saes] [--only NAME ...] [--report-only]
 
-conf/study.yaml lists the variants of the study (docs/STUDY.md), conf/real.yaml those of the study on a pretrained model
-(docs/REAL.md), conf/ablation.yaml those of the ablation (docs/ABLATION.md), conf/saes.yaml SAEs of several
-architectures (docs/SAES.md); docs/*.json keeps the figures of each. A variant's folder .study/PLAN/NAME holds a copy of
-the repository's files, params.yaml composed with its overrides, and its own results; DVC brings it up to date there.
-All folders of all plans share one DVC cache, and with it DVC's memory of runs: a stage whose code, inputs and
-parameters another variant already had is restored, not run again. So a study that was stopped goes on where it stopped,
-and one that is complete only checks that it is.
+Each plan is a file of conf/, and has a page under docs/ and a JSON file with the same figures beside it: study
+(docs/STUDY.md), real, on a pretrained model (docs/REAL.md), ablation (docs/ABLATION.md), explainer, what it reads and
+how it is trained (docs/EXPLAINER.md), and saes, SAEs of several architectures (docs/SAES.md). A variant's folder
+.study/PLAN/NAME holds a copy of the repository's files, params.yaml composed with its overrides, and its own results;
+DVC brings it up to date there. All folders of all plans share one DVC cache, and with it DVC's memory of runs: a stage
+whose code, inputs and parameters another variant already had is restored, not run again. So a study that was stopped
+goes on where it stopped, and one that is complete only checks that it is.
 
 Every variant is prepared before the first one runs: a mistake in an override shows at once, and all run the same code.
 What the stages print is in .study/PLAN/NAME.log. Exit status: 0; 1 if a variant failed, after the others had their
@@ -44,8 +44,8 @@ from tasks.workspace.printable import failed
 from tasks.workspace.weights import MODELS
 
 CONF = Path("conf")
-ABLATION, SAES = "ablation", "saes"
-PLANS = (*page.TITLES, ABLATION, SAES)  # files of conf/
+SAES = "saes"
+PLANS = (*page.TITLES, *ablation.TITLES, SAES)  # files of conf/
 CACHE = "cache"  # DVC's, beside the folders of the plans
 DOCS = Path("docs")
 DONE = "done.json"  # in a variant's folder: what was asked for when it last came to its end
@@ -264,10 +264,10 @@ def refuse_to_forget(plan: str, specs: Sequence[VariantSpec], wanted: Sequence[V
 
 def write_report(plan: str, variants: Sequence[figures.Variant], resamples: int) -> list[str]:
     """A plan's figures and page under docs/; what was found, one a line. Raises UserError."""
-    if plan == ABLATION:
+    if plan in ablation.TITLES:
         found = ablation.summarise(variants, resamples)
-        _write("ablation.json", figures.as_json(found))
-        _write("ABLATION.md", ablation.page(found))
+        _write(f"{plan}.json", figures.as_json(found))
+        _write(f"{plan.upper()}.md", ablation.page(found, plan))
         return ablation.verdict_lines(found)
     if plan == SAES:
         found = saes.summarise(variants, resamples)

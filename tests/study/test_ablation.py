@@ -155,6 +155,8 @@ def test_the_page_needs_only_the_json_and_nothing_measured_is_a_page_too() -> No
     assert study_ablation.page(json.loads(as_json(found))) == study_ablation.page(found)
     nothing = [absent("base0", BASE, None, [], "not run"), absent("up0", "up", "base0", ["up=on"], "not run")]
     page = study_ablation.page(study_ablation.summarise(nothing, 100))
+    other = study_ablation.page(study_ablation.summarise(nothing, 100), "explainer")
+    assert "# Other explainers" in other and '--plan explainer"' in other and "explainer.json" in other
     assert "nothing is preferred yet" in page and "- `up` (`up=on`): up0: not run" in page
     assert str(math.nan) not in page.split()
 

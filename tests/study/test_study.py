@@ -20,7 +20,7 @@ from rows import evaluated
 from saeexplainer.errors import UserError
 from saeexplainer.records import EvaluationRow
 from saeexplainer.runs.storage import write_json, write_rows
-from saeexplainer.study import page as study_page, pictures, plans
+from saeexplainer.study import ablation, page as study_page, pictures, plans
 from saeexplainer.study.ablation import BASE
 from saeexplainer.study.figures import COMPLETE, CONTROL, LABELS, LOOKED_AT, SEEDS, Variant, absent, as_json
 from saeexplainer.study.page import summarise
@@ -209,8 +209,9 @@ def test_the_seeds_on_a_pretrained_model_share_their_sae_and_have_features_enoug
     assert all(one["extract_activations"]["test_features"] >= 150 for one in found)
 
 
-def test_the_repositorys_ablation_measures_valid_and_changes_a_base_of_the_same_seed() -> None:
-    specs, resamples = plans.load_specs(ROOT / "conf/ablation.yaml")
+@pytest.mark.parametrize("plan", ablation.TITLES)
+def test_such_a_plan_measures_valid_and_changes_a_base_of_the_same_seed(plan: str) -> None:
+    specs, resamples = plans.load_specs(ROOT / f"conf/{plan}.yaml")
     assert resamples > 0
     by_name = {spec.name: spec for spec in specs}
     for spec in specs:
