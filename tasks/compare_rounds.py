@@ -33,8 +33,7 @@ def run(params: Params) -> Report:
     Raises UserError if an evaluation or a round's scores are missing, or if it measures other features than the rest.
     """
     evaluations = {name: read_rows(EVALUATIONS / f"{name}.parquet", EvaluationRow) for name in params.evaluations}
-    starts = {name: settings.start for name, settings in params.rounds.items()}
-    comparison = summarise(evaluations, params.compare_rounds.resamples, params.seed, starts)
+    comparison = summarise(evaluations, params.compare_rounds.resamples, params.seed, _starts(params))
     scores = {name: read_rows(ROUNDS / name / "scores.parquet", ScoreRow) for name in params.rounds}
     reward, resamples = params.score_explanations.reward, params.compare_rounds.resamples
     against = tables.reward_hallucination_rows(comparison, evaluations, reward, resamples)
@@ -141,8 +140,12 @@ def write_page(params: Params, comparison: dict) -> None:
     table = ACTIVATIONS / "truth.safetensors"
     known = domain.truth_known and table.is_file()
     truth = page.true_concepts(table, sources.features, comparison["sae"], domain) if known else {}
-    starts = {name: settings.start for name, settings in params.rounds.items()}
-    page.write(REPORTS / "report.html", comparison, sources, truth, starts)
+    page.write(REPORTS / "report.html", comparison, sources, truth, _starts(params))
+
+
+def _starts(params: Params) -> dict[str, str]:
+    """What each round started from; without rounds, each reinforcement."""
+    return {name: settings.start for name, settings in (params.rounds or params.reinforcements).items()}
 
 
 def write_csv(path: Path, rows: Sequence[Any], record: type) -> None:

@@ -179,6 +179,8 @@ def export_preferences(name: str | None, to: Path, force: bool) -> str:
 
     _may_write_folder(to, force)
     params = settings_params.load()
+    if not params.rounds:
+        raise UserError(f"{PARAMS}: rounds: is empty; there are no pairs without a round")
     name = list(params.rounds)[-1] if name is None else name
     _choose("--round", name, list(params.rounds))
     pairs = read_rows(ROUNDS / name / "validated.parquet", PreferencePair)

@@ -3,6 +3,7 @@ explained. What comes after the labels knows nothing of the architecture, so rou
 sae-lens keeps."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,12 @@ import yaml
 from copies import copied, run
 from tiny import ROOT
 
+from saeexplainer.config import Params, Reinforcement
 from saeexplainer.records import EvaluationRow, FeatureRow, PreferencePair
 from saeexplainer.runs.storage import read_json, read_rows
 from tasks import (
     build_preferences,
+    compare_rounds,
     evaluate,
     extract_activations,
     generate_explanations,
@@ -23,6 +26,7 @@ from tasks import (
     probe_features,
     score_explanations,
     train_dpo,
+    train_grpo,
     train_sft,
     validate_preferences,
 )
@@ -76,5 +80,28 @@ def test_an_architecture_goes_through_the_loop(
             stage.run(params, "r1")
         assert read_rows(Path("data/rounds/r1/validated.parquet"), PreferencePair)
         evaluate.run(params, "r1")
+    if architecture == TRAINED[0]:
+        without_rounds(params)
     rows = read_rows(Path("data/evaluations/open_loop.parquet"), EvaluationRow)
     assert len(rows) == params.extract_activations.test_features and all(row.texts for row in rows if row.explanation)
+
+
+def without_rounds(params: Params) -> None:
+    """A run may have reinforcements alone: these are then what SFT and the labels are compared with."""
+    asked = replace(
+        params,
+        rounds={},
+        reinforcements={"g1": Reinforcement("sft", 1.0, 0.04, 1e-4)},
+        train_grpo=replace(params.train_grpo, features=8),
+        evaluations={name: params.evaluations[name] for name in ("open_loop", "sft")}
+        | {"g1": replace(params.evaluations["r1"], source="data/explainers/g1")},
+    )
+    torch.set_grad_enabled(True)
+    train_grpo.run(asked, "g1")
+    for name in ("sft", "g1"):
+        evaluate.run(asked, name)
+    compare_rounds.run(asked)
+    comparison = read_json(Path("reports/comparison.json"))
+    assert list(comparison["rounds"]) == ["open_loop", "sft", "g1"]
+    assert list(comparison["differences"]) == ["g1-sft", "g1-open_loop"]
+    assert Path("reports/report.html").is_file()
