@@ -176,10 +176,8 @@ def page(study: dict[str, Any], plan: str = "study") -> str:
 
 
 def _whose_figures_count(study: dict[str, Any]) -> str:
-    fresh, seen = (
-        ", ".join(f"`{name}`" for name, found in group_of(study, group).items() if found["status"] == COMPLETE)
-        for group in (SEEDS, LOOKED_AT)
-    )
+    there = [name for name, found in group_of(study, SEEDS).items() if found["status"] == COMPLETE]
+    fresh, seen = (", ".join(f"`{name}`" for name in names) for names in (there, group_of(study, LOOKED_AT)))
     if not seen:
         return f"The table pools the features of {fresh or 'no seed'}."
     return (
