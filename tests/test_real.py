@@ -1,5 +1,5 @@
 """A real language model through the whole chain: SmolLM2-135M from the package index, at the smallest size that means
-something. It takes five minutes with one thread beside another test, so it runs where SAE_EXPLAINER_REAL=1 asks for it,
+something. It takes over four minutes with one thread alone, so it runs where SAE_EXPLAINER_REAL=1 asks for it,
 and the index can be reached."""
 
 import json
