@@ -12,7 +12,7 @@ from pathlib import Path
 
 from saeexplainer.config import Params
 from saeexplainer.explainer import folder as explainer_folder
-from saeexplainer.explainer.explainer import Prompts, attach
+from saeexplainer.explainer.explainer import Prompts
 from saeexplainer.explainer.feature_tokens import first_feature_id
 from saeexplainer.explainer.table import FeatureTable
 from saeexplainer.records import PreferencePair
@@ -20,6 +20,7 @@ from saeexplainer.runs.seeds import seed_torch
 from saeexplainer.runs.storage import read_json, read_rows, replacing, write_json
 from saeexplainer.training import dpo
 from saeexplainer.training.curves import write_curves
+from saeexplainer.training.start import open_start
 from tasks.places import ACTIVATIONS, EXPLAINERS, ROUNDS
 from tasks.stage import Report, main
 
@@ -28,17 +29,11 @@ def run(params: Params, item: str) -> Report:
     """Train on the dpo pairs, choose the checkpoint on the valid ones."""
     round_, config, supervised = params.rounds[item], params.train_dpo, params.train_sft
     seed = seed_torch(params.seed, f"train_dpo@{item}")
-    start = EXPLAINERS / round_.start
-    parts = explainer_folder.open_parts(start, trainable=True)
-    model, tokenizer = parts.model, parts.tokenizer
     features = FeatureTable(ACTIVATIONS)
-    directions = features.vectors[supervised.direction]
-    hooks = attach(model, tokenizer, directions, supervised, config.direction_noise, projection=parts.projection)
-    reference = None
-    if not parts.adapted:
-        first = explainer_folder.open_parts(start)
-        reference = first.model
-        attach(reference, tokenizer, directions, supervised, projection=first.projection)
+    start = open_start(
+        EXPLAINERS / round_.start, features.vectors[supervised.direction], supervised, config.direction_noise
+    )
+    model, tokenizer = start.parts.model, start.parts.tokenizer
     prompts = Prompts(tokenizer, first_feature_id(model, tokenizer), supervised, features.contexts(supervised.prompt))
     pairs = read_rows(ROUNDS / item / "validated.parquet", PreferencePair)
     draw = random.Random(seed)
@@ -51,12 +46,12 @@ def run(params: Params, item: str) -> Report:
     }
     with tempfile.TemporaryDirectory() as scratch:
         history = dpo.train(
-            model, reference, tokenizer, datasets["dpo"], datasets["valid"], config, round_, supervised, seed=seed,
-            scratch=Path(scratch),
+            model, start.reference, tokenizer, datasets["dpo"], datasets["valid"], config, round_, supervised,
+            seed=seed, scratch=Path(scratch),
         )  # fmt: skip
-    hooks.remove()
+    start.hooks.remove()
     with replacing(EXPLAINERS / item) as folder:
-        explainer_folder.save(parts, folder)
+        explainer_folder.save(start.parts, folder)
         write_json(folder / "preferences.json", read_json(ROUNDS / item / "validation.json")["figures"])
     write_curves(Path(f"reports/training/{item}.csv"), history)
     best = max(entry["eval_rewards/accuracies"] for entry in history if "eval_rewards/accuracies" in entry)

@@ -13,7 +13,7 @@ from pathlib import Path
 from saeexplainer.config import Params
 from saeexplainer.evaluation import scoring
 from saeexplainer.explainer import folder as explainer_folder
-from saeexplainer.explainer.explainer import Prompts, attach
+from saeexplainer.explainer.explainer import Prompts
 from saeexplainer.explainer.feature_tokens import first_feature_id
 from saeexplainer.explainer.table import FeatureTable
 from saeexplainer.features.neighbours import Neighbourhoods
@@ -25,6 +25,7 @@ from saeexplainer.saes import text_activations
 from saeexplainer.saes.reading import open_reader
 from saeexplainer.training import grpo
 from saeexplainer.training.curves import write_curves
+from saeexplainer.training.start import open_start
 from saeexplainer.writers.opening import open_writer
 from tasks.places import ACTIVATIONS, EXPLAINERS, SAES, SUBJECT
 from tasks.stage import Report, main
@@ -64,17 +65,11 @@ def run(params: Params, item: str) -> Report:
     """Train; the last step's weights are kept."""
     reinforcement, config, supervised = params.reinforcements[item], params.train_grpo, params.train_sft
     seed = seed_torch(params.seed, f"train_grpo@{item}")
-    start = EXPLAINERS / reinforcement.start
-    parts = explainer_folder.open_parts(start, trainable=True)
-    model, tokenizer = parts.model, parts.tokenizer
     table = FeatureTable(ACTIVATIONS)
-    directions = table.vectors[supervised.direction]
-    hooks = attach(model, tokenizer, directions, supervised, config.direction_noise, projection=parts.projection)
-    reference = None
-    if not parts.adapted:
-        first = explainer_folder.open_parts(start)
-        reference = first.model
-        attach(reference, tokenizer, directions, supervised, projection=first.projection)
+    start = open_start(
+        EXPLAINERS / reinforcement.start, table.vectors[supervised.direction], supervised, config.direction_noise
+    )
+    model, tokenizer = start.parts.model, start.parts.tokenizer
     prompts = Prompts(tokenizer, first_feature_id(model, tokenizer), supervised, table.contexts(supervised.prompt))
     features = [row.feature_id for row in table.rows if row.split == SPLIT]
     draw = random.Random(seed)
@@ -82,14 +77,14 @@ def run(params: Params, item: str) -> Report:
     teacher = Teacher(params, table, seed)
     with tempfile.TemporaryDirectory() as scratch:
         history = grpo.train(
-            model, reference, tokenizer, features,
+            model, start.reference, tokenizer, features,
             lambda feature_id: prompts.ids(table.number[feature_id], bare=feature_id in bare),
             teacher.rewards, config, reinforcement, params.generate_explanations, supervised,
             seed=seed, scratch=Path(scratch),
         )  # fmt: skip
-    hooks.remove()
+    start.hooks.remove()
     with replacing(EXPLAINERS / item) as folder:
-        explainer_folder.save(parts, folder)
+        explainer_folder.save(start.parts, folder)
     write_curves(Path(f"reports/training/{item}.csv"), history)
     earned = [entry["reward"] for entry in history if "reward" in entry]
     lines = [

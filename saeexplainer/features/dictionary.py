@@ -41,7 +41,7 @@ class DictionaryReport:
     phi: float | None  # mean absolute phi of pairs of latents
     coverage: float | None  # mean over concepts of the best latent's F1
     reconstruction: float | None  # mean F1 of concepts predicted by latents that were precise on the first half
-    containment: float | None  # mean over frequent concepts of how much of their direction is in the cone of rows
+    cone_rows: float | None  # mean over frequent concepts of how many rows it takes to rebuild 90 % of their direction
     stability: float | None  # with the next SAE of the same shape
     orderedness: float | None  # with the same one
 
@@ -96,7 +96,7 @@ def report(sae: "SAE", other: "SAE | None", sample: Sample) -> DictionaryReport:
         phi=_known(worth.mean_absolute_phi(codes[:, pairs].toarray() > 0)),
         coverage=_coverage(codes, sample) if known else None,
         reconstruction=_reconstruction(codes, sample) if known else None,
-        containment=_containment(decoder, sample),
+        cone_rows=_cone_rows(decoder, sample),
         stability=match.stability if match else None,
         orderedness=_known(match.orderedness) if match else None,
     )
@@ -131,8 +131,11 @@ def _reconstruction(codes: csc_matrix, sample: Sample) -> float:
     )
 
 
-def _containment(decoder: Float[Tensor, "d_sae d_model"], sample: Sample) -> float | None:
-    """A concept's direction is the mean residual where it holds less that where it does not."""
+def _cone_rows(decoder: Float[Tensor, "d_sae d_model"], sample: Sample) -> float | None:
+    """A concept's direction is the mean residual where it holds less that where it does not. Where rows are many more
+    than dimensions every direction is in their cone, so what is told is how many of them it takes."""
+    from tqdm.auto import tqdm
+
     counts = np.asarray(sample.holds.sum(axis=0)).ravel()
     frequent = np.flatnonzero((counts >= FREQUENT) & (counts <= len(sample.residual) - FREQUENT))
     if not len(frequent):
@@ -140,11 +143,12 @@ def _containment(decoder: Float[Tensor, "d_sae d_model"], sample: Sample) -> flo
     chosen = frequent[np.unique(np.linspace(0, len(frequent) - 1, min(CONES, len(frequent))).astype(int))]
     rows = decoder.double().numpy()
     total, found = sample.residual.double().sum(dim=0).numpy(), []
-    for concept in chosen:
+    for concept in tqdm(chosen, desc="concepts in the cone of the rows"):
         inside = sample.residual[sample.holds[:, [concept]].indices].double().sum(dim=0).numpy()
         outside = (total - inside) / (len(sample.residual) - counts[concept])
-        found.append(worth.containment(inside / counts[concept] - outside, rows).r2)
-    return float(np.mean(found))
+        found.append(worth.containment(inside / counts[concept] - outside, rows).atoms)
+    reached = [count for count in found if count is not None]
+    return float(np.mean(reached)) if reached else None
 
 
 def _known(value: float) -> float | None:

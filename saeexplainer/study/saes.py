@@ -31,7 +31,7 @@ FIGURES = {  # of reports/sae.json: as a heading, and how it is written
     "phi": ("mean abs. phi", ".4f"),
     "coverage": ("coverage", ".3f"),
     "reconstruction": ("reconstruction", ".3f"),
-    "containment": ("containment", ".3f"),
+    "cone_rows": ("rows for a concept", ".1f"),
     "stability": ("stability", ".3f"),
     "orderedness": ("orderedness", ".3f"),
 }

@@ -55,14 +55,15 @@ def test_planted_directions_score_best_and_random_ones_at_chance(planted):
     sample, directions = planted
     best = dictionary.report(Linear(directions), Linear(directions.flip(0)), sample)
     assert best.coverage == pytest.approx(1.0, abs=0.01) and best.reconstruction == pytest.approx(1.0, abs=0.01)
-    assert best.containment == pytest.approx(1.0, abs=0.05) and best.c_dec == pytest.approx(0.0, abs=1e-6)
+    assert best.cone_rows == 1.0 and best.c_dec == pytest.approx(0.0, abs=1e-6)
     assert best.phi == pytest.approx(0.0, abs=0.03)
     assert best.stability == pytest.approx(1.0) and best.orderedness == pytest.approx(-1.0)
 
     random = dictionary.report(Linear(random_rows(1), 0.05), Linear(random_rows(2)), sample)
     # A latent that fires at random on a tenth of the tokens has an F1 of 0.1 with a concept of a tenth.
     assert random.coverage < 0.5 < best.coverage and random.reconstruction < 0.2
-    assert random.containment < 0.5 and random.stability < 0.6 and random.c_dec > 0.05
+    assert random.cone_rows is None, "a dozen random rows rebuild none of them"
+    assert random.stability < 0.6 and random.c_dec > 0.05
     assert random.phi > best.phi
 
 
@@ -78,7 +79,7 @@ def test_without_concepts_only_what_needs_none_is_known(planted):
     sample, directions = planted
     nothing = Sample(sample.residual, sample.concepts, csc_matrix((TOKENS, CONCEPTS)))
     found = dictionary.report(Linear(directions), None, nothing)
-    assert found.coverage is None and found.reconstruction is None and found.containment is None
+    assert found.coverage is None and found.reconstruction is None and found.cone_rows is None
     assert found.c_dec == pytest.approx(0.0, abs=1e-6)
 
 
