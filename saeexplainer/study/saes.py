@@ -1,6 +1,6 @@
-"""docs/SAES.md: SAEs of several architectures beside each other, and how well their features are explained.
+"""docs/SAES.md and docs/REAL_SAES.md: SAEs beside each other, and how well their features are explained.
 
-`summarise` makes saes.json, `page` the page from that alone. A group is an architecture, or a k of TopK (k4, k16,
+`summarise` makes the plan's JSON, `page` the page from that alone. A group is an architecture, or a k of TopK (k4, k16,
 ...); its variants are its seeds. Two SAEs have other features, so nothing is paired: levels with their intervals stand
 side by side. Whether a figure of the SAE tells how well its features are explained is a rank correlation over all runs.
 """
@@ -20,6 +20,10 @@ from saeexplainer.figures.notation import DASH, heading, literal, percent, plain
 from saeexplainer.saes.worth import elbow
 from saeexplainer.study.figures import BOOTSTRAP_SEED, COMPLETE, Variant, described, last_round, mean, of_group, state
 
+TITLES = {  # of the plans that have a page of this kind
+    "saes": "Which SAE is best explained?",
+    "real_saes": "Which SAE of a pretrained model is best explained?",
+}
 TOPK, SWEEP = "topk", r"k\d+"  # the group with the default's k, and those with another
 FIGURES = {  # of reports/sae.json: as a heading, and how it is written
     "fraction_variance_unexplained": ("variance unexplained", ".3f"),
@@ -40,7 +44,7 @@ FEWEST = 4  # runs behind a rank correlation
 
 
 def summarise(variants: Sequence[Variant], resamples: int) -> dict[str, Any]:
-    """The content of saes.json; every interval is {"value", "low", "high", "n"} or, where unknown, null."""
+    """The content of the plan's JSON; every interval is {"value", "low", "high", "n"} or, where unknown, null."""
     groups = list(dict.fromkeys(variant.group for variant in variants))
     return {
         "resamples": resamples,
@@ -113,14 +117,15 @@ def _elbow(variants: Sequence[Variant]) -> dict[str, Any] | None:
     return {"points": points, "l0": elbow([l0 for l0, _ in points], [c_dec for _, c_dec in points])}
 
 
-def page(found: dict[str, Any]) -> str:
-    """docs/SAES.md."""
+def page(found: dict[str, Any], plan: str) -> str:
+    """docs/SAES.md, or the page of another plan."""
     return (
         "\n\n".join(
             [
                 "<!-- Written by `sae-explainer study`; what is edited here is lost. -->",
-                "# Which SAE is best explained?",
-                "Written by `sae-explainer study --plan saes` from conf/saes.yaml; the same figures are in saes.json. "
+                f"# {TITLES[plan]}",
+                f"Written by `sae-explainer study --plan {plan}` from conf/{plan}.yaml; the same figures are in "
+                f"{plan}.json. "
                 "docs/METHOD.md, section 14, says what each figure of an SAE is. In brackets the 95 % bootstrap "
                 f"interval over features ({found['resamples']:,} resamples), seeds pooled and resampled inside each. "
                 "Other SAEs have other features, so levels are compared and nothing is paired.",

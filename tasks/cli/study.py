@@ -1,10 +1,11 @@
 """Run the experiments behind the figures, each in a folder of its own, and write the pages that show them.
 
-    sae-explainer study [--plan study|real|ablation|explainer|saes] [--only NAME ...] [--report-only]
+    sae-explainer study [--plan PLAN] [--only NAME ...] [--report-only]
 
 Each plan is a file of conf/, and has a page under docs/ and a JSON file with the same figures beside it: study
 (docs/STUDY.md), real, on a pretrained model (docs/REAL.md), ablation (docs/ABLATION.md), explainer, what it reads and
-how it is trained (docs/EXPLAINER.md), and saes, SAEs of several architectures (docs/SAES.md). A variant's folder
+how it is trained (docs/EXPLAINER.md), saes, SAEs of several architectures (docs/SAES.md), and real_saes, of several
+widths and sparsities on a pretrained model (docs/REAL_SAES.md). A variant's folder
 .study/PLAN/NAME holds a copy of the repository's files, params.yaml composed with its overrides, and its own results;
 DVC brings it up to date there. All folders of all plans share one DVC cache, and with it DVC's memory of runs: a stage
 whose code, inputs and parameters another variant already had is restored, not run again. So a study that was stopped
@@ -44,8 +45,7 @@ from tasks.workspace.printable import failed
 from tasks.workspace.weights import MODELS
 
 CONF = Path("conf")
-SAES = "saes"
-PLANS = (*page.TITLES, *ablation.TITLES, SAES)  # files of conf/
+PLANS = (*page.TITLES, *ablation.TITLES, *saes.TITLES)  # files of conf/
 CACHE = "cache"  # DVC's, beside the folders of the plans
 DOCS = Path("docs")
 DONE = "done.json"  # in a variant's folder: what was asked for when it last came to its end
@@ -269,10 +269,10 @@ def write_report(plan: str, variants: Sequence[figures.Variant], resamples: int)
         _write(f"{plan}.json", figures.as_json(found))
         _write(f"{plan.upper()}.md", ablation.page(found, plan))
         return ablation.verdict_lines(found)
-    if plan == SAES:
+    if plan in saes.TITLES:
         found = saes.summarise(variants, resamples)
-        _write("saes.json", figures.as_json(found))
-        _write("SAES.md", saes.page(found))
+        _write(f"{plan}.json", figures.as_json(found))
+        _write(f"{plan.upper()}.md", saes.page(found, plan))
         return []
     study = page.summarise(variants, resamples)
     _write(f"{plan}.json", figures.as_json(study))

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 from rows import evaluated
 
 from saeexplainer.study import plans, saes
@@ -55,13 +56,13 @@ def test_the_elbow_of_a_sweep_over_k():
     ]
     found = saes.summarise(sweep, 200)
     assert found["elbow"]["l0"] == 8.0 and [l0 for l0, _ in found["elbow"]["points"]] == [2.0, 4.0, 8.0, 16.0, 32.0]
-    assert "Its elbow is at an L0 of 8.0." in saes.page(found)
+    assert "Its elbow is at an L0 of 8.0." in saes.page(found, "saes")
     assert saes.summarise(RUNS, 200)["elbow"] is None
 
 
 def test_the_page_shows_every_group_and_run_from_the_json_alone():
     found = saes.summarise(RUNS, 200)
-    text = saes.page(found)
+    text = saes.page(found, "saes")
     assert "| topk | last | 50.0 (" in text and "| meta0 | meta | not run | – | – |" in text
     assert "| coverage | +0.95 (" in text and "No sweep over L0 has been run." in text
     assert as_json(found)  # no NaN
@@ -78,3 +79,15 @@ def test_the_plan_has_every_architecture_and_composes():
         assert {"seed=0", "seed=1", "seed=2"} == set(seeds)
     for overrides in {tuple(spec.overrides) for spec in specs if spec.name.endswith("0")}:
         compose.composed(list(overrides))
+
+
+def test_the_plan_on_a_pretrained_model_composes():
+    specs, _ = plans.load_specs(ROOT / "conf/real_saes.yaml")
+    assert {spec.until for spec in specs} == {"evaluate@open_loop"} and "topk" in {spec.group for spec in specs}
+    shapes = []
+    for spec in specs:
+        settings = yaml.safe_load(compose.composed(spec.overrides))["prepare_sae"]
+        shapes.append((settings["saes"][0]["d_sae"], settings["architecture"]["k"]))
+    assert len(set(shapes)) == len(specs), shapes
+    page = saes.page(saes.summarise([], 10), "real_saes")
+    assert "conf/real_saes.yaml; the same figures are in real_saes.json" in page
