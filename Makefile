@@ -8,7 +8,7 @@ export DVC_NO_ANALYTICS := 1
 STAMP := .venv/.ready-$(shell { cat requirements.lock; pwd -P; } | cksum | cut -d ' ' -f 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help run real test lint surroundings setup compose flow ui docs study clean
+.PHONY: help run real test lint surroundings faults setup compose flow ui docs study clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ lint: setup  ## hold the code against its rules: ruff's, ruff's format, types of
 
 surroundings: setup  ## run the whole pipeline in odd places: moved, without git, read-only, an ASCII terminal, and so on
 	@SURROUNDINGS=all python -m pytest tests/test_surroundings.py
+
+faults: setup  ## kill the pipeline at random moments, again and again, and compare what it makes in the end; an hour
+	@FAULTS=all python -m pytest -n0 tests/test_faults.py
 
 setup: $(STAMP)  ## make or complete .venv from requirements.lock
 	@python -m tasks.workspace.folder

@@ -85,6 +85,14 @@ class ContextRow:
 
 
 @dataclass(frozen=True)
+class PromotedRow:
+    """The tokens that a feature's decoder row promotes (`features.promoted`)."""
+
+    feature_id: str
+    tokens: list[str]  # the strongest first
+
+
+@dataclass(frozen=True)
 class ExplanationRow:
     """An explanation of a feature from whatever source; empty text where none could be given."""
 

@@ -139,4 +139,4 @@ def output_accuracies(bench: Bench, judge: Judge, named: Sequence[str]) -> list[
 
 
 if __name__ == "__main__":
-    main(run, parallel=True)
+    main(run, parallel=True, resumes=True)

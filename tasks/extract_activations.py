@@ -4,9 +4,9 @@
 
 Killed, it goes on where it was, and writes the same bytes: `Checkpoint` keeps both passes over the corpus under
 .cache/extract_activations until the artifacts are written. Writes data/activations: features.parquet,
-neighbours.parquet, contexts.parquet, directions.safetensors (decoder rows, mean top activations, one row a
-feature) and, where truth_documents are asked for, truth.safetensors: the concepts of their tokens, which are the truth
-in the sandbox and hypotheses elsewhere.
+neighbours.parquet, contexts.parquet, promoted.parquet (what each decoder row does to the subject's output),
+directions.safetensors (decoder rows, mean top activations, one row a feature) and, where truth_documents are asked for,
+truth.safetensors: the concepts of their tokens, which are the truth in the sandbox and hypotheses elsewhere.
 """
 
 import os
@@ -28,11 +28,12 @@ from saeexplainer.domains.domain import Document, Domain, ReadingLimit
 from saeexplainer.domains.opening import open_domain
 from saeexplainer.features import neighbours, splits as features_splits, token_stream, truth
 from saeexplainer.features.neighbours import CoFiring
+from saeexplainer.features.promoted import promoted
 from saeexplainer.features.statistics import FeatureStatistics
 from saeexplainer.features.token_stream import TokenBatch
 from saeexplainer.features.top_contexts import TopContexts
 from saeexplainer.models.gguf import SUFFIX
-from saeexplainer.records import NOT_EXPLAINED, ContextRow, FeatureRow, NeighbourRow
+from saeexplainer.records import NOT_EXPLAINED, ContextRow, FeatureRow, NeighbourRow, PromotedRow
 from saeexplainer.runs import processes
 from saeexplainer.runs.checkpoint import Checkpoint, Kept, fingerprint
 from saeexplainer.runs.seeds import seed_torch
@@ -44,6 +45,7 @@ from tasks.stage import Report, main
 
 KEPT = Path(".cache/extract_activations")
 STREAM = "extract"
+PROMOTED = 10  # tokens of a feature
 
 
 class Extraction:
@@ -162,8 +164,10 @@ def run(params: Params) -> Report:
         write_rows(folder / "features.parquet", rows, FeatureRow)
         write_rows(folder / "neighbours.parquet", neighbour_rows(work, rows, firing), NeighbourRow)
         write_rows(folder / "contexts.parquet", contexts, ContextRow)
+        decoder = torch.stack([decoders[row.sae][row.index] for row in rows])
+        write_rows(folder / "promoted.parquet", promoted_rows(work, rows, decoder), PromotedRow)
         tensors = {
-            "decoder": torch.stack([decoders[row.sae][row.index] for row in rows]),
+            "decoder": decoder,
             "mean_activation": top_residuals - mean,
         }
         write_tensors(folder / "directions.safetensors", tensors | {"corpus_mean": mean})
@@ -198,6 +202,12 @@ def neighbour_rows(work: Extraction, rows: list[FeatureRow], firing: dict[str, C
         own = [row for row in rows if row.sae == name]
         found += neighbours.nearest(own, one.W_dec, firing[name], work.config.neighbours)
     return found
+
+
+def promoted_rows(work: Extraction, rows: list[FeatureRow], decoder: torch.Tensor) -> list[PromotedRow]:
+    """The tokens that each feature's decoder row promotes, in the order of `rows`."""
+    tokens = promoted(work.reader.model, work.reader.tokenizer, decoder, PROMOTED)
+    return [PromotedRow(row.feature_id, words) for row, words in zip(rows, tokens, strict=True)]
 
 
 def second_pass(

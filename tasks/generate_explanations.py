@@ -39,4 +39,4 @@ def run(params: Params, item: str) -> Report:
 
 
 if __name__ == "__main__":
-    main(run, parallel=True)
+    main(run, parallel=True, resumes=True)

@@ -97,4 +97,4 @@ def labels_sft(rows: Sequence[FeatureRow], given: Sequence[str]) -> bool:
 
 
 if __name__ == "__main__":
-    main(run)
+    main(run, resumes=True)

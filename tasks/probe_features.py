@@ -97,4 +97,4 @@ def neutral_prompts(params: Params, tokenizer) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    main(run)
+    main(run, resumes=True)

@@ -80,4 +80,4 @@ def score_rows(candidates: Sequence[CandidateRow], outcomes: Sequence[Outcome], 
 
 
 if __name__ == "__main__":
-    main(run, parallel=True)
+    main(run, parallel=True, resumes=True)

@@ -3,6 +3,9 @@
 `run` is `run(params) -> Report`, or `run(params, item) -> Report` in a stage that dvc.yaml repeats for every round or
 evaluation; the item is then the one argument of the command: `python -m tasks.train_dpo r1`.
 
+A stage that says `main(run, resumes=True)` keeps the batches of its loops (`saeexplainer.runs.loop`) in
+.cache/batches until it has written: killed, it goes on where it was.
+
 With `processes` above 1 in params.yaml, a stage that says `main(run, parallel=True)` starts itself again in so many
 processes, as `accelerate launch` does on several GPUs; on a machine without one they talk through gloo. One started by
 `accelerate launch -m tasks.<stage>` itself runs as it is.
@@ -16,19 +19,24 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
+import saeexplainer
 from saeexplainer.config import Params
 from saeexplainer.endpoints import web
 from saeexplainer.errors import UserError
-from saeexplainer.runs import processes
+from saeexplainer.runs import loop, processes
+from saeexplainer.runs.checkpoint import fingerprint
+from tasks.places import EXPLAINERS, SAES, SUBJECT
 from tasks.settings import params as settings_params
 from tasks.workspace import folder, progress, surroundings, timings
 from tasks.workspace.printable import one_line, printable
 
+KEPT = Path(".cache/batches")  # of stages that were stopped
 # Section whose keys are a stage's items; the other stages repeat over rounds.
 REPEATED_OVER = {"evaluate": "evaluations", "train_grpo": "reinforcements"}
 
@@ -41,7 +49,13 @@ class Report:
     lines: list[str]  # what a person should see
 
 
-def main(run: Callable[..., Report], arguments: list[str] | None = None, *, parallel: bool = False) -> NoReturn:
+def main(
+    run: Callable[..., Report],
+    arguments: list[str] | None = None,
+    *,
+    parallel: bool = False,
+    resumes: bool = False,
+) -> NoReturn:
     """Run one stage on params.yaml, print its report, record its seconds, and exit."""
     stage = Path(inspect.getfile(run)).stem
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -58,7 +72,7 @@ def main(run: Callable[..., Report], arguments: list[str] | None = None, *, para
             sys.exit(_launch(stage, arguments, count))
         if processes.launched():
             processes.join()  # before a model is loaded: each process has a GPU of its own
-        _run(stage, run, arguments)
+        _run(stage, run, arguments, resumes)
         processes.leave()
     except UserError as error:
         line = f"error: {one_line(error)}"
@@ -85,14 +99,15 @@ def _launch(stage: str, arguments: list[str], count: int) -> int:
     return _failed(failure.line, failure.status) if failure.line else failure.status
 
 
-def _run(stage: str, run: Callable[..., Report], arguments: list[str]) -> None:
+def _run(stage: str, run: Callable[..., Report], arguments: list[str], resumes: bool) -> None:
     start = time.perf_counter()
     params = settings_params.load()
     items = _items(stage, run, params, arguments)
     folder.furnish(params)
-    report = run(params, *items)
-    seconds = time.perf_counter() - start
     name = "@".join([stage, *items])
+    with loop.keeping(KEPT / name, depends_on(params)) if resumes else nullcontext():
+        report = run(params, *items)
+    seconds = time.perf_counter() - start
     if not processes.is_first():
         return
     for line in report.lines:
@@ -101,6 +116,27 @@ def _run(stage: str, run: Callable[..., Report], arguments: list[str]) -> None:
         print(", ".join(f"{metric} {value:.4g}" for metric, value in report.metrics.items()))
     print(f"{name}: {seconds:.1f} s", flush=True)
     timings.record(name, seconds)
+
+
+def depends_on(params: Params) -> str:
+    """Fingerprint of what computes a batch of a stage without training: settings, models, code. What is in the batch,
+    each loop says itself."""
+    settings = asdict(params)
+    models = [path for source in _sources(settings) if (path := Path(source)).exists()]
+    code = [path for package in (saeexplainer.__file__, __file__) for path in Path(package).parent.rglob("*.py")]
+    return fingerprint(settings, sorted(code), [SUBJECT, SAES, EXPLAINERS, *models])
+
+
+def _sources(settings: Any) -> Iterator[str]:
+    """Whatever is named as a source anywhere in the settings: models, and harmlessly tables."""
+    if isinstance(settings, dict):
+        for key, value in settings.items():
+            if key == "source" and isinstance(value, str):
+                yield value
+            yield from _sources(value)
+    elif isinstance(settings, list | tuple):
+        for value in settings:
+            yield from _sources(value)
 
 
 def _items(stage: str, run: Callable[..., Report], params: Params, arguments: list[str]) -> list[str]:

@@ -27,14 +27,14 @@ from tasks.stage import Report, main
 
 def run(params: Params, item: str) -> Report:
     """Train on the dpo pairs, choose the checkpoint on the valid ones."""
-    round_, config, supervised = params.rounds[item], params.train_dpo, params.train_sft
+    round_, supervised = params.rounds[item], params.train_sft
     seed = seed_torch(params.seed, f"train_dpo@{item}")
     features = FeatureTable(ACTIVATIONS)
     start = open_start(
-        EXPLAINERS / round_.start, features.vectors[supervised.direction], supervised, config.direction_noise
+        EXPLAINERS / round_.start, features.vectors[supervised.direction], supervised, params.train_dpo.direction_noise
     )
-    model, tokenizer = start.parts.model, start.parts.tokenizer
-    prompts = Prompts(tokenizer, first_feature_id(model, tokenizer), supervised, features.contexts(supervised.prompt))
+    first_id = first_feature_id(start.parts.model, start.parts.tokenizer)
+    prompts = Prompts(start.parts.tokenizer, first_id, supervised, features.contexts(supervised.prompt))
     pairs = read_rows(ROUNDS / item / "validated.parquet", PreferencePair)
     draw = random.Random(seed)
     bare = {"dpo": lambda: draw.random() < supervised.contexts_dropped, "valid": lambda: False}
@@ -45,10 +45,7 @@ def run(params: Params, item: str) -> Report:
         for split, without in bare.items()
     }
     with tempfile.TemporaryDirectory() as scratch:
-        history = dpo.train(
-            model, start.reference, tokenizer, datasets["dpo"], datasets["valid"], config, round_, supervised,
-            seed=seed, scratch=Path(scratch),
-        )  # fmt: skip
+        history = dpo.train(start, datasets["dpo"], datasets["valid"], round_, params, seed=seed, scratch=Path(scratch))
     start.hooks.remove()
     with replacing(EXPLAINERS / item) as folder:
         explainer_folder.save(start.parts, folder)

@@ -63,32 +63,33 @@ class Teacher:
 
 def run(params: Params, item: str) -> Report:
     """Train; the last step's weights are kept."""
-    reinforcement, config, supervised = params.reinforcements[item], params.train_grpo, params.train_sft
+    reinforcement, supervised = params.reinforcements[item], params.train_sft
     seed = seed_torch(params.seed, f"train_grpo@{item}")
     table = FeatureTable(ACTIVATIONS)
     start = open_start(
-        EXPLAINERS / reinforcement.start, table.vectors[supervised.direction], supervised, config.direction_noise
+        EXPLAINERS / reinforcement.start,
+        table.vectors[supervised.direction],
+        supervised,
+        params.train_grpo.direction_noise,
     )
-    model, tokenizer = start.parts.model, start.parts.tokenizer
-    prompts = Prompts(tokenizer, first_feature_id(model, tokenizer), supervised, table.contexts(supervised.prompt))
-    features = [row.feature_id for row in table.rows if row.split == SPLIT]
+    first_id = first_feature_id(start.parts.model, start.parts.tokenizer)
+    prompts = Prompts(start.parts.tokenizer, first_id, supervised, table.contexts(supervised.prompt))
     draw = random.Random(seed)
-    bare = {feature_id for feature_id in features if draw.random() < supervised.contexts_dropped}
+    questions = {
+        row.feature_id: prompts.ids(number, bare=draw.random() < supervised.contexts_dropped)
+        for number, row in enumerate(table.rows)
+        if row.split == SPLIT
+    }
     teacher = Teacher(params, table, seed)
     with tempfile.TemporaryDirectory() as scratch:
-        history = grpo.train(
-            model, start.reference, tokenizer, features,
-            lambda feature_id: prompts.ids(table.number[feature_id], bare=feature_id in bare),
-            teacher.rewards, config, reinforcement, params.generate_explanations, supervised,
-            seed=seed, scratch=Path(scratch),
-        )  # fmt: skip
+        history = grpo.train(start, questions, teacher.rewards, reinforcement, params, seed=seed, scratch=Path(scratch))
     start.hooks.remove()
     with replacing(EXPLAINERS / item) as folder:
         explainer_folder.save(start.parts, folder)
     write_curves(Path(f"reports/training/{item}.csv"), history)
     earned = [entry["reward"] for entry in history if "reward" in entry]
     lines = [
-        f"{len(features)} features, {params.generate_explanations.candidates} samples of each an epoch; "
+        f"{len(questions)} features, {params.generate_explanations.candidates} samples of each an epoch; "
         f"{teacher.texts} texts of {teacher.descriptions} descriptions",
         *teacher.author.notes(),
     ]

@@ -9,6 +9,7 @@ Without warm-up examples the warm-up is the model that starts.
 import random
 import tempfile
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,6 +21,8 @@ from saeexplainer.explainer import folder as explainer_folder
 from saeexplainer.explainer.explainer import Prompts, attach
 from saeexplainer.explainer.feature_tokens import first_feature_id
 from saeexplainer.explainer.table import FeatureTable
+from saeexplainer.features.contexts import promotes
+from saeexplainer.features.promoted import promoted
 from saeexplainer.features.token_stream import token_batches
 from saeexplainer.records import ExplanationRow
 from saeexplainer.runs.seeds import seed_torch
@@ -39,8 +42,9 @@ def run(params: Params) -> Report:
     table = FeatureTable(ACTIVATIONS)
     features = table.vectors[config.direction]
     parts = explainer_folder.start(config, SUBJECT, features.shape[1], seed)
-    warmup = raw_activations(params, draw) if config.warmup_examples else sft.nothing(features.shape[1])
-    directions = torch.cat([features, warmup.residuals - table.vectors["corpus_mean"]])
+    mean = table.vectors["corpus_mean"]
+    warmup = raw_activations(params, mean, draw) if config.warmup_examples else sft.nothing(features.shape[1])
+    directions = torch.cat([features, warmup.residuals - mean])
     contexts = [*table.contexts(config.prompt), *warmup.contexts]
     prompts = Prompts(parts.tokenizer, first_feature_id(parts.model, parts.tokenizer), config, contexts)
 
@@ -73,8 +77,9 @@ def run(params: Params) -> Report:
     return Report({}, [f"warm-up on {len(raw_examples)} raw activations, then {len(labelled)} labels"])
 
 
-def raw_activations(params: Params, draw: random.Random) -> sft.WarmupSet:
-    """Residuals of the subject at random tokens of a stream of their own, with something true about each."""
+def raw_activations(params: Params, mean: torch.Tensor, draw: random.Random) -> sft.WarmupSet:
+    """Residuals of the subject at random tokens of a stream of their own, with something true about each. What the
+    prompt shows of promoted tokens is what they promote, less `mean`."""
     config = params.train_sft
     reader = open_reader(SUBJECT, SAES, [], params.prepare_subject.context_length, whole=False)
     limit = ReadingLimit(reader.tokenizer, reader.context_length)
@@ -82,7 +87,13 @@ def raw_activations(params: Params, draw: random.Random) -> sft.WarmupSet:
     batches = token_batches(
         domain.documents("warmup", config.warmup_examples), reader, params.extract_activations.batch_size
     )
-    return sft.warmup_set(batches, domain, config, params.extract_activations.context_tokens, draw)
+    found = sft.warmup_set(batches, domain, config, params.extract_activations.context_tokens, draw)
+    if not config.prompt.shown_promoted:
+        return found
+    tokens = promoted(reader.model, reader.tokenizer, found.residuals - mean, config.prompt.shown_promoted)
+    contexts = found.contexts or [""] * len(tokens)
+    shown = ["\n".join(filter(None, [own, promotes(words)])) for own, words in zip(contexts, tokens, strict=True)]
+    return replace(found, contexts=shown)
 
 
 def sft_labels(number: Mapping[str, int]) -> list[tuple[int, str]]:

@@ -91,7 +91,8 @@ def chat_explainer_of_a_base_model(workspace: Path) -> None:
     write_tensors(workspace / "data/activations/directions.safetensors", tensors)
     edit(
         train_sft__pretrained=in_folder("data/subject"), train_sft__direction="decoder",
-        train_sft__prompt={"kind": "chat", "instruction": "What is {feature}?", "shown_contexts": 0},
+        train_sft__prompt={"kind": "chat", "instruction": "What is {feature}?"}
+        | dict.fromkeys(("shown_contexts", "shown_promoted"), 0),
     )(workspace)  # fmt: skip
 
 

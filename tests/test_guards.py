@@ -35,6 +35,7 @@ NOT_DEPS = {
             "errors",
             "runs.storage",
             "runs.processes",
+            "runs.loop",
         )
     ),
     *("saeexplainer", "tasks", "tasks.places", "tasks.stage"),

@@ -23,8 +23,9 @@ import pytest
 import torch
 import yaml
 from control_room import Api, free_port, program
-from copies import PATIENCE, copied, environment, run
+from copies import PATIENCE, composed, environment, run
 from toy import wait_for
+from typed import killed, typed
 
 from saeexplainer.config import Evaluation, ScaledEvaluation
 from saeexplainer.config.parts import EvaluationKind
@@ -38,9 +39,10 @@ from tasks.settings import params as settings_params
 from tasks.workspace.prefect_api import answers
 from tasks.workspace.repro import version
 
-# With contexts in the prompt and a reinforcement, which the default does without.
+# With contexts and promoted tokens in the prompt, and a reinforcement, which the default does without.
 NANO = (
-    "experiment=nano", "train_sft.prompt.shown_contexts=2", "train_sft.warmup_places=3",
+    "experiment=nano", "train_sft.warmup_places=3",
+    "train_sft.prompt.shown_contexts=2", "train_sft.prompt.shown_promoted=3",
     "+reinforcements.g1={start: r1, epochs: 1.0, beta: 0.04, learning_rate: 1e-4}", "train_grpo.features=8",
     "+evaluations.g1={kind: explainer, source: data/explainers/g1}",
 )  # fmt: skip
@@ -53,14 +55,6 @@ START = ["prepare_subject", "prepare_sae", "extract_activations", "label_feature
 def repro(workspace: Path, *stages: str) -> list[str]:
     """Bring stages up to date (all if none is named); those that ran, in order."""
     return re.findall(r"Running stage '(.+)'", run(workspace, sys.executable, "-m", "dvc", "repro", *stages))
-
-
-def composed(folder: Path, *overrides: str) -> Path:
-    """A repository of its own with the parameters composed."""
-    copied(folder)
-    run(folder, "git", "init", "--quiet")
-    run(folder, sys.executable, "-m", "tasks.settings.compose", *overrides)
-    return folder
 
 
 def started(workspace: Path, *stages: str) -> subprocess.Popen[bytes]:
@@ -166,7 +160,7 @@ def test_the_report_has_every_evaluation_on_the_test_features(workspace):
 
 TOGETHER = """
 from saeexplainer.runs.processes import gather
-from tasks import extract_activations, generate_explanations, score_explanations
+from tasks import evaluate, extract_activations, generate_explanations, score_explanations
 from tasks.settings import params
 
 settings = params.load()
@@ -175,6 +169,7 @@ gather([0])  # the first has written
 generate_explanations.run(settings, "r1")
 gather([0])
 score_explanations.run(settings, "r1")
+evaluate.run(settings, "r1")
 """
 
 
@@ -184,7 +179,9 @@ def test_two_processes_write_the_same_bytes(workspace, tmp_path):
     results = [
         "data/activations/features.parquet", "data/activations/contexts.parquet", "data/activations/neighbours.parquet",
         "data/activations/directions.safetensors", "data/rounds/r1/candidates.parquet", "data/rounds/r1/scores.parquet",
+        "data/evaluations/r1.parquet",
     ]  # fmt: skip
+    (folder / "data/evaluations/r1.parquet").unlink()
     shutil.rmtree(folder / "data/activations")
     shutil.rmtree(folder / "data/rounds")
     (folder / "together.py").write_text(TOGETHER)
@@ -196,6 +193,24 @@ def test_two_processes_write_the_same_bytes(workspace, tmp_path):
     )
     for name in results:
         assert (folder / name).read_bytes() == (workspace / name).read_bytes(), name
+
+
+@pytest.mark.parametrize(
+    ("stage", "output", "write"),
+    [("score_explanations", "rounds/r1/scores", 2), ("evaluate", "evaluations/r1", 5)],
+    ids=["score", "evaluate"],
+)
+def test_a_killed_stage_goes_on_and_writes_the_same_bytes(workspace, tmp_path, stage, output, write):
+    folder = composed(tmp_path, *NANO, "rounds=two")
+    shutil.copytree(workspace / "data", folder / "data")
+    result, kept = folder / f"data/{output}.parquet", folder / f".cache/batches/{stage}@r1"
+    expected = result.read_bytes()
+    result.unlink()
+    killed(folder, write, stage, "r1")
+    assert not result.exists() and sum(path.is_file() for path in kept.rglob("*")) == write - 1
+    done = typed(folder, stage, "r1")
+    assert done.returncode == 0 and "batches are there" in done.stderr, done.stderr
+    assert result.read_bytes() == expected and not kept.exists()
 
 
 def test_no_pair_comes_from_a_held_out_feature_and_every_round_learns(workspace):
@@ -228,7 +243,8 @@ def test_every_baseline_is_measured_and_costs_what_it_asked(workspace, monkeypat
     known = settings_params.load()
     texts = known.score_explanations.writer.texts
     more = {name: Evaluation(EvaluationKind(one["kind"]), one["source"]) for name, one in BASELINES.items()}
-    bare = replace(known.train_sft, prompt=replace(known.train_sft.prompt, shown_contexts=0))
+    prompt = replace(known.train_sft.prompt, shown_contexts=0, shown_promoted=0)
+    bare = replace(known.train_sft, prompt=prompt)
     for name in more:
         how = {"train_sft": bare} if name == "zero_vector" else {}
         evaluate.run(replace(known, evaluations=known.evaluations | more, **how), name)

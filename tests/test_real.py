@@ -1,6 +1,6 @@
 """A real language model through the whole chain: SmolLM2-135M from the package index, at the smallest size that means
-something. It takes over four minutes with one thread alone, so it runs where SAE_EXPLAINER_REAL=1 asks for it,
-and the index can be reached."""
+something. It takes minutes, so it runs where SAE_EXPLAINER_REAL=1 asks for it, as .ci/run does after the suite, and
+where the index can be reached."""
 
 import json
 import os
@@ -31,7 +31,7 @@ from tasks import (
     train_sft,
     validate_preferences,
 )
-from tasks.settings import params as settings_params
+from tasks.settings import params as settings_params, precision
 from tasks.workspace import weights
 
 TEXT = "text"  # a folder of the user's own
@@ -61,7 +61,7 @@ def test_a_real_model_goes_through_the_chain(
     (folder / TEXT).mkdir()
     lines = (json.dumps({"text": document.text}) for document in documents([standard_library_source()]))
     (folder / TEXT / "library.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    run(folder, sys.executable, "-m", "tasks.cli.main", "compose", *ASKED)
+    run(folder, sys.executable, "-m", "tasks.cli.main", "compose", *ASKED, *precision.overrides().split())
     monkeypatch.chdir(folder)
     params = settings_params.load()
     for stage in BEFORE:

@@ -11,10 +11,11 @@ from saeexplainer.config.parts import CLOSED, Count, Natural, Positive, ShareBel
 @dataclass(frozen=True, config=CLOSED)
 class TokensPrompt:
     """The explainer is asked by <explain>, the feature's token, <about>: of a tokenizer made here. Contexts stand
-    before <about>, each as <text> and its words up to the strongest."""
+    before <about>, each as <text> and its words up to the strongest; promoted tokens as <example> and the tokens."""
 
     kind: Literal["tokens"]
     shown_contexts: Natural  # as in AskedPrompt
+    shown_promoted: Natural  # as in AskedPrompt
 
 
 @dataclass(frozen=True, config=CLOSED)
@@ -22,11 +23,17 @@ class AskedPrompt:
     """The explainer is asked in words."""
 
     kind: Literal["chat", "text"]  # in the user's turn of the tokenizer's chat template; or as a text that it continues
-    instruction: Text  # holds {feature}, where the feature's token stands, and {contexts} where any are shown
+    instruction: Text  # holds {feature}, where the feature's token stands, and {contexts} where anything else is shown
     shown_contexts: Natural  # of the feature's strongest, never one that evaluations ask about; 0: none
+    shown_promoted: Natural  # tokens that its decoder row promotes, a line after the contexts; 0: none
 
 
 ExplainerPrompt = Annotated[TokensPrompt | AskedPrompt, Field(discriminator="kind")]
+
+
+def shows_any(prompt: ExplainerPrompt) -> bool:
+    """Whether the explainer reads anything beside the vector."""
+    return bool(prompt.shown_contexts or prompt.shown_promoted)
 
 
 @dataclass(frozen=True, config=CLOSED)

@@ -184,9 +184,10 @@ def context(params: Params) -> int:
 def explain_prompt(params: Params) -> int:
     """Tokens of a question to the explainer, an instruction at most."""
     prompt = params.train_sft.prompt
+    promoted = 2 * prompt.shown_promoted  # and what stands between two
     if isinstance(prompt, AskedPrompt):
-        return prompt_limit(prompt.instruction) + 1 + prompt.shown_contexts * context(params)
-    return PROMPT_WORDS + prompt.shown_contexts * (1 + LEADING)
+        return prompt_limit(prompt.instruction) + 1 + prompt.shown_contexts * context(params) + promoted
+    return PROMPT_WORDS + prompt.shown_contexts * (1 + LEADING) + promoted
 
 
 def _supervised(params: Params, lengths: Lengths, split: Features) -> Load:

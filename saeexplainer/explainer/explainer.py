@@ -18,15 +18,16 @@ from torch import Tensor, nn
 
 from saeexplainer.config import GenerateExplanations, TrainSft
 from saeexplainer.config.explainers import AskedPrompt
-from saeexplainer.domains.domain import ABOUT, EXPLAIN, FEATURE, TEXT
+from saeexplainer.domains.domain import ABOUT, EXAMPLE, EXPLAIN, FEATURE, TEXT
 from saeexplainer.errors import UserError
 from saeexplainer.explainer.feature_tokens import AffineMap, FeatureTokens, first_feature_id
 from saeexplainer.explainer.folder import open_parts
-from saeexplainer.features.contexts import leading, without_special
-from saeexplainer.models.batches import by_length, fitting, padded
+from saeexplainer.features.contexts import PROMOTES, leading, without_special
+from saeexplainer.models.batches import by_length, fitting, in_order, padded
 from saeexplainer.models.blocks import check_context, device_of, embedding_of
 from saeexplainer.models.generation import generate
 from saeexplainer.models.tokenizers import CHAT, starts_with_bos
+from saeexplainer.runs.loop import spread
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -57,7 +58,7 @@ class Prompts:
         """The prompt of a feature; `bare` without its contexts."""
         shown = self._contexts[feature] if feature < len(self._contexts) and not bare else ""
         before, after = (self._encoded(side.replace("{contexts}", shown)) for side in self._sides)
-        cut = [] if self._in_words else [f"{TEXT} {leading(line)}" for line in shown.splitlines()]
+        cut = [] if self._in_words else [f"{_mark(line)} {leading(line)}" for line in shown.splitlines()]
         return [*before, self.first_id + feature, *(token for part in cut for token in self._encoded(part)), *after]
 
     def answer(self, description: str) -> list[int]:
@@ -71,6 +72,11 @@ class Prompts:
 
     def _encoded(self, text: str) -> list[int]:
         return self._tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _mark(line: str) -> str:
+    """What stands before a line of the contexts in a prompt of tokens."""
+    return EXAMPLE if line.startswith(PROMOTES) else TEXT
 
 
 def _token_sides(tokenizer: "PreTrainedTokenizerFast") -> tuple[str, str]:
@@ -174,26 +180,24 @@ class Explainer:
         The text is tokenized as in training, which for some BPE samples is not how it was generated. An empty
         explanation has NaN.
         """
-        from tqdm.auto import tqdm
-
         examples = [
             self.prompts.example(feature, explanation)
             for feature, explanation in zip(features, explanations, strict=True)
         ]
-        found = [math.nan] * len(examples)
-        lengths = [len(example["input_ids"]) for example in examples]
-        words = len(embedding_of(self.model))
-        at_once = fitting(self.generation.batch_size, max(lengths, default=1) * words)
-        for indices in tqdm(list(by_length(lengths, at_once)), desc="how sure the explainer is"):
+
+        def means(_number: int, indices: list[int]) -> list[float]:
             ids, mask, labels = self._batch([examples[index] for index in indices])
             logits = self.model(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
             labels = labels.to(logits.device)
             losses = F.cross_entropy(logits.transpose(1, 2), labels[:, 1:], reduction="none", ignore_index=-100)
-            means = -losses.sum(dim=1) / (labels[:, 1:] != -100).sum(dim=1)
-            for index, mean in zip(indices, means.tolist(), strict=True):
-                if explanations[index]:
-                    found[index] = mean
-        return found
+            return (-losses.sum(dim=1) / (labels[:, 1:] != -100).sum(dim=1)).tolist()
+
+        lengths = [len(example["input_ids"]) for example in examples]
+        words = len(embedding_of(self.model))
+        batches = list(by_length(lengths, fitting(self.generation.batch_size, max(lengths, default=1) * words)))
+        about = [examples, self.generation.batch_size]
+        found = in_order(batches, spread(batches, means, about, "how sure the explainer is"))
+        return [mean if said else math.nan for mean, said in zip(found, explanations, strict=True)]
 
     def _batch(self, examples: list[dict[str, list[int]]]) -> tuple[Tensor, Tensor, Tensor]:
         """Ids, attention mask and labels [batch, tokens], padded on the right."""

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from saeexplainer.config.explainers import ExplainerPrompt
-from saeexplainer.features.contexts import listed
-from saeexplainer.records import ContextRow, FeatureRow
+from saeexplainer.config.explainers import ExplainerPrompt, shows_any
+from saeexplainer.features.contexts import listed, promotes
+from saeexplainer.records import ContextRow, FeatureRow, PromotedRow
 from saeexplainer.runs.storage import read_rows, read_tensors
 
 
@@ -36,9 +36,14 @@ class FeatureTable:
         return read_tensors(self.folder / "directions.safetensors")
 
     def contexts(self, prompt: ExplainerPrompt) -> list[str]:
-        """What the prompt shows of each feature's contexts: a line for each of the strongest, the strongest token
-        between << and >>. The list is empty if the prompt shows none."""
-        if not prompt.shown_contexts:
-            return []
-        lines = listed(read_rows(self.folder / "contexts.parquet", ContextRow), prompt.shown_contexts)
-        return [lines.get(row.feature_id, "") for row in self.rows]
+        """What the prompt shows beside each feature's vector: a line for each of its strongest contexts, the strongest
+        token between << and >>, and one of the tokens that it promotes. The list is empty if the prompt shows none."""
+        lines: dict[str, list[str]] = {row.feature_id: [] for row in self.rows if shows_any(prompt)}
+        if prompt.shown_contexts:
+            contexts = read_rows(self.folder / "contexts.parquet", ContextRow)
+            for feature_id, shown in listed(contexts, prompt.shown_contexts).items():
+                lines[feature_id].append(shown)
+        if prompt.shown_promoted:
+            for row in read_rows(self.folder / "promoted.parquet", PromotedRow):
+                lines[row.feature_id].append(promotes(row.tokens[: prompt.shown_promoted]))
+        return ["\n".join(shown) for shown in lines.values()]

@@ -1,4 +1,5 @@
-"""A feature's strongest contexts as people and models read them: a line each, the strongest token between << and >>.
+"""A feature's strongest contexts as people and models read them: a line each, the strongest token between << and >>;
+and one more for the tokens that it promotes.
 
 The explainer's prompt shows them, and labellers and the agent are asked about them.
 """
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
+PROMOTES = "promotes: "  # begins the line that says what a feature does to the output
 LEADING = 5  # words of a context that a prompt of tokens shows, the strongest the last of them
 
 
@@ -24,6 +26,11 @@ def listed(contexts: Iterable[ContextRow], count: int) -> dict[str, str]:
         if context.rank < count:
             lines[context.feature_id].append(f"- {marked(context.text, context.tokens, context.peak)}")
     return {feature_id: "\n".join(found) for feature_id, found in lines.items()}
+
+
+def promotes(tokens: Sequence[str]) -> str:
+    """The line of the tokens that a direction promotes."""
+    return f"{PROMOTES}{', '.join(map(one_line, tokens))}"
 
 
 def without_special(text: str, tokenizer: "PreTrainedTokenizerFast") -> str:
@@ -51,7 +58,10 @@ def marked(text: str, tokens: Sequence[str], peak: int) -> str:
 
 
 def leading(line: str) -> str:
-    """Of a line as `listed` has it: its last words up to the strongest token, LEADING at most."""
+    """Of a line as `listed` has it: its last words up to the strongest token, LEADING at most. Of one that `promotes`
+    has, its tokens."""
+    if line.startswith(PROMOTES):
+        return line.removeprefix(PROMOTES).replace(", ", " ")
     before, _, after = line.removeprefix("- ").rpartition("<<")
     return " ".join(f"{before}{after.partition('>>')[0]}".split()[-LEADING:])
 

@@ -15,8 +15,9 @@ from torch import Tensor
 from saeexplainer.config.parts import Pretrained
 from saeexplainer.errors import UserError
 from saeexplainer.judges.judge import Question
-from saeexplainer.models.batches import by_length
+from saeexplainer.models.batches import by_length, in_order
 from saeexplainer.models.chat import chat_prompt, open_chat
+from saeexplainer.runs.loop import spread
 
 OF_TEXT = """Description: {description}
 Text: {text}
@@ -68,17 +69,17 @@ class ChatJudge:
 
     def _log_odds(self, prompts: Sequence[str]) -> dict[str, float]:
         """log p(yes) - log p(no) as the first word of the answer to each distinct prompt that is not empty."""
-        from tqdm.auto import tqdm
-
         distinct = sorted(set(prompts) - {""})
         ids = [chat_prompt(self.tokenizer, prompt) for prompt in distinct]
         self._check_length(max(map(len, ids), default=0))
-        found = {}
-        for indices in tqdm(list(by_length([len(one) for one in ids], self.batch_size)), desc="asking the judge"):
+
+        def odds(_number: int, indices: list[int]) -> list[float]:
             logits = self._answer_logits([ids[at] for at in indices])
-            odds = logits[:, self._yes].logsumexp(-1) - logits[:, self._no].logsumexp(-1)
-            found |= dict(zip([distinct[at] for at in indices], odds.tolist()))
-        return found
+            return (logits[:, self._yes].logsumexp(-1) - logits[:, self._no].logsumexp(-1)).tolist()
+
+        batches = list(by_length([len(one) for one in ids], self.batch_size))
+        found = spread(batches, odds, [distinct, self.source, self.batch_size], "asking the judge")
+        return dict(zip(distinct, in_order(batches, found)))
 
     @torch.no_grad()
     def _answer_logits(self, prompts: list[list[int]]) -> Float[Tensor, "batch vocabulary"]:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from saeexplainer.judges.judge import Question
-from saeexplainer.models.batches import by_length, fitting, padded
+from saeexplainer.models.batches import by_length, fitting, in_order, padded
 from saeexplainer.models.blocks import device_of, embedding_of
 from saeexplainer.models.tokenizers import special_ids
+from saeexplainer.runs.loop import spread
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -90,24 +91,26 @@ class LikelihoodJudge:
     @torch.inference_mode()
     def _log_probabilities(self, asked: Sequence[tuple[list[int], str]]) -> list[list[float]]:
         """log p of each token of a text after a prompt (token ids), in nats."""
-        from tqdm.auto import tqdm
-
         cut = {"truncation": True, "max_length": self.context_length}
         texts = self._ids([text for _, text in asked], add_special_tokens=False, **cut)
-        found: list[list[float]] = [[] for _ in asked]
         lengths = [len(prompt) + len(ids) for (prompt, _), ids in zip(asked, texts)]
         special = set(special_ids(self.tokenizer))
         widest = max(lengths, default=0) * len(embedding_of(self.model))
-        batches = list(by_length(lengths, fitting(self.batch_size, max(widest, 1))))
-        for indices in tqdm(batches, desc="how likely the judge finds texts"):
+
+        def told(_number: int, indices: list[int]) -> list[list[float]]:
             ids = padded([asked[at][0] + texts[at] for at in indices], self.tokenizer.pad_token_id)
             ids = ids.to(device_of(self.model))
             # Without a mask: what is padded on the right no token to its left can see.
             logits = self.model(input_ids=ids, use_cache=False).logits[:, :-1].float()
-            told = ids[:, 1:].unsqueeze(2).to(logits.device)
-            scores = (logits.gather(2, told).squeeze(2) - logits.logsumexp(-1)).cpu()
+            after = ids[:, 1:].unsqueeze(2).to(logits.device)
+            scores = (logits.gather(2, after).squeeze(2) - logits.logsumexp(-1)).cpu()
+            found = []
             for row, at in enumerate(indices):
                 start = len(asked[at][0])
                 values = scores[row, start - 1 : start - 1 + len(texts[at])].tolist()
-                found[at] = [value for value, token in zip(values, texts[at], strict=True) if token not in special]
-        return found
+                found.append([value for value, token in zip(values, texts[at], strict=True) if token not in special])
+            return found
+
+        batches = list(by_length(lengths, fitting(self.batch_size, max(widest, 1))))
+        about = [list(asked), self.context_length, self.batch_size]
+        return in_order(batches, spread(batches, told, about, "how likely the judge finds texts"))

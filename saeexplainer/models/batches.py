@@ -1,7 +1,7 @@
 """Texts of different lengths as batches that fit into memory."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from jaxtyping import Bool, Int
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
+Result = TypeVar("Result")
 ROOM = 2**28  # numbers in one array, 1 GiB in float32: what reads many texts at once takes a small multiple of it
 
 
@@ -60,3 +61,13 @@ def by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]
+
+
+def in_order(batches: Sequence[Sequence[int]], results: Sequence[Sequence[Result]]) -> list[Result]:
+    """The results of batches of indices, each index's at its place: whole if every index is in a batch."""
+    found = {
+        index: one
+        for indices, part in zip(batches, results, strict=True)
+        for index, one in zip(indices, part, strict=True)
+    }
+    return [found[index] for index in range(len(found))]

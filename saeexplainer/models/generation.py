@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saeexplainer.models.batches import by_length, padded
+from saeexplainer.models.batches import by_length, in_order, padded
 from saeexplainer.models.blocks import device_of, embedding_of
 from saeexplainer.models.tokenizers import special_ids
-from saeexplainer.runs.processes import spread
+from saeexplainer.runs.loop import spread
 
 if TYPE_CHECKING:
     from transformers import Cache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
@@ -74,12 +74,9 @@ def generate(
         return _continued(model, tokenizer, [prompts[index] for index in indices], config, drawn, kept)
 
     batches = list(by_length([len(prompt) for prompt in prompts], batch_size))
+    about = [list(map(list, prompts)), sorted(kept), temperature, top_p, max_new_tokens, batch_size, seed]
     with torch.random.fork_rng(enabled=random), _whole_rows(model):
-        found = spread(batches, continued, progress)
-    written = {
-        index: text for indices, texts in zip(batches, found, strict=True) for index, text in zip(indices, texts)
-    }
-    return [written[index] for index in range(len(prompts))]
+        return in_order(batches, spread(batches, continued, about, progress))
 
 
 @contextmanager

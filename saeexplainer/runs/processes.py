@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from accelerate import PartialState
     from torch import Tensor
 
-Batch = TypeVar("Batch")
 Result = TypeVar("Result")
 MISTAKES = "SAE_EXPLAINER_MISTAKES"  # variable with the folder in which launched processes leave a user's mistake
 
@@ -133,12 +132,3 @@ def total(own: "Tensor") -> "Tensor":
 def once(work: Callable[[], Result]) -> Result:
     """What must not be done twice, such as a paid call: the first process does it, and all get its result."""
     return gather([work()] if is_first() else [])[0]
-
-
-def spread(batches: Sequence[Batch], work: Callable[[int, Batch], Result], progress: str = "") -> list[Result]:
-    """`work(number, batch)` of every batch, in their order; each process does its share and gets all results."""
-    from tqdm.auto import tqdm
-
-    share = [at for at in range(len(batches)) if is_mine(at)]
-    own = [(at, work(at, batches[at])) for at in tqdm(share, desc=progress, disable=None if progress else True)]
-    return [result for _, result in sorted(gather(own), key=lambda pair: pair[0])]

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -26,14 +27,15 @@ NOTES = "notes"  # key of a table's notes in its metadata
 def replacing(path: Path, *, each: bool = False) -> Generator[Path, None, None]:
     """Yield a temporary sibling of `path` (file or folder) that takes its place only if the block succeeds.
 
-    Of several processes of a stage the first one's takes it; what the others wrote is the same. With `each` every
-    process has a path of its own.
+    It is this process's own: a stage whose parent was killed may still be writing when it is started again. Of several
+    processes of a stage the first one's takes the place, unless they write `each` a path of its own; what the others
+    wrote is the same.
     """
     first = each or is_first()
-    temporary = path.with_name(f".{path.name}.partial" if first else f".{path.name}.{os.getpid()}.partial")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        _remove(temporary)
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_left(path)
         yield temporary
         if first:
             _remove(path)
@@ -47,6 +49,25 @@ def replacing(path: Path, *, each: bool = False) -> Generator[Path, None, None]:
     finally:
         with suppress(OSError):  # where nothing can be written, nothing is left
             _remove(temporary)
+
+
+def _remove_left(path: Path) -> None:
+    """What processes that are no more have left of their temporary siblings of a path; and an earlier one of this."""
+    for left in path.parent.glob(f".{escape(path.name)}.*.partial"):
+        number = left.name.split(".")[-2]
+        if number == str(os.getpid()) or not (number.isdecimal() and _lives(int(number))):
+            with suppress(FileNotFoundError):  # another does the same
+                _remove(left)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it is another user's
+        pass
+    return True
 
 
 def sha256(file: Path) -> str:

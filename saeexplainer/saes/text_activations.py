@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from saeexplainer.models.batches import fitting
+from saeexplainer.models.batches import fitting, in_order
 from saeexplainer.models.tokenizers import special_ids
-from saeexplainer.runs.processes import spread
+from saeexplainer.runs.loop import spread
 from saeexplainer.saes.subset import Columns, take_columns
 
 if TYPE_CHECKING:
@@ -58,7 +58,8 @@ def read_texts(texts: Iterable[str], reader: "Reader", asked: Mapping[str, Itera
         }
 
     batches = reader.batches(distinct, 512)
-    for indices, found in zip(batches, spread(batches, strongest, "reading texts"), strict=True):
+    about = [distinct, {name: list(some.features) for name, some in columns.items()}]
+    for indices, found in zip(batches, spread(batches, strongest, about, "reading texts"), strict=True):
         for name, values in found.items():
             maxima[name][indices] = values
     numbers = {name: {latent: at for at, latent in enumerate(some.features)} for name, some in columns.items()}
@@ -81,7 +82,6 @@ def read_tokens(asked: Sequence[tuple[str, int]], reader: "Reader", sae: str) ->
     each, in activation units."""
     if not asked:
         return []
-    found: list[tuple[list[str], list[float]]] = [([], [])] * len(asked)
     some = take_columns(reader.saes[sae], sorted({latent for _, latent in asked}))
     column = {latent: at for at, latent in enumerate(some.features)}
 
@@ -96,10 +96,8 @@ def read_tokens(asked: Sequence[tuple[str, int]], reader: "Reader", sae: str) ->
         ]
 
     batches = reader.batches([text for text, _ in asked], 512)
-    for indices, read in zip(batches, spread(batches, values, "reading tokens"), strict=True):
-        for index, one in zip(indices, read, strict=True):
-            found[index] = one
-    return found
+    found = in_order(batches, spread(batches, values, [list(asked), sae], "reading tokens"))
+    return [(tokens, activations) for tokens, activations in found]
 
 
 def cut_texts(texts: Sequence[str], tokenizer: "PreTrainedTokenizerFast", context_length: int) -> list[list[str]]:

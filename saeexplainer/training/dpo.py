@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from saeexplainer.config import Round, TrainDpo, TrainSft
+from saeexplainer.config import Params, Round, TrainDpo, TrainSft
 from saeexplainer.errors import UserError
 from saeexplainer.explainer.explainer import Prompts
 from saeexplainer.records import PreferencePair
 from saeexplainer.runs import processes
 from saeexplainer.training.sft import check_trained, on_one_device, trained_weights
+from saeexplainer.training.start import Start
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedModel
     from trl import DPOConfig, DPOTrainer
 
 
@@ -41,20 +42,17 @@ def preference_dataset(
 
 
 def train(
-    model: "PreTrainedModel",
-    reference: "PreTrainedModel | None",
-    tokenizer: "PreTrainedTokenizerFast",
+    start: Start,
     training: "Dataset",
     validation: "Dataset",
-    config: TrainDpo,
     round_: Round,
-    how: TrainSft,
+    params: Params,
     *,
     seed: int,
     scratch: Path,
 ) -> list[dict[str, float]]:
-    """Train `model` in place; the models carry their feature tokens already. Returns the log. No reference is given
-    with an adapted model: a frozen copy of the adapter it starts with is the reference model then, on the same base.
+    """Train the start's model in place; returns TRL's log. `params` says how: train_dpo, and of train_sft how it
+    computes.
 
     Raises UserError if there are no pairs or too few for two steps, RuntimeError if training left the weights
     unchanged.
@@ -64,11 +62,12 @@ def train(
             f"train_dpo: {len(training)} training and {len(validation)} validation pairs; both are needed: "
             "loosen build_preferences or raise generate_explanations.candidates"
         )
+    model = start.parts.model
     before, best = trained_weights(model), best_checkpoint()
-    arguments = _arguments(config, round_, how, len(training), seed, scratch)
+    arguments = _arguments(params.train_dpo, round_, params.train_sft, len(training), seed, scratch)
     trainer = prepared_trainer()(
-        model=model, ref_model=reference, args=cast("DPOConfig", on_one_device(arguments)), train_dataset=training,
-        eval_dataset=validation, processing_class=tokenizer, callbacks=[best],
+        model=model, ref_model=start.reference, args=cast("DPOConfig", on_one_device(arguments)),
+        train_dataset=training, eval_dataset=validation, processing_class=start.parts.tokenizer, callbacks=[best],
     )  # fmt: skip
     trainer.train()
     trainer.evaluate()

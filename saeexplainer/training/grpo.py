@@ -5,65 +5,63 @@ how much likelier it becomes. Writer and subject answer inside the step, so noth
 and its reward. Prompts travel through TRL as feature ids and become token ids here.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
 
-from saeexplainer.config import GenerateExplanations, Reinforcement, TrainGrpo, TrainSft
+from saeexplainer.config import Params, Reinforcement
 from saeexplainer.errors import UserError
 from saeexplainer.training.sft import check_trained, on_one_device, trained_weights
+from saeexplainer.training.start import Start
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
     from trl import GRPOConfig, GRPOTrainer
 
 Rewards = Callable[[list[tuple[str, str]]], list[float | None]]  # of (feature id, explanation); None is unknown
 
 
 def train(
-    model: "PreTrainedModel",
-    reference: "PreTrainedModel | None",
-    tokenizer: "PreTrainedTokenizerFast",
-    features: Sequence[str],
-    prompt: Callable[[str], list[int]],
+    start: Start,
+    questions: Mapping[str, list[int]],
     rewards: Rewards,
-    config: TrainGrpo,
     reinforcement: Reinforcement,
-    sampling: GenerateExplanations,
-    how: TrainSft,
+    params: Params,
     *,
     seed: int,
     scratch: Path,
 ) -> list[dict[str, float]]:
-    """Train `model` in place on features by their ids; returns TRL's log. The models carry their feature tokens.
+    """Train the start's model in place; returns TRL's log. `params` says how: train_grpo, generate_explanations, and of
+    train_sft how it computes.
 
-    `prompt` gives the token ids of a feature's question. A group is `sampling.candidates` explanations; `rewards` is
-    asked about those of a step at once. The reference is the start, from which `reinforcement.beta` keeps the model; an
-    adapted model is given none, because a frozen copy of its adapter is the reference.
+    `questions` are the prompts of features, as token ids, by the features' ids. A group is as many explanations as
+    there are candidates in a round; `rewards` is asked about those of a step at once. The reference is the start, from
+    which `reinforcement.beta` keeps the model.
 
     Raises UserError if the features do not fill two steps, RuntimeError if training left the weights unchanged.
     """
     from datasets import Dataset
     from trl.trainer.utils import add_fused_lm_head
 
-    if len(features) * reinforcement.epochs < 2 * config.features:
+    at_once, sampling = params.train_grpo.features, params.generate_explanations
+    if len(questions) * reinforcement.epochs < 2 * at_once:
         raise UserError(
-            f"train_grpo.features: is {config.features}, but {len(features)} features in {reinforcement.epochs:g} "
+            f"train_grpo.features: is {at_once}, but {len(questions)} features in {reinforcement.epochs:g} "
             "epochs are less than two steps; lower it or raise epochs"
         )
 
     def earned(prompts: list[str], completions: list[str], **_: object) -> list[float | None]:
         return rewards([(feature, text.strip()) for feature, text in zip(prompts, completions, strict=True)])
 
+    model, reference = start.parts.model, start.reference
     before = trained_weights(model)
-    arguments = _arguments(config, reinforcement, sampling, how, seed, scratch)
+    arguments = _arguments(params, reinforcement, seed, scratch)
     # With a beta TRL would load the reference itself, from the hub, and without the feature tokens.
     arguments.beta = reinforcement.beta if reference is None else 0.0
-    trainer = _trainer(prompt)(
+    trainer = _trainer(questions)(
         model=model, reward_funcs=earned, args=cast("GRPOConfig", on_one_device(arguments)),
-        train_dataset=Dataset.from_dict({"prompt": list(features)}), processing_class=tokenizer,
+        train_dataset=Dataset.from_dict({"prompt": list(questions)}), processing_class=start.parts.tokenizer,
     )  # fmt: skip
     if reference is not None and reinforcement.beta:
         add_fused_lm_head(reference, temperature=sampling.temperature)  # as of the model: it answers log-probabilities
@@ -74,19 +72,13 @@ def train(
     return trainer.state.log_history
 
 
-def _arguments(
-    config: TrainGrpo,
-    reinforcement: Reinforcement,
-    sampling: GenerateExplanations,
-    how: TrainSft,
-    seed: int,
-    scratch: Path,
-) -> "GRPOConfig":
+def _arguments(params: Params, reinforcement: Reinforcement, seed: int, scratch: Path) -> "GRPOConfig":
     from trl import GRPOConfig
 
+    sampling, how = params.generate_explanations, params.train_sft
     return GRPOConfig(
         output_dir=str(scratch), num_train_epochs=reinforcement.epochs, learning_rate=reinforcement.learning_rate,
-        per_device_train_batch_size=config.features * sampling.candidates, steps_per_generation=1,
+        per_device_train_batch_size=params.train_grpo.features * sampling.candidates, steps_per_generation=1,
         num_generations=sampling.candidates, max_completion_length=sampling.max_new_tokens,
         temperature=sampling.temperature, top_p=sampling.top_p, top_k=0, disable_dropout=True,
         lr_scheduler_type="cosine", warmup_steps=0.05, bf16=how.bf16, seed=seed, data_seed=seed, save_strategy="no",
@@ -95,12 +87,12 @@ def _arguments(
     )  # fmt: skip
 
 
-def _trainer(prompt: Callable[[str], list[int]]) -> "type[GRPOTrainer]":
+def _trainer(questions: Mapping[str, list[int]]) -> "type[GRPOTrainer]":
     """TRL's trainer over feature ids; its own tokenizing knows text alone, and no feature tokens."""
     from trl import GRPOTrainer
 
     class FeatureTrainer(GRPOTrainer):
         def _tokenize_prompts(self, prompts):
-            return [prompt(feature) for feature in prompts], None, {}
+            return [questions[feature] for feature in prompts], None, {}
 
     return FeatureTrainer

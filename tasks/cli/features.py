@@ -1,10 +1,10 @@
-"""The live features as a list: what each fires on, and what has been said of it. Reads tables only, loads no model."""
+"""The live features as a list: what each fires on and promotes, what was said of it. Reads tables, loads no model."""
 
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from saeexplainer.records import EvaluationRow, ExplanationRow, FeatureRow
+from saeexplainer.records import EvaluationRow, ExplanationRow, FeatureRow, PromotedRow
 from saeexplainer.runs.storage import read_rows
 from tasks.places import ACTIVATIONS, EVALUATIONS, LABELS
 from tasks.workspace.printable import printable
@@ -12,6 +12,7 @@ from tasks.workspace.printable import printable
 TOP_TOKENS = 4  # a feature
 SORTS = ("index", "density", "maximum")
 HEAD = "feature"  # of the column of ids
+PROMOTES = "promotes"
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,15 @@ class ListedFeature:
     density: float  # share of tokens on which it fires
     maximum: float  # largest activation over the corpus
     top_tokens: list[str]  # distinct tokens at the peaks of its strongest contexts, strongest first
+    promoted: list[str]  # tokens that its decoder row promotes, the strongest first
     explanations: dict[str, str]  # evaluation to explanation; "label" is the open-loop label
 
     @property
     def text(self) -> str:
         """What a search looks through, in small letters."""
-        return " ".join([self.feature_id, self.split, *self.top_tokens, *self.explanations.values()]).lower()
+        return " ".join(
+            [self.feature_id, self.split, *self.top_tokens, *self.promoted, *self.explanations.values()]
+        ).lower()
 
 
 def listed(sae: str, split: str | None = None, search: str = "", sort: str = "index") -> list[ListedFeature]:
@@ -37,10 +41,12 @@ def listed(sae: str, split: str | None = None, search: str = "", sort: str = "in
     rows = [row for row in read_rows(ACTIVATIONS / "features.parquet", FeatureRow) if row.sae == sae]
     rows = [row for row in rows if split in (None, row.split)]
     tokens, said = _top_tokens({row.feature_id for row in rows}), _explanations()
+    written = ACTIVATIONS / "promoted.parquet"
+    promoted = {row.feature_id: row.tokens for row in read_rows(written, PromotedRow)} if written.is_file() else {}
     found = [
         ListedFeature(
             row.feature_id, row.index, row.split, row.density, row.maximum,
-            tokens.get(row.feature_id, []), said.get(row.feature_id, {}),
+            tokens.get(row.feature_id, []), promoted.get(row.feature_id, [])[:TOP_TOKENS], said.get(row.feature_id, {}),
         )
         for row in rows
     ]  # fmt: skip
@@ -84,5 +90,7 @@ def table(features: Sequence[ListedFeature]) -> list[str]:
         percent = f"{100 * feature.density:.2f} %"
         tokens = " ".join(feature.top_tokens)
         lines.append(f"{feature.feature_id:<{wide}} {feature.split:<6} {percent:>9} {feature.maximum:>8.1f}  {tokens}")
+        if feature.promoted:
+            lines.append(f"    {PROMOTES:<{named}} {' '.join(feature.promoted)}")
         lines += [f"    {name:<{named}} {text or '-'}" for name, text in feature.explanations.items()]
     return [printable(line) for line in lines]

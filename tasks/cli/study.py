@@ -1,6 +1,6 @@
 """Run the experiments behind the figures, each in a folder of its own, and write the pages that show them.
 
-    sae-explainer study [--plan PLAN] [--only NAME ...] [--report-only]
+    sae-explainer study [--plan PLAN] [--only NAME ...] [--again] [--report-only]
 
 Each plan is a file of conf/, and has a page under docs/ and a JSON file with the same figures beside it: study
 (docs/STUDY.md), real, on a pretrained model (docs/REAL.md), ablation (docs/ABLATION.md), explainer, what it reads and
@@ -10,6 +10,9 @@ widths and sparsities on a pretrained model (docs/REAL_SAES.md). A variant's fol
 DVC brings it up to date there. All folders of all plans share one DVC cache, and with it DVC's memory of runs: a stage
 whose code, inputs and parameters another variant already had is restored, not run again. So a study that was stopped
 goes on where it stopped, and one that is complete only checks that it is.
+
+What a page needs of a run that came to its end is kept in docs/runs/PLAN/NAME, to be committed: a plan may be run piece
+by piece, and what is kept is not run again, unless it is named or --again is said.
 
 Every variant is prepared before the first one runs: a mistake in an override shows at once, and all run the same code.
 What the stages print is in .study/PLAN/NAME.log. Exit status: 0; 1 if a variant failed, after the others had their
@@ -27,6 +30,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Self
@@ -37,7 +41,7 @@ from saeexplainer.domains.corpus.installed import KEPT
 from saeexplainer.errors import UserError
 from saeexplainer.records import EvaluationRow
 from saeexplainer.runs.storage import read_json, read_rows, replacing, write_json
-from saeexplainer.study import ablation, figures, page, pictures, saes
+from saeexplainer.study import ablation, figures, kept, page, pictures, saes
 from saeexplainer.study.plans import STUDY, VariantSpec, changes, chosen, load_specs
 from tasks.settings import params as settings_params
 from tasks.workspace import repro, surroundings, timings
@@ -48,6 +52,7 @@ CONF = Path("conf")
 PLANS = (*page.TITLES, *ablation.TITLES, *saes.TITLES)  # files of conf/
 CACHE = "cache"  # DVC's, beside the folders of the plans
 DOCS = Path("docs")
+RUNS = DOCS / "runs"  # what is kept of runs, by plan
 DONE = "done.json"  # in a variant's folder: what was asked for when it last came to its end
 SHARED = (MODELS, KEPT)  # fetched or parsed once, whoever asks
 OWN = ("data", "reports", "mlruns", "params.yaml", "dvc.lock", DONE, STUDY.name)  # never copied into a variant's folder
@@ -176,8 +181,11 @@ class _StageLine:
 
 
 def collect(spec: VariantSpec, specs: Sequence[VariantSpec]) -> figures.Variant:
-    """What a variant's folder holds; its figures only if it came to its end as the plan has it now."""
+    """What a variant's folder holds, or else what is kept of it; its figures only if it came to its end as the plan has
+    it now."""
     about = (spec.name, spec.group, spec.source, changes(spec, specs))
+    if not _complete(spec) and (found := kept_run(spec)):
+        return replace(found.variant, group=spec.group, source=spec.source, outdated=changed(found.used))
     if not spec.folder.is_dir():
         return figures.absent(*about, "not run")
     if not _complete(spec):
@@ -197,7 +205,7 @@ def collect(spec: VariantSpec, specs: Sequence[VariantSpec]) -> figures.Variant:
             sae=(reports["sae"] or {}).get(params.prepare_sae.saes[0].name),
             seconds=float(sum(seconds.values())),
             own_seconds=float(sum(timings.of_results(spec.folder).values())),
-            outdated=outdated(spec.folder),
+            outdated=changed(used(spec.folder)),
             evaluations={name: read_rows(path, EvaluationRow) for name, path in paths.items() if path.is_file()},
         )
     except UserError as error:
@@ -220,15 +228,29 @@ def _lock(folder: Path) -> dict[str, Any]:
     return (yaml.safe_load(text) or {}).get("stages") or {} if text else {}
 
 
-def outdated(folder: Path) -> list[str]:
-    """Code that a variant's results were made with and that the repository now has otherwise."""
-    used = {
-        (dep["path"], dep["md5"])
-        for stage in _lock(folder).values()
-        for dep in stage.get("deps", [])
-        if Path(dep["path"]).parts[0] != "data" and "md5" in dep
-    }
-    return sorted({path for path, digest in used if _digest(Path(path)) != digest})
+def used(folder: Path) -> list[list[str]]:
+    """The code that a variant's results were made with: [path, digest], as DVC has it in its lock."""
+    deps = [dep for stage in _lock(folder).values() for dep in stage.get("deps", []) if "md5" in dep]
+    found = {(dep["path"], dep["md5"]) for dep in deps if Path(dep["path"]).parts[0] != "data"}
+    return [[path, digest] for path, digest in sorted(found)]
+
+
+def changed(code: Sequence[Sequence[str]]) -> list[str]:
+    """Of the code that results were made with, what the repository now has otherwise."""
+    return sorted({path for path, digest in code if _digest(Path(path)) != digest})
+
+
+def kept_run(spec: VariantSpec) -> kept.KeptRun | None:
+    """What is kept of a variant as the plan has it now."""
+    found = kept.read(RUNS / spec.plan / spec.name)
+    return found if found and found.wish == spec.wish else None
+
+
+def keep_runs(specs: Sequence[VariantSpec]) -> None:
+    """Keep what came to its end here."""
+    for spec in specs:
+        if _complete(spec) and (variant := collect(spec, specs)).status == figures.COMPLETE:
+            kept.keep(RUNS / spec.plan / spec.name, kept.KeptRun(variant, spec.wish, used(spec.folder)))
 
 
 def _digest(path: Path) -> str:
@@ -253,13 +275,23 @@ def _json_or_none(path: Path) -> Any:
 
 
 def refuse_to_forget(plan: str, specs: Sequence[VariantSpec], wanted: Sequence[VariantSpec]) -> None:
-    """Raise UserError if the pages under docs/ have figures of a run that is neither here nor about to be made."""
-    kept = (_json_or_none(DOCS / f"{plan}.json") or {}).get("variants", {})
-    before = {name for name, found in kept.items() if found["status"] == figures.COMPLETE}
-    there = {spec.name for spec in specs if _complete(spec)} | {spec.name for spec in wanted}
+    """Raise UserError if the pages under docs/ have figures of a run that is neither here nor kept nor about to be
+    made."""
+    page_has = (_json_or_none(DOCS / f"{plan}.json") or {}).get("variants", {})
+    before = {name for name, found in page_has.items() if found["status"] == figures.COMPLETE}
+    there = {spec.name for spec in specs if _complete(spec) or kept_run(spec)} | {spec.name for spec in wanted}
     if lost := sorted(before - there):
-        cure = f"whose runs are not in {STUDY}; run them too, or say --forget"
+        cure = f"whose runs are neither in {STUDY} nor in {RUNS}; run them too, or say --forget"
         raise UserError(f"{DOCS / plan}.json: has figures of {', '.join(lost)}, {cure}")
+
+
+def to_run(specs: Sequence[VariantSpec], only: Sequence[str], *, again: bool) -> list[VariantSpec]:
+    """What to bring up to date: the variants that are named; else all, but without those that are kept, unless they are
+    here or wanted `again`. Raises UserError."""
+    if only or again:
+        return chosen(specs, only)
+    missing = [spec.name for spec in specs if spec.folder.is_dir() or not kept_run(spec)]
+    return chosen(specs, missing) if missing else []
 
 
 def write_report(plan: str, variants: Sequence[figures.Variant], resamples: int) -> list[str]:
@@ -298,6 +330,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("sae-explainer study", description="Run the study and write its report.")
     parser.add_argument("--plan", choices=PLANS, default=PLANS[0], help="file of conf/ (default: %(default)s)")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these variants or groups of variants")
+    parser.add_argument("--again", action="store_true", help=f"also what is kept in {RUNS}")
     parser.add_argument("--report-only", action="store_true", help="only write the pages from what is there")
     parser.add_argument("--forget", action="store_true", help="let go of figures whose runs are no longer here")
     options = parser.parse_args(arguments)
@@ -306,10 +339,11 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     try:
         specs, resamples = load_specs(CONF / f"{options.plan}.yaml")
-        wanted = [] if options.report_only else chosen(specs, options.only)
+        wanted = [] if options.report_only else to_run(specs, options.only, again=options.again)
         if not options.forget:
             refuse_to_forget(options.plan, specs, wanted)
         missing = run(wanted) if wanted else []
+        keep_runs(specs)
         lines = write_report(options.plan, [collect(spec, specs) for spec in specs], resamples)
     except UserError as error:
         return failed(error)

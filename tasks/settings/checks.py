@@ -8,7 +8,7 @@ from operator import attrgetter
 from pathlib import Path
 
 from saeexplainer.config import Corpus, Params
-from saeexplainer.config.explainers import AskedPrompt
+from saeexplainer.config.explainers import AskedPrompt, shows_any
 from saeexplainer.config.parts import (
     Architecture,
     ChatLineSpec,
@@ -148,7 +148,7 @@ def _hub(key: str, corpus: Corpus) -> Iterator[str]:
 def _explainer(params: Params) -> Iterator[str]:
     config, prompt = params.train_sft, params.train_sft.prompt
     if isinstance(prompt, AskedPrompt):
-        wanted = ["{feature}", *["{contexts}"] * bool(prompt.shown_contexts)]
+        wanted = ["{feature}", *["{contexts}"] * shows_any(prompt)]
         if sorted(re.findall(r"{\w*}", prompt.instruction)) != sorted(wanted):
             needed = " and ".join(wanted)
             yield f"train_sft.prompt.instruction: is {prompt.instruction!r}; must hold {needed}, each once"

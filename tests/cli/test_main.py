@@ -26,7 +26,7 @@ from typed import Typed, typed as in_a_process
 
 from saeexplainer.config.parts import Architecture
 from saeexplainer.costs.bills import Costs, EvaluationCosts, Work
-from saeexplainer.records import ContextRow, EvaluationRow, ExplanationRow, FeatureRow, NeighbourRow
+from saeexplainer.records import ContextRow, EvaluationRow, ExplanationRow, FeatureRow, NeighbourRow, PromotedRow
 from saeexplainer.runs.storage import write_json, write_rows, write_tensors
 from tasks.settings import compose, params
 from tasks.tracking import store
@@ -63,6 +63,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_rows(folder / "data/activations/neighbours.parquet", near, NeighbourRow)
     context = ContextRow(ids[1], 0, "the dog runs", ["the", "dog", "runs"], [0.0, 1.0, 0.0], 1, [])
     write_rows(folder / "data/activations/contexts.parquet", [context], ContextRow)
+    write_rows(folder / "data/activations/promoted.parquet", [PromotedRow(ids[0], ["ambles", "off"])], PromotedRow)
     write_rows(folder / "data/labels.parquet", [ExplanationRow(ids[0], "sft", "a question")], ExplanationRow)
     measured = replace(evaluated([0.0])[0], feature_id=ids[1], explanation="The Word dog")
     write_rows(folder / "data/evaluations/r1.parquet", [measured], EvaluationRow)
@@ -155,12 +156,15 @@ def test_lists_what_is_known_of_each_feature(folder: Path) -> None:
     assert [row["index"] for row in rows] == list(LATENTS)
     assert rows[1]["top_tokens"] == ["dog"] and rows[1]["explanations"] == {"r1": "The Word dog"}
     assert rows[0]["explanations"] == {"label": "a question"}
+    assert rows[0]["promoted"] == ["ambles", "off"] and not rows[1]["promoted"]
     assert [row["index"] for row in answered(folder, "features", "--sort", "density")] == [5, 0, 63]
     assert [row["index"] for row in answered(folder, "features", "--sort", "maximum", "--limit", "1")] == [0]
     assert [row["index"] for row in answered(folder, "features", "--split", "test")] == [5, 63]
     for text in ("word DOG", "dog", "main/5"):
         assert [row["index"] for row in answered(folder, "features", "--search", text)] == [5]
+    assert [row["index"] for row in answered(folder, "features", "--search", "ambles")] == [0]
     shown = typed(folder, "features", "--limit", "1").stdout
+    assert "    promotes   ambles off\n" in shown
     assert "sandbox-llama/main/0" in shown and "label      a question" in shown and "1 of 3 features" in shown
 
 

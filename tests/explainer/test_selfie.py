@@ -18,6 +18,7 @@ from saeexplainer.models.blocks import embedding_of
 from saeexplainer.records import PreferencePair
 from saeexplainer.training import dpo, sft
 from saeexplainer.training.sft import trained_weights
+from saeexplainer.training.start import open_start
 
 PARAMS = settings()
 CONFIG = replace(PARAMS.train_sft, adapter=Affine(length=2.0), direction_noise=0.0)
@@ -96,24 +97,20 @@ def test_only_the_map_is_trained_and_kept_and_an_explainer_opens_it_again(subjec
 
 def test_a_round_goes_on_from_it_with_its_start_as_reference(subject, tmp_path):
     supervised(subject, tmp_path)
-    parts = explainer_folder.open_parts(tmp_path / "sft", trainable=True)
-    first = explainer_folder.open_parts(tmp_path / "sft")
-    for one in (parts, first):
-        attach(one.model, one.tokenizer, DIRECTIONS, CONFIG, projection=one.projection)
+    start = open_start(tmp_path / "sft", DIRECTIONS, CONFIG, noise=0.0)
     pairs = [
         PreferencePair(f"s/main/{feature}", "dpo", *said, 1.0, 0.5, 0.5, 0.5, 0.5, "a", "b")
         for feature, said in enumerate(SAID)
     ]
     data = dpo.preference_dataset(pairs, PROMPTS, lambda feature_id: int(feature_id[-1]), lambda: False)
     training = replace(PARAMS.train_dpo, epochs=10.0, batch_size=4, sft_weight=0.0, evaluations_per_epoch=1)
-    history = dpo.train(
-        parts.model, first.model, parts.tokenizer, data, data, training, Round("sft", 0.2, 0.02), CONFIG, seed=0,
-        scratch=tmp_path,
-    )  # fmt: skip
+    params = replace(PARAMS, train_dpo=training, train_sft=CONFIG)
+    history = dpo.train(start, data, data, Round("sft", 0.2, 0.02), params, seed=0, scratch=tmp_path)
     margins = [entry["eval_rewards/margins"] for entry in history if "eval_rewards/margins" in entry]
     assert max(margins) > 0
     kept = explainer_folder.open_parts(tmp_path / "sft").projection
-    assert torch.equal(first.projection.bias, kept.bias) and not torch.equal(parts.projection.bias, kept.bias)
+    assert torch.equal(start.reference.feature_projection.bias, kept.bias)
+    assert not torch.equal(start.parts.projection.bias, kept.bias)
 
 
 def test_another_width_is_one_line(subject):

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from saeexplainer.runs.processes import is_first, launched, spread
+from saeexplainer.runs.loop import spread
+from saeexplainer.runs.processes import is_first, launched
 
 STAGE = """
 import atexit
@@ -14,7 +15,7 @@ import os
 import time
 from pathlib import Path
 from saeexplainer.errors import UserError
-from saeexplainer.runs.processes import spread
+from saeexplainer.runs.loop import spread
 from saeexplainer.runs.storage import read_json, write_json
 from tasks.stage import Report, main
 
@@ -28,7 +29,7 @@ def run(params):
             raise UserError("corpus.txt: empty; name another")
         return [at, batch * batch, rank]
 
-    found = spread(list(range(7)), work)
+    found = spread(list(range(7)), work, "squares")
     if Path("broken").exists():
         raise ValueError("a defect")
     write_json(Path("found.json"), found)
@@ -63,7 +64,7 @@ def ran(folder: Path) -> subprocess.CompletedProcess:
 
 def test_alone_nothing_is_shared() -> None:
     assert not launched() and is_first()
-    assert spread(["a", "b"], lambda at, batch: (at, batch)) == [(0, "a"), (1, "b")]
+    assert spread(["a", "b"], lambda at, batch: (at, batch), "letters") == [(0, "a"), (1, "b")]
 
 
 def test_two_processes_share_the_batches_and_write_once(folder: Path) -> None:

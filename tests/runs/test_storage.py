@@ -162,3 +162,46 @@ def test_a_killed_process_leaves_nothing_that_looks_whole(tmp_path):
         assert not temporary.exists()
         temporary.write_text("whole")
     assert [path.name for path in tmp_path.iterdir()] == ["artifact"]
+
+
+WRITING = """
+import sys
+from pathlib import Path
+from saeexplainer.runs.storage import replacing
+
+with replacing(Path(sys.argv[1])) as temporary:
+    temporary.write_text("first ha")
+    print("writing", flush=True)
+    sys.stdin.readline()
+    with temporary.open("a") as file:
+        file.write("lf")
+"""
+
+
+def writing(path: Path) -> subprocess.Popen[str]:
+    """Another process in the middle of writing a path."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITING, str(path)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "writing\n"
+    return process
+
+
+def test_two_that_write_the_same_path_leave_each_other_alone(tmp_path):
+    path = tmp_path / "[odd] name.json"
+    other = writing(path)
+    write_json(path, 1)
+    assert path.read_text() == "1\n"
+    other.communicate("\n")
+    assert other.returncode == 0 and path.read_text() == "first half"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_process_left_goes_when_its_path_is_written_again(tmp_path):
+    path = tmp_path / "found.json"
+    other = writing(path)
+    other.kill()
+    other.communicate()
+    assert not path.exists() and len(list(tmp_path.iterdir())) == 1
+    write_json(path, 1)
+    assert list(tmp_path.iterdir()) == [path]

@@ -75,12 +75,26 @@ WRONG = {
         "multiple",
     ),
     "contexts without their place": (
-        {"train_sft__prompt": {"kind": "chat", "instruction": "What is {feature}?", "shown_contexts": 2}},
+        {
+            "train_sft__prompt": {
+                "kind": "chat",
+                "instruction": "What is {feature}?",
+                "shown_contexts": 2,
+                "shown_promoted": 0,
+            }
+        },
         "train_sft.prompt.instruction",
         "{contexts}",
     ),
     "contexts of the evaluation": (
-        {"train_sft__prompt": {"kind": "chat", "instruction": "{feature} {contexts}", "shown_contexts": 99}},
+        {
+            "train_sft__prompt": {
+                "kind": "chat",
+                "instruction": "{feature} {contexts}",
+                "shown_contexts": 99,
+                "shown_promoted": 0,
+            }
+        },
         "train_sft.prompt.shown_contexts",
         "first_rank",
     ),

@@ -382,6 +382,39 @@ def test_figures_whose_runs_are_gone_are_not_written_over(
     assert "one run only" not in (tmp_path / "docs/ABLATION.md").read_text()
 
 
+def test_a_run_outlives_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "conf").mkdir()
+    entries = "".join(f"  seed{seed}: {{group: seeds, overrides: [seed={seed}]}}\n" for seed in (3, 4))
+    (tmp_path / "conf/study.yaml").write_text(f"resamples: 100\nvariants:\n{entries}")
+    specs, _ = plans.load_specs(Path("conf/study.yaml"))
+    spec = specs[0]
+    for name, accuracies in {"open_loop": [0.1, 0.2], "sft": [0.5, 0.25], "r1": [1.0, 0.25]}.items():
+        rows = evaluated(accuracies, truth=math.nan)
+        write_rows(spec.folder / f"data/evaluations/{name}.parquet", rows, EvaluationRow)
+    (spec.folder / "params.yaml").write_text(composed(spec.overrides))
+    (spec.folder / "dvc.lock").write_text("stages: {train_sft: {deps: [{path: gone.py, md5: ab}]}}")
+    timed.keep(spec.folder, {"train_sft": 12.5})
+    write_json(spec.folder / "reports/sae.json", {"main": {"l0": 16.0}})
+    write_json(spec.folder / study.DONE, spec.wish | {"params": composed(spec.overrides)})
+    assert study.main(["--report-only"]) == 0
+    page, before = (tmp_path / "docs/STUDY.md").read_bytes(), study.collect(spec, specs)
+    shutil.rmtree(spec.folder)
+    assert study.main(["--report-only"]) == 0, "its figures are not lost"
+    assert (tmp_path / "docs/STUDY.md").read_bytes() == page
+    after = study.collect(spec, specs)
+    for name, rows in before.evaluations.items():
+        for row, short in zip(rows, after.evaluations[name], strict=True):
+            assert row.texts and not short.texts and not short.token_activations
+            assert (row.feature_id, row.explanation, row.calls) == (short.feature_id, short.explanation, short.calls)
+    assert replace(after, evaluations={}) == replace(before, evaluations={}) and after.outdated == ["gone.py"]
+    assert [one.name for one in study.to_run(specs, [], again=False)] == ["seed4"]
+    assert [one.name for one in study.to_run(specs, ["seed3"], again=False)] == ["seed3"]
+    assert len(study.to_run(specs, [], again=True)) == 2
+    otherwise = plans.VariantSpec("study", "seed3", SEEDS, ["seed=3", "rounds=two"], None, None)
+    assert study.collect(otherwise, [otherwise]).status == "not run", "the plan changed since"
+
+
 def test_a_folder_is_read_only_if_it_came_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     spec = plans.VariantSpec("study", "seed0", SEEDS, ["seed=3"], None, None)

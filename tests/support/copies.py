@@ -37,3 +37,11 @@ def run(folder: Path, *command: str, fails: bool = False) -> str:
     )  # fmt: skip
     assert bool(process.returncode) == fails, process.stdout
     return process.stdout
+
+
+def composed(folder: Path, *overrides: str) -> Path:
+    """A repository of its own with the parameters composed."""
+    copied(folder)
+    run(folder, "git", "init", "--quiet")
+    run(folder, sys.executable, "-m", "tasks.settings.compose", *overrides)
+    return folder

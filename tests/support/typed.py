@@ -7,10 +7,12 @@ working folder, arguments, standard streams, exit status.
 import multiprocessing
 import os
 import runpy
+import signal
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 PATIENCE = 300  # seconds that one command may take on a busy machine
 PRELOADED = [
@@ -47,6 +49,32 @@ def begun(folder: Path, module: str, *arguments: str) -> multiprocessing.Process
     process = _context.Process(target=_run, args=(folder, module, arguments, folder / "out", folder / "err"))
     process.start()
     return process
+
+
+def killed(folder: Path, write: int, module: str, *arguments: str) -> None:
+    """Run tasks.<module> in a folder until SIGKILL, where it would keep its batch of that number, from 1, of all that
+    its loops compute."""
+    with tempfile.TemporaryDirectory() as scratch:
+        err = Path(scratch, "err")
+        process = _context.Process(target=_killed, args=(write, folder, module, arguments, Path(scratch, "out"), err))
+        process.start()
+        process.join(PATIENCE)
+        assert process.exitcode == -signal.SIGKILL, err.read_text(encoding="utf-8")
+
+
+def _killed(write: int, *run: Any) -> None:
+    from saeexplainer.runs import loop
+
+    keep, kept = loop._write, []
+
+    def kill_or_keep(path: Path, result: Any) -> None:
+        kept.append(path)
+        if len(kept) == write:
+            os.kill(os.getpid(), signal.SIGKILL)
+        keep(path, result)
+
+    loop._write = kill_or_keep
+    _run(*run)
 
 
 def _run(folder: Path, module: str, arguments: tuple[str, ...], out: Path, err: Path) -> None:

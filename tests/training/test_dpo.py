@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from starts import started
 from tiny import WIDTH, settings, tiny_model, tiny_tokenizer
 from transformers import PreTrainedModel, TrainerState
 
@@ -18,7 +19,8 @@ from saeexplainer.training import dpo
 from saeexplainer.training.sft import check_trained, on_one_device, trained_weights
 
 FEATURES = 4
-SFT = settings().train_sft
+PARAMS = settings()
+SFT = PARAMS.train_sft
 DIRECTIONS = torch.randn(FEATURES, WIDTH, generator=torch.Generator().manual_seed(3))
 PLAIN = tiny_tokenizer()
 PROMPTS = Prompts(PLAIN, len(PLAIN), SFT)
@@ -89,7 +91,7 @@ def test_log_probabilities_are_those_of_a_plain_forward_pass(architecture, tmp_p
     assert found["eval_loss"] == pytest.approx(math.log(2), rel=1e-5)
 
 
-CONFIG = replace(settings().train_dpo, epochs=3.0, batch_size=2, direction_noise=0.0, evaluations_per_epoch=1)
+CONFIG = replace(PARAMS.train_dpo, epochs=3.0, batch_size=2, direction_noise=0.0, evaluations_per_epoch=1)
 ROUND = Round(start="sft", beta=BETA, learning_rate=1e-3)
 
 
@@ -100,11 +102,12 @@ def trained(
     config: TrainDpo = CONFIG,
     round_: Round = ROUND,
 ):
-    model, reference = explainer(architecture), explainer(architecture)
+    start = started(architecture, DIRECTIONS, SFT)
     data = [dataset(pairs) for pairs in (PAIRS, validation)]
     torch.manual_seed(0)
-    history = dpo.train(model, reference, tiny_tokenizer(), *data, config, round_, SFT, seed=0, scratch=folder)
-    return model, reference, [entry for entry in history if "eval_rewards/margins" in entry]
+    params = replace(PARAMS, train_dpo=config)
+    history = dpo.train(start, *data, round_, params, seed=0, scratch=folder)
+    return start.parts.model, start.reference, [entry for entry in history if "eval_rewards/margins" in entry]
 
 
 @pytest.mark.parametrize("architecture", list(Architecture))
@@ -181,18 +184,18 @@ def test_the_best_checkpoint_is_by_accuracy_then_margin():
 
 def test_a_round_of_one_step_is_one_line(tmp_path):
     """Its learning rate is 0, so it would leave the start as it was."""
-    few, model, reference = dataset(PAIRS[:2]), explainer(Architecture.llama), explainer(Architecture.llama)
+    few, start = dataset(PAIRS[:2]), started(Architecture.llama, DIRECTIONS, SFT)
     once = replace(CONFIG, epochs=1.0, batch_size=2, accumulate=1)
     with pytest.raises(UserError, match="^train_dpo: one step in all, and the first one's learning rate is 0; lower"):
-        dpo.train(model, reference, tiny_tokenizer(), few, few, once, ROUND, SFT, seed=0, scratch=tmp_path)
+        dpo.train(start, few, few, ROUND, replace(PARAMS, train_dpo=once), seed=0, scratch=tmp_path)
 
 
 @pytest.mark.parametrize(("training", "validation"), [(0, 4), (4, 0)])
 def test_a_side_without_pairs_is_one_line(training, validation, tmp_path):
     sides = [dataset(PAIRS[:count]) for count in (training, validation)]
-    model = explainer(Architecture.llama)
+    start = started(Architecture.llama, DIRECTIONS, SFT)
     with pytest.raises(UserError, match=f"{training} training and {validation} validation pairs"):
-        dpo.train(model, model, tiny_tokenizer(), *sides, CONFIG, ROUND, SFT, seed=0, scratch=tmp_path)
+        dpo.train(start, *sides, ROUND, PARAMS, seed=0, scratch=tmp_path)
 
 
 def test_a_machine_with_several_gpus_trains_on_one(tmp_path):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from starts import started
 from tiny import WIDTH, settings, tiny_model, tiny_tokenizer
 from transformers import PreTrainedModel
 
@@ -17,18 +18,15 @@ from saeexplainer.training import grpo
 from saeexplainer.training.grpo import Rewards
 
 FEATURES = ["subject/main/0", "subject/main/1"]
-SFT = settings().train_sft
+PARAMS = settings()
+SFT = PARAMS.train_sft
 DIRECTIONS = torch.randn(len(FEATURES), WIDTH, generator=torch.Generator().manual_seed(3))
 PLAIN = tiny_tokenizer()
 PROMPTS = Prompts(PLAIN, len(PLAIN), SFT)
-SAMPLING = replace(settings().generate_explanations, candidates=16, max_new_tokens=1, temperature=1.0)
+SAMPLING = replace(PARAMS.generate_explanations, candidates=16, max_new_tokens=1, temperature=1.0)
 CONFIG = TrainGrpo(features=2, direction_noise=0.0)
 REINFORCEMENT = Reinforcement(start="sft", epochs=60.0, beta=0.0, learning_rate=1e-2)
 SIGN = {FEATURES[0]: -1.0, FEATURES[1]: 1.0}
-
-
-def number(feature_id: str) -> int:
-    return FEATURES.index(feature_id)
 
 
 def explainer(architecture: Architecture) -> PreTrainedModel:
@@ -44,21 +42,19 @@ def trained(
     reinforcement: Reinforcement = REINFORCEMENT,
     config: TrainGrpo = CONFIG,
 ) -> tuple[PreTrainedModel, list[dict[str, float]]]:
-    model = explainer(architecture)
-    history = grpo.train(
-        model, explainer(architecture), tiny_tokenizer(), FEATURES,
-        lambda feature_id: PROMPTS.ids(number(feature_id)), rewards, config, reinforcement, SAMPLING, SFT,
-        seed=0, scratch=folder,
-    )  # fmt: skip
+    start = started(architecture, DIRECTIONS, SFT)
+    params = replace(PARAMS, train_grpo=config, generate_explanations=SAMPLING)
+    questions = {feature_id: PROMPTS.ids(number) for number, feature_id in enumerate(FEATURES)}
+    history = grpo.train(start, questions, rewards, reinforcement, params, seed=0, scratch=folder)
     again = explainer(architecture)  # a trained one answers as its trainer has it
-    again.load_state_dict(model.state_dict())
+    again.load_state_dict(start.parts.model.state_dict())
     return again, [entry for entry in history if "reward" in entry]
 
 
 @torch.no_grad()
 def mean_place(model: PreTrainedModel, feature_id: str) -> float:
     """Where in the alphabet the first word of an answer begins, in expectation: 0 is a, 25 z."""
-    logits = model(input_ids=torch.tensor([PROMPTS.ids(number(feature_id))])).logits[0, -1, : len(PLAIN)]
+    logits = model(input_ids=torch.tensor([PROMPTS.ids(FEATURES.index(feature_id))])).logits[0, -1, : len(PLAIN)]
     return float(logits.softmax(dim=-1) @ torch.tensor(PLACES))
 
 
