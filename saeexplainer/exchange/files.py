@@ -8,7 +8,7 @@ from pathlib import Path
 from saeexplainer.errors import UserError
 from saeexplainer.exchange import records as exchange_records
 from saeexplainer.records import FeatureRecord
-from saeexplainer.runs.storage import replacing
+from saeexplainer.runs.storage import lines_of, replacing
 
 GZIP = b"\x1f\x8b"  # how such a file begins, whatever its name: a browser may have unpacked it
 
@@ -24,8 +24,8 @@ def read_records(path: Path | str) -> list[FeatureRecord]:
     try:
         with file.open("rb") as opened:
             is_gzip = opened.peek(len(GZIP)).startswith(GZIP)
-            with gzip.open(opened) if is_gzip else opened as lines:
-                return exchange_records.read(lines, str(file))
+            with gzip.open(opened) if is_gzip else opened as unpacked:
+                return exchange_records.read(lines_of(unpacked, str(file)), str(file))
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{file}: gzip that is damaged or cut short ({error}); download it again") from None
     except OSError as error:

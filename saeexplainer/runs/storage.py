@@ -5,10 +5,12 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
 from glob import escape
+from io import BufferedIOBase
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 Record = TypeVar("Record")
 NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)  # a folder or disk that takes nothing
+LONGEST = 2**28  # bytes of a line of a file from outside
 NOTES = "notes"  # key of a table's notes in its metadata
 
 
@@ -34,6 +37,7 @@ def replacing(path: Path, *, each: bool = False) -> Generator[Path, None, None]:
     first = each or is_first()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
+        _remove(temporary)
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_left(path)
         yield temporary
@@ -52,10 +56,10 @@ def replacing(path: Path, *, each: bool = False) -> Generator[Path, None, None]:
 
 
 def _remove_left(path: Path) -> None:
-    """What processes that are no more have left of their temporary siblings of a path; and an earlier one of this."""
+    """What processes that are no more have left of their temporary siblings of a path."""
     for left in path.parent.glob(f".{escape(path.name)}.*.partial"):
         number = left.name.split(".")[-2]
-        if number == str(os.getpid()) or not (number.isdecimal() and _lives(int(number))):
+        if not (number.isdecimal() and _lives(int(number))):
             with suppress(FileNotFoundError):  # another does the same
                 _remove(left)
 
@@ -74,6 +78,18 @@ def sha256(file: Path) -> str:
     """The hash of a file's content, in hex."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def lines_of(opened: BufferedIOBase, file: str) -> Iterator[bytes]:
+    """The lines of an open file with their ends. Raises UserError on one longer than LONGEST: it would have to be held
+    in memory whole."""
+    for number in count(1):
+        line = opened.readline(LONGEST + 1)
+        if len(line) > LONGEST:
+            raise UserError(f"{file}:line {number}: longer than {LONGEST // 2**20} MB; break it into lines")
+        if not line:
+            return
+        yield line
 
 
 def holds_model(folder: Path) -> bool:

@@ -102,6 +102,14 @@ def mixed(folder: Path) -> Path:
     return folder
 
 
+def huge(file: Path) -> Path:
+    """A second line of ten gigabytes, of which the disk holds nothing."""
+    with file.open("wb") as opened:
+        opened.write(b'{"text": "a"}\n')
+        opened.truncate(10 * 2**30)
+    return file
+
+
 WRONG: dict[str, tuple[Callable[[Path], Path], str]] = {
     "a line that is no JSON": (lambda f: broken_line(f / "c.jsonl"), "c.jsonl:line 7: not JSON ("),
     "a line that is no object": (lambda f: written(f / "c.jsonl", b"[1]"), "c.jsonl:line 1: is [1]; must be a JSON"),
@@ -117,6 +125,11 @@ WRONG: dict[str, tuple[Callable[[Path], Path], str]] = {
         lambda f: written(f / "c.jsonl", '{"text": "café"}'.encode("latin-1")), "c.jsonl:line 1: not UTF-8",
     ),
     "text in Latin-1": (lambda f: written(f / "c.txt", b"a\n\n\xe9"), "c.txt:line 3: not UTF-8; save the file as"),
+    "a number of a million digits": (
+        lambda f: written(f / "c.jsonl", b'{"text": ' + b"1" * 10**6 + b"}"), "c.jsonl:line 1: not JSON (Exceeds",
+    ),
+    "ten gigabytes of JSON in a line": (lambda f: huge(f / "c.jsonl"), "c.jsonl:line 2: longer than 256 MB; break it"),
+    "ten gigabytes of text in a line": (lambda f: huge(f / "c.txt"), "c.txt:line 2: longer than 256 MB; break it"),
     "a table without the column": (
         lambda f: parquet(f / "c.parquet", body=["a"]), "c.parquet: no 'text' among body; set prepare_subject",
     ),

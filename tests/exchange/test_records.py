@@ -131,6 +131,7 @@ BROKEN = {
     "cut short": (b'{"feature_id": "a/b/1", "expl', "not JSON in UTF-8 (character 25: Unterminated string"),
     "a list": (b"[1]", "the record: is [1]; must be a JSON object"),
     "not a number": (b'{"feature_id": "a/b/1", "metadata": {"d": NaN}}', "not JSON in UTF-8 (Out of range float"),
+    "a number of a million digits": (b'{"feature_id": ' + b"1" * 10**6 + b"}", "not JSON in UTF-8 (Exceeds the limit"),
     "half a character": (rb'{"feature_id": "a/b/1", "x": "\ud800"}', "not JSON in UTF-8 ("),
     "not UTF-8": (b'{"feature_id": "\xff"}', "not JSON in UTF-8 ("),
     "too deep": (b"[" * 200_000, "not JSON in UTF-8 ("),
@@ -300,6 +301,19 @@ def test_nothing_is_overwritten_unasked(here: Path) -> None:
     exchange.export_explanations(None, Path("mine.jsonl"), force=True)
     exchange.import_files([Path("np.jsonl")], None, None, force=True)
     assert lines("mine.jsonl")[0]["feature_id"] == IDS[3]
+
+
+def test_a_line_without_end_is_not_read_into_memory(here: Path) -> None:
+    """Neither on the disk, which holds nothing of it, nor packed: a gigabyte of zeros is a megabyte."""
+    Path("plain.jsonl").write_bytes(b"\n{")
+    os.truncate("plain.jsonl", 10 * 2**30)
+    with gzip.open("packed.jsonl.gz", "wb", compresslevel=1) as packed:
+        packed.write(b"\n")
+        for _ in range(5):
+            packed.write(bytes(2**26))
+    for name in ("plain.jsonl", "packed.jsonl.gz"):
+        with pytest.raises(UserError, match=f"^{name}:line 2: longer than 256 MB; break it into lines$"):
+            exchange.import_files([Path(name)], None, None, force=False)
 
 
 def test_gzip_is_read_and_damage_named(here: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any, cast
 from saeexplainer.config import Corpus
 from saeexplainer.domains.corpus import installed
 from saeexplainer.errors import UserError, first_line
+from saeexplainer.runs.storage import lines_of
 
 SOURCE, COLUMN = "prepare_subject.corpus.source", "prepare_subject.corpus.column"
 ROWS = 256  # of a parquet file in memory
@@ -94,7 +95,7 @@ def _json_lines(file: Path, column: str) -> Iterator[str]:
 def _lines(file: Path) -> Iterator[tuple[int, str]]:
     """Numbered lines without their ends."""
     with file.open("rb") as opened:
-        for number, line in enumerate(opened, start=1):
+        for number, line in enumerate(lines_of(opened, str(file)), start=1):
             try:
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
             except UnicodeDecodeError:
