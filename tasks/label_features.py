@@ -16,7 +16,6 @@ from saeexplainer.config import Params
 from saeexplainer.config.parts import ChatLabellerSpec, Labeller
 from saeexplainer.domains.opening import open_domain
 from saeexplainer.errors import UserError
-from saeexplainer.features.contexts import listed
 from saeexplainer.labellers import by_domain
 from saeexplainer.records import NOT_EXPLAINED, ContextRow, ExplanationRow, FeatureRow, by_feature
 from saeexplainer.runs.seeds import seed_torch, stage_seed
@@ -37,7 +36,7 @@ def run(params: Params) -> Report:
     config, source = params.label_features, Path(params.label_features.source)
     notes, said = None, []
     if config.labeller is not None:
-        found = by_the_labeller(rows, config.labeller, config.contexts, params.seed)
+        found = by_the_labeller(rows, config.labeller, params)
         given, notes, said = found.texts, {"usage": found.usage}, found.notes
     else:
         given = by_the_domain(rows, params, draw) if source == CONTEXTS else by_table(rows, source)
@@ -62,15 +61,17 @@ def by_the_domain(rows: Sequence[FeatureRow], params: Params, draw: random.Rando
     return [by_domain.label(contexts[row.feature_id], domain, config, draw, elsewhere) for row in rows]
 
 
-def by_the_labeller(rows: Sequence[FeatureRow], config: Labeller, count: int, seed: int) -> "Labels":
-    """What a language model says of the `count` strongest contexts of each feature. Raises UserError if that leaves
-    nothing to learn from, and as `by_model.ask` does."""
+def by_the_labeller(rows: Sequence[FeatureRow], config: Labeller, params: Params) -> "Labels":
+    """What a language model says of each feature's strongest contexts, and of the tokens that it promotes. Raises
+    UserError if that leaves nothing to learn from, and as `by_model.ask` does."""
+    from saeexplainer.explainer.table import FeatureTable
     from saeexplainer.labellers import by_model  # not for those whose domain labels: it may bring torch
 
     if isinstance(config, ChatLabellerSpec):
-        seed_torch(seed, "label_features")
-    lines = listed(read_rows(CONTEXTS, ContextRow), count)
-    found = by_model.ask([lines.get(row.feature_id, "") for row in rows], config)
+        seed_torch(params.seed, "label_features")
+    table, shown = FeatureTable(ACTIVATIONS), params.label_features
+    lines = table.evidence(shown.contexts, shown.promoted)
+    found = by_model.ask([lines[table.number[row.feature_id]] for row in rows], config)
     if not labels_sft(rows, found.texts):
         raise UserError(
             f"{by_model.WHERE}: has no label for any feature of the sft split; change its prompt or its model"

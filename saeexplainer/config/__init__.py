@@ -119,6 +119,7 @@ class LabelFeatures:
     source: Text  # the table of contexts, which domain and labeller read, or a table of explanations: the labels
     labeller: Labeller | None  # null: the domain labels
     contexts: Count  # how many top contexts domain or labeller see of each feature
+    promoted: Natural  # how many tokens that its decoder row promotes the labeller sees, a line after the contexts
     choice: LabelChoice
     wrong_share: Share  # share of features that get the label of another one, to show what labels are worth
     modifier_share: Share  # share of labels that name a second concept, where the contexts share one

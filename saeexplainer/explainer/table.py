@@ -36,14 +36,18 @@ class FeatureTable:
         return read_tensors(self.folder / "directions.safetensors")
 
     def contexts(self, prompt: ExplainerPrompt) -> list[str]:
-        """What the prompt shows beside each feature's vector: a line for each of its strongest contexts, the strongest
-        token between << and >>, and one of the tokens that it promotes. The list is empty if the prompt shows none."""
-        lines: dict[str, list[str]] = {row.feature_id: [] for row in self.rows if shows_any(prompt)}
-        if prompt.shown_contexts:
-            contexts = read_rows(self.folder / "contexts.parquet", ContextRow)
-            for feature_id, shown in listed(contexts, prompt.shown_contexts).items():
+        """What the prompt shows beside each feature's vector, as `evidence` has it. The list is empty if it shows
+        nothing."""
+        return self.evidence(prompt.shown_contexts, prompt.shown_promoted) if shows_any(prompt) else []
+
+    def evidence(self, contexts: int, promoted: int) -> list[str]:
+        """Lines about each feature: so many of its strongest contexts, the strongest token between << and >>, and one
+        with so many of the tokens that it promotes."""
+        lines: dict[str, list[str]] = {row.feature_id: [] for row in self.rows}
+        if contexts:
+            for feature_id, shown in listed(read_rows(self.folder / "contexts.parquet", ContextRow), contexts).items():
                 lines[feature_id].append(shown)
-        if prompt.shown_promoted:
+        if promoted:
             for row in read_rows(self.folder / "promoted.parquet", PromotedRow):
-                lines[row.feature_id].append(promotes(row.tokens[: prompt.shown_promoted]))
+                lines[row.feature_id].append(promotes(row.tokens[:promoted]))
         return ["\n".join(shown) for shown in lines.values()]

@@ -180,6 +180,11 @@ def _writers(params: Params) -> Iterator[str]:
 def _labeller(params: Params) -> Iterator[str]:
     key, source, labeller = "label_features.labeller", params.label_features.source, params.label_features.labeller
     if labeller is None:
+        if params.label_features.promoted:
+            yield (
+                f"label_features.promoted: is {params.label_features.promoted}, but the domain labels by contexts "
+                "alone; give 0 or a labeller"
+            )
         return
     if Path(source) != CONTEXTS:
         yield (

@@ -15,7 +15,7 @@ from saeexplainer.config.parts import ChatLabellerSpec, EndpointLabellerSpec, La
 from saeexplainer.errors import UserError
 from saeexplainer.features.contexts import listed, without_special
 from saeexplainer.labellers import asking, by_model
-from saeexplainer.records import ContextRow, ExplanationRow, FeatureRow, Usage
+from saeexplainer.records import ContextRow, ExplanationRow, FeatureRow, PromotedRow, Usage
 from saeexplainer.runs.storage import read_notes, read_rows, write_rows
 from tasks import bench as tasks_bench, label_features, sources
 
@@ -173,6 +173,17 @@ def test_labels_come_from_a_served_model_and_cost_what_it_says(here, serve):
     label_features.run(parameters(served(server, here), wrong_share=1.0))
     moved = [row.explanation for row in read_rows(label_features.LABELS, ExplanationRow)]
     assert sorted(moved) == sorted(said) and moved != said and len(server.paid) == 3
+
+
+def test_it_may_see_what_a_feature_promotes(here, serve):
+    server = serve()
+    words = [PromotedRow(f"s/main/{at}", [f"does{at}", "much", "more"]) for at in range(len(SPLITS) + 2)]
+    write_rows(Path("data/activations/promoted.parquet"), words, PromotedRow)
+    label_features.run(parameters(served(server, here), promoted=2))
+    asked = {request["messages"][0]["content"] for request in server.requests}
+    assert len(asked) >= len(SPLITS) + 1 and all("much" in one and "more" not in one for one in asked)
+    (own,) = [one for one in asked if "promotes: does1, much" in one]
+    assert f"a <<{WORDS[1]}>>\npromotes: does1, much" in own and "never" not in own
 
 
 def test_a_served_model_that_is_cut_while_it_thinks_labels_nothing(here, serve):
