@@ -4,7 +4,8 @@
 
 Killed, it goes on where it was, and writes the same bytes: `Checkpoint` keeps both passes over the corpus under
 .cache/extract_activations until the artifacts are written. Writes data/activations: features.parquet,
-neighbours.parquet, contexts.parquet, promoted.parquet (what each decoder row does to the subject's output),
+neighbours.parquet, contexts.parquet, spread.parquet (contexts in which a feature fires at all, where they are asked
+for), promoted.parquet (what each decoder row does to the subject's output),
 directions.safetensors (decoder rows, mean top activations, one row a feature) and, where truth_documents are asked for,
 truth.safetensors: the concepts of their tokens, which are the truth in the sandbox and hypotheses elsewhere.
 """
@@ -14,6 +15,7 @@ import platform
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -29,7 +31,7 @@ from saeexplainer.domains.opening import open_domain
 from saeexplainer.features import neighbours, splits as features_splits, token_stream, truth
 from saeexplainer.features.neighbours import CoFiring
 from saeexplainer.features.promoted import promoted
-from saeexplainer.features.statistics import FeatureStatistics
+from saeexplainer.features.statistics import DocumentSample, FeatureStatistics
 from saeexplainer.features.token_stream import TokenBatch
 from saeexplainer.features.top_contexts import TopContexts
 from saeexplainer.models.gguf import SUFFIX
@@ -110,6 +112,8 @@ class Survey:
     def __init__(self, work: Extraction) -> None:
         self.saes, top, device = work.saes, work.config.top_contexts, work.reader.device
         self.firing = {name: CoFiring(one.cfg.d_sae) for name, one in self.saes.items()}
+        spread = work.config.spread_contexts
+        self.samples = {name: DocumentSample(one.cfg.d_sae, spread, device) for name, one in self.saes.items()}
         self.statistics = {name: FeatureStatistics(one.cfg.d_sae, top, device) for name, one in self.saes.items()}
         self.total, self.count = torch.zeros(work.reader.width, dtype=torch.float64), 0  # over valid tokens
         self.contexts: list[ContextRow] = []  # are for the second pass
@@ -120,6 +124,8 @@ class Survey:
             codes = one.encode(batch.residual)
             self.statistics[name].update(codes, batch.document, batch.first)
             self.firing[name].update(codes)
+            if len(self.samples[name].values):
+                self.samples[name].update(codes, batch.document, batch.first)
         self.total += batch.residual.sum(dim=0).cpu()
         self.count += len(batch.residual)
 
@@ -137,15 +143,29 @@ class Survey:
             start = f"{part}.{name}."
             one.restore({key.removeprefix(start): tensor for key, tensor in state.items() if key.startswith(start)})
 
-    def _parts(self) -> Iterator[tuple[str, str, FeatureStatistics | CoFiring]]:
+    def _parts(self) -> Iterator[tuple[str, str, FeatureStatistics | CoFiring | DocumentSample]]:
         yield from (("statistics", name, one) for name, one in self.statistics.items())
         yield from (("firing", name, one) for name, one in self.firing.items())
+        yield from (("samples", name, one) for name, one in self.samples.items())
 
-    def gathered(self) -> tuple[dict[str, FeatureStatistics], dict[str, CoFiring], torch.Tensor]:
-        """Of all processes together: statistics, company, and the mean residual over all valid tokens."""
-        mean = processes.total(self.total) / sum(processes.gather([self.count]))
-        everyone = {name: stats.gathered() for name, stats in self.statistics.items()}
-        return everyone, {name: counts.gathered() for name, counts in self.firing.items()}, mean.float()
+    def gathered(self) -> "Surveyed":
+        """Of all processes together."""
+        return Surveyed(
+            {name: one.gathered() for name, one in self.statistics.items()},
+            {name: one.gathered() for name, one in self.firing.items()},
+            {name: one.gathered() for name, one in self.samples.items()},
+            (processes.total(self.total) / sum(processes.gather([self.count]))).float(),
+        )
+
+
+@dataclass(frozen=True)
+class Surveyed:
+    """What the first pass found, by the SAE's name."""
+
+    statistics: dict[str, FeatureStatistics]  # maximum, density, top documents of every latent
+    firing: dict[str, CoFiring]  # its company
+    samples: dict[str, DocumentSample]  # documents in which it fires at all
+    mean: torch.Tensor  # [d_model] residual over all valid tokens
 
 
 def run(params: Params) -> Report:
@@ -153,24 +173,25 @@ def run(params: Params) -> Report:
     seed_torch(params.seed, "extract_activations")
     torch.set_grad_enabled(False)
     work = Extraction(params)
-    statistics, firing, mean = first_pass(work)
-    live = {name: features_splits.live_features(stats, work.config) for name, stats in statistics.items()}
+    found = first_pass(work)
+    live = {name: features_splits.live_features(stats, work.config) for name, stats in found.statistics.items()}
     decoders = {name: decoder_rows(one) for name, one in work.saes.items()}
     splits = features_splits.split_features(live, decoders, work.config, params.seed)
-    rows = features_splits.feature_rows(statistics, splits, subject_name(params))
-    contexts, top_residuals = second_pass(work, rows, statistics)
+    rows = features_splits.feature_rows(found.statistics, splits, subject_name(params))
+    contexts, further, top_residuals = second_pass(work, rows, found)
     with replacing(ACTIVATIONS) as folder:
         folder.mkdir(parents=True)
         write_rows(folder / "features.parquet", rows, FeatureRow)
-        write_rows(folder / "neighbours.parquet", neighbour_rows(work, rows, firing), NeighbourRow)
+        write_rows(folder / "neighbours.parquet", neighbour_rows(work, rows, found.firing), NeighbourRow)
         write_rows(folder / "contexts.parquet", contexts, ContextRow)
+        write_rows(folder / "spread.parquet", further, ContextRow)
         decoder = torch.stack([decoders[row.sae][row.index] for row in rows])
         write_rows(folder / "promoted.parquet", promoted_rows(work, rows, decoder), PromotedRow)
         tensors = {
             "decoder": decoder,
-            "mean_activation": top_residuals - mean,
+            "mean_activation": top_residuals - found.mean,
         }
-        write_tensors(folder / "directions.safetensors", tensors | {"corpus_mean": mean})
+        write_tensors(folder / "directions.safetensors", tensors | {"corpus_mean": found.mean})
         if work.config.truth_documents:
             truth.save(folder / "truth.safetensors", truth_table(work, rows))
     work.checkpoint.remove()
@@ -187,8 +208,8 @@ def subject_name(params: Params) -> str:
     return f"{params.prepare_subject.domain}-{params.prepare_subject.architecture}"
 
 
-def first_pass(work: Extraction) -> tuple[dict[str, FeatureStatistics], dict[str, CoFiring], torch.Tensor]:
-    """Maximum, density, top documents and company of every latent, and the mean residual over all valid tokens."""
+def first_pass(work: Extraction) -> Surveyed:
+    """What every latent does on the corpus."""
     found = Survey(work)
     work.gather("first pass", found, work.documents(), work.config.documents)
     work.checkpoint.save_now("first pass", found, work.config.documents)  # small, and the second may take as long
@@ -211,15 +232,22 @@ def promoted_rows(work: Extraction, rows: list[FeatureRow], decoder: torch.Tenso
 
 
 def second_pass(
-    work: Extraction, rows: list[FeatureRow], statistics: dict[str, FeatureStatistics]
-) -> tuple[list[ContextRow], torch.Tensor]:
-    """Contexts and mean top residuals, from the documents that hold a top context of some feature."""
+    work: Extraction, rows: list[FeatureRow], surveyed: Surveyed
+) -> tuple[list[ContextRow], list[ContextRow], torch.Tensor]:
+    """From the documents that hold a context of some feature: the top ones, those of the sample whose texts are none of
+    these, and the mean top residuals."""
+    config = work.config
     found = TopContexts(
-        rows, statistics, work.saes, work.domain.annotate, work.config.context_tokens, work.config.direction_contexts
-    )
+        rows, surveyed.statistics, work.saes, work.domain.annotate, config.context_tokens, config.direction_contexts,
+        surveyed.samples,
+    )  # fmt: skip
     documents = (document for number, document in enumerate(work.documents()) if number in found.wanted)
     work.gather("second pass", found, documents, len(found.numbers))
-    return found.gathered()
+    contexts, residuals = found.gathered()
+    top = [one for one in contexts if one.rank < found.further]
+    known = {(one.feature_id, one.text) for one in top}
+    further = [one for one in contexts if one.rank >= found.further and (one.feature_id, one.text) not in known]
+    return top, [replace(one, rank=one.rank - found.further) for one in further], residuals
 
 
 def truth_table(work: Extraction, rows: list[FeatureRow]) -> truth.TruthTable:

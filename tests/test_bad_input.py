@@ -92,7 +92,7 @@ def chat_explainer_of_a_base_model(workspace: Path) -> None:
     edit(
         train_sft__pretrained=in_folder("data/subject"), train_sft__direction="decoder",
         train_sft__prompt={"kind": "chat", "instruction": "What is {feature}?"}
-        | dict.fromkeys(("shown_contexts", "shown_promoted"), 0),
+        | dict.fromkeys(("shown_contexts", "shown_spread", "shown_promoted"), 0),
     )(workspace)  # fmt: skip
 
 

@@ -41,8 +41,8 @@ from tasks.workspace.repro import version
 
 # With contexts and promoted tokens in the prompt, and a reinforcement, which the default does without.
 NANO = (
-    "experiment=nano", "train_sft.warmup_places=3",
-    "train_sft.prompt.shown_contexts=2", "train_sft.prompt.shown_promoted=3",
+    "experiment=nano", "train_sft.warmup_places=3", "extract_activations.spread_contexts=4",
+    "train_sft.prompt.shown_contexts=2", "train_sft.prompt.shown_spread=1", "train_sft.prompt.shown_promoted=3",
     "+reinforcements.g1={start: r1, epochs: 1.0, beta: 0.04, learning_rate: 1e-4}", "train_grpo.features=8",
     "+evaluations.g1={kind: explainer, source: data/explainers/g1}",
 )  # fmt: skip
@@ -243,7 +243,7 @@ def test_every_baseline_is_measured_and_costs_what_it_asked(workspace, monkeypat
     known = settings_params.load()
     texts = known.score_explanations.writer.texts
     more = {name: Evaluation(EvaluationKind(one["kind"]), one["source"]) for name, one in BASELINES.items()}
-    prompt = replace(known.train_sft.prompt, shown_contexts=0, shown_promoted=0)
+    prompt = replace(known.train_sft.prompt, shown_contexts=0, shown_spread=0, shown_promoted=0)
     bare = replace(known.train_sft, prompt=prompt)
     for name in more:
         how = {"train_sft": bare} if name == "zero_vector" else {}

@@ -76,6 +76,7 @@ class ExtractActivations:
     truth_documents: Natural  # further documents whose concepts are kept token by token (F1 of kind truth); 0: none
     batch_size: Count  # documents a forward pass
     top_contexts: Count  # kept for each feature
+    spread_contexts: Natural  # kept beside them: of a random sample of the documents in which it fires
     context_tokens: Natural  # tokens on each side of the strongest one that a stored context holds
     min_density: Share  # share of tokens; a feature that fires less often is dead
     max_density: PositiveShare  # share of tokens; a feature that fires more often is not explained

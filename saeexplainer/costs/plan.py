@@ -128,7 +128,8 @@ def _subject_memories(params: Params, subject: Held, trained_here: bool) -> dict
         found["prepare_subject"] = memory.pretraining(shape, setup, config.batch_size * context)
     found["prepare_sae"] = _sae_memory(params, subject)
     tokens = params.extract_activations.batch_size * context
-    top = 3 * params.extract_activations.top_contexts * sum(widths)  # a value and a number of eight bytes each
+    kept = params.extract_activations.top_contexts + params.extract_activations.spread_contexts
+    top = 3 * kept * sum(widths)  # a value and a number of eight bytes each
     found["extract_activations"] = memory.reading(shape, setup, tokens, widths, top, _tables(params))
     return found
 

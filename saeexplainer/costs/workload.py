@@ -184,10 +184,10 @@ def context(params: Params) -> int:
 def explain_prompt(params: Params) -> int:
     """Tokens of a question to the explainer, an instruction at most."""
     prompt = params.train_sft.prompt
-    promoted = 2 * prompt.shown_promoted  # and what stands between two
+    places, promoted = prompt.shown_contexts + prompt.shown_spread, 2 * prompt.shown_promoted  # and a comma each
     if isinstance(prompt, AskedPrompt):
-        return prompt_limit(prompt.instruction) + 1 + prompt.shown_contexts * context(params) + promoted
-    return PROMPT_WORDS + prompt.shown_contexts * (1 + LEADING) + promoted
+        return prompt_limit(prompt.instruction) + 1 + places * context(params) + promoted
+    return PROMPT_WORDS + places * (1 + LEADING) + promoted
 
 
 def _supervised(params: Params, lengths: Lengths, split: Features) -> Load:

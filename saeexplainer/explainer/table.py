@@ -6,8 +6,8 @@ from pathlib import Path
 from torch import Tensor
 
 from saeexplainer.config.explainers import ExplainerPrompt, shows_any
-from saeexplainer.features.contexts import listed, promotes
-from saeexplainer.records import ContextRow, FeatureRow, PromotedRow
+from saeexplainer.features.contexts import at_equal_steps, line_of, listed, promotes
+from saeexplainer.records import ContextRow, FeatureRow, PromotedRow, by_feature
 from saeexplainer.runs.storage import read_rows, read_tensors
 
 
@@ -38,15 +38,20 @@ class FeatureTable:
     def contexts(self, prompt: ExplainerPrompt) -> list[str]:
         """What the prompt shows beside each feature's vector, as `evidence` has it. The list is empty if it shows
         nothing."""
-        return self.evidence(prompt.shown_contexts, prompt.shown_promoted) if shows_any(prompt) else []
+        if not shows_any(prompt):
+            return []
+        return self.evidence(prompt.shown_contexts, prompt.shown_promoted, prompt.shown_spread)
 
-    def evidence(self, contexts: int, promoted: int) -> list[str]:
-        """Lines about each feature: so many of its strongest contexts, the strongest token between << and >>, and one
-        with so many of the tokens that it promotes."""
+    def evidence(self, contexts: int, promoted: int, spread: int = 0) -> list[str]:
+        """Lines about each feature: so many of its strongest contexts, the strongest token between << and >>, then of
+        those that are spread over all in which it fires, and one with so many of the tokens that it promotes."""
         lines: dict[str, list[str]] = {row.feature_id: [] for row in self.rows}
         if contexts:
             for feature_id, shown in listed(read_rows(self.folder / "contexts.parquet", ContextRow), contexts).items():
                 lines[feature_id].append(shown)
+        if spread:
+            for feature_id, rows in by_feature(read_rows(self.folder / "spread.parquet", ContextRow)).items():
+                lines[feature_id] += map(line_of, at_equal_steps(rows, spread))
         if promoted:
             for row in read_rows(self.folder / "promoted.parquet", PromotedRow):
                 lines[row.feature_id].append(promotes(row.tokens[:promoted]))

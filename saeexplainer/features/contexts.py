@@ -24,8 +24,23 @@ def listed(contexts: Iterable[ContextRow], count: int) -> dict[str, str]:
     lines: dict[str, list[str]] = defaultdict(list)
     for context in sorted(contexts, key=lambda context: context.rank):
         if context.rank < count:
-            lines[context.feature_id].append(f"- {marked(context.text, context.tokens, context.peak)}")
+            lines[context.feature_id].append(line_of(context))
     return {feature_id: "\n".join(found) for feature_id, found in lines.items()}
+
+
+def line_of(context: ContextRow) -> str:
+    """A context on a line of its own."""
+    return f"- {marked(context.text, context.tokens, context.peak)}"
+
+
+def at_equal_steps(contexts: Iterable[ContextRow], count: int) -> list[ContextRow]:
+    """So many of these contexts, from the one in which the feature fires hardest to the one in which it does least, at
+    equal steps of their order; all where there are no more."""
+    falling = sorted(contexts, key=lambda context: -context.activations[context.peak])
+    if len(falling) <= count:
+        return falling
+    step = (len(falling) - 1) / max(count - 1, 1)
+    return [falling[round(at * step)] for at in range(count)]
 
 
 def promotes(tokens: Sequence[str]) -> str:

@@ -1,8 +1,8 @@
 """One streaming pass over a corpus: what each feature of several SAEs fires on.
 
 Memory is bounded by the number of features times the contexts kept, never by the corpus: 12 bytes for each latent and
-kept document (`FeatureStatistics`), and while a batch is read three times 4 bytes for each of its tokens and latents.
-Special tokens never count.
+kept document (`FeatureStatistics`, `DocumentSample`), and while a batch is read three times 4 bytes for each of its
+tokens and latents. Special tokens never count.
 """
 
 from collections.abc import Mapping
@@ -34,17 +34,11 @@ class FeatureStatistics:
         self.tokens += len(codes)
         self.fired += (codes > 0).sum(dim=0)
         self.maximum = torch.maximum(self.maximum, codes.max(dim=0).values)
-        held = int(document.max()) + 1
-        # A document counts once for a latent: its strongest token.
-        peaks = torch.zeros(held, codes.shape[1], device=codes.device)
-        peaks.scatter_reduce_(0, document.to(codes.device).unsqueeze(1).expand_as(codes), codes, reduce="amax")
-        numbers = torch.arange(first_document, first_document + held, device=codes.device).unsqueeze(1)
-        self._keep(torch.cat([self.top_values, peaks]), torch.cat([self.top_documents, numbers.expand_as(peaks)]))
+        peaks, numbers = _peaks(codes, document, first_document)
+        self._keep(torch.cat([self.top_values, peaks]), torch.cat([self.top_documents, numbers]))
 
     def _keep(self, values: Float[Tensor, "candidates d_sae"], documents: Tensor) -> None:
-        """The strongest candidates of each latent; of equals the earlier one, so that no order of work decides."""
-        top = values.sort(dim=0, descending=True, stable=True).indices[: len(self.top_values)]
-        self.top_values, self.top_documents = values.gather(0, top), documents.gather(0, top)
+        self.top_values, self.top_documents = _largest(values, documents, len(self.top_values))
 
     def state(self) -> dict[str, Tensor]:
         """All of it, for `restore`."""
@@ -71,3 +65,66 @@ class FeatureStatistics:
     def top_document_numbers(self, latent: int) -> list[int]:
         """Numbers of the documents in which the latent fires hardest, strongest first."""
         return self.top_documents[self.top_values[:, latent] > 0, latent].tolist()
+
+
+class DocumentSample:
+    """Of every latent some of the documents in which it fires, drawn at random: what it does in general, where its top
+    documents show its extremes. A document and a latent have a random number of their own, and the largest are kept, so
+    that neither batches nor processes decide."""
+
+    def __init__(self, d_sae: int, count: int, device: torch.device | str = "cpu") -> None:
+        """`device` is that of the codes."""
+        self.values = torch.zeros(count, d_sae, device=device)  # the random numbers, the largest first; zero: none
+        self.documents = torch.zeros(count, d_sae, dtype=torch.long, device=device)
+
+    def update(self, codes: Float[Tensor, "valid_tokens d_sae"], document: Tensor, first_document: int) -> None:
+        """Add one batch, numbered as in `FeatureStatistics.update`."""
+        if not len(codes):
+            return
+        peaks, numbers = _peaks(codes, document, first_document)
+        drawn = torch.stack([_draw(int(number), codes.shape[1]) for number in numbers[:, 0]]).to(peaks)
+        self._keep(torch.cat([self.values, drawn * (peaks > 0)]), torch.cat([self.documents, numbers]))
+
+    def _keep(self, values: Float[Tensor, "candidates d_sae"], documents: Tensor) -> None:
+        self.values, self.documents = _largest(values, documents, len(self.values))
+
+    def state(self) -> dict[str, Tensor]:
+        """All of it, for `restore`."""
+        return {"values": self.values, "documents": self.documents}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` gave, on the same device as before."""
+        self.values, self.documents = state["values"].to(self.values.device), state["documents"].to(self.values.device)
+
+    def gathered(self) -> "DocumentSample":
+        """That of all processes together, on the CPU."""
+        values, documents = zip(*processes.gather([(self.values.cpu(), self.documents.cpu())]))
+        found = DocumentSample(self.values.shape[1], len(self.values))
+        found._keep(torch.cat(values), torch.cat(documents))
+        return found
+
+    def document_numbers(self, latent: int) -> list[int]:
+        """Numbers of the documents, in no order that means anything."""
+        return self.documents[self.values[:, latent] > 0, latent].tolist()
+
+
+def _draw(document: int, d_sae: int) -> Float[Tensor, "d_sae"]:
+    """Above 0, at most 1."""
+    return 1 - torch.rand(d_sae, generator=torch.Generator().manual_seed(document))
+
+
+def _peaks(
+    codes: Float[Tensor, "valid_tokens d_sae"], document: Tensor, first_document: int
+) -> tuple[Float[Tensor, "documents d_sae"], Tensor]:
+    """What each latent does on its strongest token of each document, and the documents' numbers in the same shape."""
+    held = int(document.max()) + 1
+    peaks = torch.zeros(held, codes.shape[1], device=codes.device)
+    peaks.scatter_reduce_(0, document.to(codes.device).unsqueeze(1).expand_as(codes), codes, reduce="amax")
+    numbers = torch.arange(first_document, first_document + held, device=codes.device).unsqueeze(1)
+    return peaks, numbers.expand_as(peaks)
+
+
+def _largest(values: Float[Tensor, "candidates d_sae"], documents: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The largest candidates of each latent; of equals the earlier one, so that no order of work decides."""
+    top = values.sort(dim=0, descending=True, stable=True).indices[:count]
+    return values.gather(0, top), documents.gather(0, top)

@@ -1,4 +1,4 @@
-"""The contexts in which each feature fires highest."""
+"""The contexts in which each feature fires highest, and some in which it fires at all."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saeexplainer.domains.domain import Annotation, Document
-from saeexplainer.features.statistics import FeatureStatistics
+from saeexplainer.features.statistics import DocumentSample, FeatureStatistics
 from saeexplainer.features.token_stream import TokenBatch, concepts_at
 from saeexplainer.records import ContextRow, FeatureRow
 from saeexplainer.runs import processes
@@ -28,14 +28,20 @@ class TopContexts:
         annotate: Callable[[Document], Annotation],
         context_tokens: int,
         direction_contexts: int,
+        samples: Mapping[str, DocumentSample] | None = None,
     ) -> None:
         """context_tokens: on each side of the strongest one that a context holds. direction_contexts: over whose
-        strongest tokens a feature's mean residual is taken, the strongest contexts first."""
+        strongest tokens a feature's mean residual is taken, the strongest contexts first. Of a feature's sample, the
+        documents that are none of its top ones have contexts too, with the ranks from `further` on."""
         self.rows, self.saes, self.annotate = rows, saes, annotate
         self.context_tokens, self.direction_contexts = context_tokens, direction_contexts
         self.wanted: dict[int, list[tuple[int, int]]] = {}  # document's number to places in `rows` and ranks
+        self.further = max((len(one.top_values) for one in statistics.values()), default=0)
         for at, row in enumerate(rows):
-            for rank, number in enumerate(statistics[row.sae].top_document_numbers(row.index)):
+            top = statistics[row.sae].top_document_numbers(row.index)
+            sample = samples[row.sae].document_numbers(row.index) if samples else []
+            others = (number for number in sample if number not in top)
+            for rank, number in (*enumerate(top), *enumerate(others, start=self.further)):
                 self.wanted.setdefault(number, []).append((at, rank))
         self.numbers = sorted(self.wanted)  # of the documents to read, in this order
         self.contexts: list[ContextRow] = []

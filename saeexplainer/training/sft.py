@@ -65,7 +65,7 @@ def warmup_set(
                 if description:
                     rows.append(row)
                     descriptions.append(description)
-                    if config.prompt.shown_contexts:
+                    if shown_places(config):
                         lines.append(_line(document.text, offsets, at, context_tokens))
         residuals.append(batch.residual[rows].cpu())
         if len(descriptions) >= count:
@@ -73,6 +73,11 @@ def warmup_set(
     raise UserError(
         f"train_sft.warmup_examples: {count}, but the documents have {len(descriptions)} describable tokens; lower it"
     )
+
+
+def shown_places(config: TrainSft) -> int:
+    """How many contexts the prompt shows of a feature."""
+    return config.prompt.shown_contexts + config.prompt.shown_spread
 
 
 def _line(text: str, offsets: Sequence[Sequence[int]], at: int, context_tokens: int) -> str:
@@ -92,7 +97,7 @@ def together(
     """Examples as features are: a feature's vector is a mean over places, and its contexts are several. Of each example
     the same is said at other places too; its vector is the mean over its own and up to `warmup_places` - 1 of these,
     and it shows its own context and theirs."""
-    places, shown = config.warmup_places, config.prompt.shown_contexts
+    places, shown = config.warmup_places, shown_places(config)
     if places == 1 and not shown:
         return WarmupSet(residuals, descriptions, [])
     same: dict[str, list[int]] = defaultdict(list)

@@ -32,6 +32,7 @@ ORDERED = (
     ("label_features.contexts", "probe_features.first_rank", LATER),
     ("extract_activations.direction_contexts", "probe_features.first_rank", LATER),
     ("train_sft.prompt.shown_contexts", "probe_features.first_rank", LATER),
+    ("train_sft.prompt.shown_spread", "extract_activations.spread_contexts", "no more are kept"),
     ("validate_preferences.min_words", "validate_preferences.max_words", "no explanation has both"),
     ("validate_preferences.max_words", "validate_preferences.max_characters", "a word has at least one"),
 )

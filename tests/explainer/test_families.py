@@ -65,7 +65,7 @@ def settings_of(folder: Path, **changes: object) -> TrainSft:
     own = {
         "pretrained": Pretrained(folder.as_posix(), None, "float32", None, None),
         "adapter": Adapter(rank=4, alpha=8.0, dropout=0.05),
-        "prompt": AskedPrompt("chat", "What is {feature}?", 0, 0),
+        "prompt": AskedPrompt("chat", "What is {feature}?", 0, 0, 0),
         "direction": Direction.decoder, "injection_block": 1, "direction_noise": 0.0,
     }  # fmt: skip
     return replace(PARAMS.train_sft, **own | changes)
@@ -264,7 +264,7 @@ def test_what_the_tokenizer_lacks_is_one_line():
     with pytest.raises(UserError, match=r"train_sft.prompt.kind: chat, .* no chat template; name an instruction-tuned"):
         Prompts(tokenizer, 1000, settings_of(Path("base")))
     with pytest.raises(UserError, match=r"train_sft.prompt.kind: tokens, .* has no <explain>; give chat"):
-        Prompts(tokenizer, 1000, replace(settings_of(Path("base")), prompt=TokensPrompt("tokens", 0, 0)))
+        Prompts(tokenizer, 1000, replace(settings_of(Path("base")), prompt=TokensPrompt("tokens", 0, 0, 0)))
 
 
 def context(feature: int, rank: int, text: str, tokens: list[str], peak: int) -> ContextRow:
@@ -281,7 +281,7 @@ def test_contexts_stand_in_the_prompt_strongest_first_and_end_no_turn(tmp_path):
         context(1, 0, "the cat", ["the", "cat"], 0),
     ]
     write_rows(tmp_path / "contexts.parquet", found, ContextRow)
-    prompt = AskedPrompt("chat", "{contexts}\nWhat is {feature}?", 2, 0)
+    prompt = AskedPrompt("chat", "{contexts}\nWhat is {feature}?", 2, 0, 0)
     config = replace(settings_of(Path("base")), prompt=prompt)
     shown = FeatureTable(tmp_path).contexts(config.prompt)
     assert shown == ["- the <<cat>> .\n- a dog and a <<dog>><|endoftext|>", "- <<the>> cat"]
@@ -359,7 +359,7 @@ def test_the_stages_train_an_explainer_of_another_family(tmp_path, monkeypatch):
     rows = write_workspace(base)
     config = settings_of(
         base, pretrained=Pretrained(base.as_posix(), None, "bfloat16", None, None), bf16=True,
-        prompt=AskedPrompt("chat", "{contexts}\n{feature}?", 1, 0), gradient_checkpointing=True, accumulate=2,
+        prompt=AskedPrompt("chat", "{contexts}\n{feature}?", 1, 0, 0), gradient_checkpointing=True, accumulate=2,
         warmup_examples=8, warmup_batch_size=2, batch_size=2, epochs=3.0, replay_share=0.1, learning_rate=0.01,
         warmup_learning_rate=0.01, contexts_dropped=0.0,
     )  # fmt: skip

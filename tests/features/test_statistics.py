@@ -18,11 +18,13 @@ from saeexplainer.config.parts import Architecture
 from saeexplainer.domains.domain import SPECIAL_TOKENS, Annotation, Document
 from saeexplainer.domains.sandbox.world import World
 from saeexplainer.errors import UserError
+from saeexplainer.features.contexts import at_equal_steps
 from saeexplainer.features.splits import feature_rows, live_features, split_features
-from saeexplainer.features.statistics import FeatureStatistics
+from saeexplainer.features.statistics import DocumentSample, FeatureStatistics
 from saeexplainer.features.token_stream import concepts_at, token_batches
 from saeexplainer.features.top_contexts import TopContexts
 from saeexplainer.models.batches import encode_batch
+from saeexplainer.records import ContextRow
 from saeexplainer.saes.reading import Reader
 from saeexplainer.saes.sites import Place, Site
 from saeexplainer.saes.text_activations import read_texts, read_tokens
@@ -68,6 +70,37 @@ def test_statistics_are_those_of_the_whole_corpus_in_any_batching(lengths, batch
         peaks = {number: max(codes[:, latent].tolist()) for number, codes in enumerate(documents)}
         strongest = sorted((number for number in peaks if peaks[number] > 0), key=lambda number: -peaks[number])[:3]
         assert statistics.top_document_numbers(latent) == strongest
+
+
+def sampled(documents: list[torch.Tensor], batch_size: int, count: int) -> DocumentSample:
+    sample = DocumentSample(D_SAE, count)
+    for start in range(0, len(documents), batch_size):
+        batch = documents[start : start + batch_size]
+        numbers = torch.cat([torch.full((len(codes),), at) for at, codes in enumerate(batch)])
+        sample.update(torch.cat(batch), numbers, start)
+    return sample
+
+
+@given(lengths=LENGTHS, batch_size=st.integers(1, 5), seed=st.integers(0, 9))
+@hypothesis_settings(max_examples=40, deadline=None, derandomize=True)
+def test_a_sample_is_of_the_documents_in_which_a_latent_fires_in_any_batching(lengths, batch_size, seed):
+    documents = corpus_codes(lengths, seed)
+    some, whole = sampled(documents, batch_size, 3), sampled(documents, len(documents), 3)
+    for latent in range(D_SAE):
+        fires = {number for number, codes in enumerate(documents) if codes[:, latent].max() > 0}
+        found = some.document_numbers(latent)
+        assert set(found) <= fires and len(set(found)) == len(found) == min(3, len(fires))
+        assert set(found) == set(whole.document_numbers(latent))
+
+
+def test_a_sample_does_not_prefer_the_strong():
+    documents = corpus_codes([4] * 400, 1)
+    sample = sampled(documents, 50, 100)
+    for latent in range(D_SAE - 1):
+        peaks = torch.stack([codes[:, latent].max() for codes in documents])
+        median = peaks[peaks > 0].median()
+        stronger = sum(float(peaks[number]) > median for number in sample.document_numbers(latent))
+        assert 30 < stronger < 70  # of 100, four standard deviations
 
 
 def test_a_document_without_a_valid_token_shifts_no_number():
@@ -305,6 +338,37 @@ def test_contexts_are_windows_around_the_strongest_token():
             assert context.activations[context.peak] == max(context.activations)
         assert own[0].activations[own[0].peak] == pytest.approx(row.maximum, abs=1e-3)
         torch.testing.assert_close(means[at], torch.stack(peaks).mean(dim=0), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_contexts_of_a_sample_follow_the_top_ones_and_are_none_of_them():
+    sae, world = sae_that_loves_bos(), World(0)
+    reader = tiny_reader(sae)
+    documents = list(world.documents("extract", 16))
+    statistics, sample = FeatureStatistics(4, top=3), DocumentSample(4, 6)
+    (batch,) = token_batches(documents, reader, 16)
+    codes = sae.encode(batch.residual)
+    statistics.update(codes, batch.document, 0)
+    sample.update(codes, batch.document, 0)
+    rows = feature_rows({"main": statistics}, {("main", index): "sft" for index in range(4)}, "subject")
+    found = TopContexts(rows, {"main": statistics}, {"main": sae}, world.annotate, 2, 2, {"main": sample})
+    found.update(next(token_batches([documents[number] for number in found.numbers], reader, 16)))
+    contexts, _ = found.gathered()
+    for row in rows:
+        own = [context for context in contexts if context.feature_id == row.feature_id]
+        top, others = statistics.top_document_numbers(row.index), sample.document_numbers(row.index)
+        further = [context for context in own if context.rank >= 3]
+        assert len(further) == len(set(others) - set(top)) and all(0 < one.activations[one.peak] for one in further)
+        assert [context.rank for context in further] == [3 + at for at in range(len(further))]
+    assert len(contexts) > 4 * 3
+
+
+def test_equal_steps_go_from_the_strongest_to_the_weakest():
+    contexts = [ContextRow("f", at, str(at), [str(at)], [float(at)], 0, []) for at in (3, 0, 4, 1, 2)]
+    assert [one.rank for one in at_equal_steps(contexts, 3)] == [4, 2, 0]
+    assert [one.rank for one in at_equal_steps(contexts, 2)] == [4, 0]
+    assert [one.rank for one in at_equal_steps(contexts, 1)] == [4]
+    assert [one.rank for one in at_equal_steps(contexts, 9)] == [4, 3, 2, 1, 0]
 
 
 def test_a_batch_without_a_valid_token_changes_nothing():

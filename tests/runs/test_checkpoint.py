@@ -35,7 +35,7 @@ SETTINGS = [
         f"extract_activations.{name}={value}"
         for name, value in {
             "documents": 4 * BATCHES, "batch_size": 4, "truth_documents": 4,
-            "valid_features": 3, "test_features": 4, "min_density": 0.0, "max_density": 1.0,
+            "valid_features": 3, "test_features": 4, "spread_contexts": 3, "min_density": 0.0, "max_density": 1.0,
         }.items()
     ),
 ]  # fmt: skip

@@ -62,6 +62,7 @@ ON_A_CORPUS = {
     "train_sft__replay_share": 0,
 }
 HUB = CORPUS | {"source": "owner/texts", "revision": "0" * 40, "subset": "en", "split": "train"}
+SHOWN = {"kind": "chat", "shown_contexts": 0, "shown_spread": 0, "shown_promoted": 0}
 BFLOAT16 = {"source": "folder", "revision": None, "dtype": "bfloat16", "device_map": None, "attention": None}
 WRONG = {
     "unknown key": ({"train_sft__epoch": 3}, "train_sft.epoch", "did you mean epochs?"),
@@ -75,26 +76,22 @@ WRONG = {
         "multiple",
     ),
     "contexts without their place": (
-        {
-            "train_sft__prompt": {
-                "kind": "chat",
-                "instruction": "What is {feature}?",
-                "shown_contexts": 2,
-                "shown_promoted": 0,
-            }
-        },
+        {"train_sft__prompt": SHOWN | {"instruction": "What is {feature}?", "shown_contexts": 2}},
         "train_sft.prompt.instruction",
         "{contexts}",
     ),
+    "spread contexts that are not kept": (
+        {"train_sft__prompt__shown_spread": 2},
+        "train_sft.prompt.shown_spread",
+        "no more are kept",
+    ),
+    "promoted tokens for a domain": (
+        {"label_features__promoted": 2},
+        "label_features.promoted",
+        "give 0 or a labeller",
+    ),
     "contexts of the evaluation": (
-        {
-            "train_sft__prompt": {
-                "kind": "chat",
-                "instruction": "{feature} {contexts}",
-                "shown_contexts": 99,
-                "shown_promoted": 0,
-            }
-        },
+        {"train_sft__prompt": SHOWN | {"instruction": "{feature} {contexts}", "shown_contexts": 99}},
         "train_sft.prompt.shown_contexts",
         "first_rank",
     ),

@@ -14,14 +14,14 @@ from saeexplainer.features.contexts import leading
 from saeexplainer.features.token_stream import TokenBatch
 from saeexplainer.training.sft import WarmupSet, together, warmup_set
 
-PLAIN = replace(settings().train_sft, prompt=TokensPrompt("tokens", 0, 0), warmup_places=1, contexts_dropped=0.0)
+PLAIN = replace(settings().train_sft, prompt=TokensPrompt("tokens", 0, 0, 0), warmup_places=1, contexts_dropped=0.0)
 RESIDUALS = torch.tensor([[0.0, 2.0], [4.0, 0.0], [8.0, 8.0], [2.0, 4.0]])
 SAID = ["dog", "cat", "dog", "dog"]
 LINES = ["- a <<dog>>", "- the <<cat>>", "- my <<dog>> barks", "- one <<dog>>"]
 
 
 def found(places: int, shown: int, seed: int = 0) -> WarmupSet:
-    config = replace(PLAIN, warmup_places=places, prompt=TokensPrompt("tokens", shown, 0))
+    config = replace(PLAIN, warmup_places=places, prompt=TokensPrompt("tokens", shown, 0, 0))
     return together(RESIDUALS, SAID, LINES, config, random.Random(seed))
 
 
@@ -66,7 +66,7 @@ def batch(world: World, count: int) -> TokenBatch:
 
 def test_the_context_of_a_word_marks_it_among_the_words_around_it():
     world = World(0)
-    config = replace(PLAIN, warmup_examples=40, prompt=TokensPrompt("tokens", 1, 0), warmup_modifier_share=0.0)
+    config = replace(PLAIN, warmup_examples=40, prompt=TokensPrompt("tokens", 1, 0, 0), warmup_modifier_share=0.0)
     given = batch(world, 12)
     warmup = warmup_set(iter([given]), world, config, 2, random.Random(0))
     words = [
