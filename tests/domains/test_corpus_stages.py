@@ -120,8 +120,16 @@ def test_a_corpus_labels_itself_and_warms_up(workspace: Path, monkeypatch: pytes
     labels = [row.explanation for row in read_rows(Path("data/labels.parquet"), ExplanationRow) if row.explanation]
     assert all(domain.parse(label) for label in labels) and len(set(labels)) > 10
 
-    warmup = train_sft.raw_activations(given, random.Random(0))
-    assert warmup.residuals.shape == (60, WIDTH) and all(map(domain.parse, warmup.descriptions))
+    mean = torch.zeros(WIDTH)
+    warmup = train_sft.raw_activations(given, mean, random.Random(0))
+    assert warmup.residuals.shape == (60, WIDTH) and all(map(domain.parse, warmup.descriptions)) and not warmup.contexts
+    shown = replace(given.train_sft, prompt=replace(given.train_sft.prompt, shown_contexts=1, shown_promoted=2))
+    lines = [
+        one.splitlines()
+        for one in train_sft.raw_activations(replace(given, train_sft=shown), mean, random.Random(0)).contexts
+    ]
+    assert len(lines) == 60 and all(own[0].startswith("- ") and own[1].startswith("promotes: ") for own in lines)
+    assert all(len(own) == 2 and own[1].count(", ") == 1 for own in lines) and len({own[1] for own in lines}) > 30
     said = train_sft.run(given).lines
     assert said[0].startswith("warm-up on 60 raw activations")
     weights = [load_model(Path(f"data/{name}")).state_dict() for name in ("subject", "explainers/warmup")]
