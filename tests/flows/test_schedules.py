@@ -100,11 +100,13 @@ def runs_of(api: Api, deployment: str) -> list[FlowRun]:
 
 @pytest.mark.parametrize(("deployment", "apart"), [("pipeline/nightly", 24 * 60), ("check/hourly", 60)])
 def test_a_cron_line_has_its_next_runs_scheduled(deployment: str, apart: int, room: tuple[Path, Api]) -> None:
-    found = wait_for(lambda: runs_of(room[1], deployment))
-    times = sorted(run.expected_start_time.timestamp() for run in found)
-    assert {run.state_name for run in found} == {"Scheduled"} and all(run.auto_scheduled for run in found)
-    assert time.time() < times[0] <= time.time() + 60 * apart
-    assert {later - earlier for earlier, later in pairwise(times)} == {60 * apart}
+    found, soon = wait_for(lambda: runs_of(room[1], deployment)), time.time() + 60
+    # One that is due within the minute may have been taken up already.
+    later = [run for run in found if run.expected_start_time.timestamp() > soon]
+    times = sorted(run.expected_start_time.timestamp() for run in later)
+    assert {run.state_name for run in later} == {"Scheduled"} and all(run.auto_scheduled for run in found)
+    assert times[0] <= soon + 60 * apart and len(later) >= len(found) - 1
+    assert {after - before for before, after in pairwise(times)} == {60 * apart}
 
 
 def test_a_run_that_is_due_starts_by_itself_and_completes(room: tuple[Path, Api]) -> None:
