@@ -31,9 +31,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def artifacts(folder: Path) -> dict[str, bytes]:
     """All that a run writes, but for what tells when it was."""
     lock = (folder / "dvc.lock").read_text(encoding="utf-8")
-    found = {path: (folder / path).read_bytes() for path in re.findall(r"path: (\S+\.(?:parquet|json|csv|md))\n", lock)}
-    tensors = {path: path.read_bytes() for path in (folder / "data").rglob("*.safetensors")}
-    return found | {path.relative_to(folder).as_posix(): content for path, content in tensors.items()}
+    reports = [folder / path for path in re.findall(r"path: (\S+\.(?:json|csv|md))\n", lock)]
+    tables = [path for kind in ("parquet", "safetensors") for path in (folder / "data").rglob(f"*.{kind}")]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in (*reports, *tables)}
 
 
 def stage_of(process: int) -> int:

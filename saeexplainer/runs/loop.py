@@ -104,11 +104,9 @@ def _read(path: Path) -> Any:
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
+    readers = {JSON: json.loads, ARRAYS: load}
+    there = [path.with_suffix(kind) for kind in readers if path.with_suffix(kind).is_file()]
     try:
-        if path.with_suffix(JSON).is_file():
-            return json.loads(path.with_suffix(JSON).read_bytes())
-        if path.with_suffix(ARRAYS).is_file():
-            return load(path.with_suffix(ARRAYS).read_bytes())
+        return readers[there[0].suffix](there[0].read_bytes()) if there else None
     except (ValueError, SafetensorError):
-        pass
-    return None
+        return None
