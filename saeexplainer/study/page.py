@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from saeexplainer.figures.comparison import ACCURACY, BASELINE, COLLISION, HALLUCINATION, METRICS, START
-from saeexplainer.figures.notation import bold, heading, literal, percent, plain, table, words
+from saeexplainer.figures.notation import bold, heading, literal, percent, plain, table
 from saeexplainer.study.figures import (
     COMPLETE,
     CONTROL,
@@ -21,6 +21,7 @@ from saeexplainer.study.figures import (
     SEEDS,
     THE_LAST,
     Variant,
+    against_sources,
     both,
     described,
     difference,
@@ -52,16 +53,13 @@ def summarise(variants: Sequence[Variant], resamples: int) -> dict[str, Any]:
         "pooled": _pooled(of_group(variants, SEEDS), resamples),
         "calls": _calls(of_group(variants, SEEDS)),
         "gains": _gains(of_group(variants, SEEDS), resamples),
+        "leads": _leads(of_group(variants, SEEDS), last, resamples),
         "differences": {
             group: _differences(of_group(variants, group), last, resamples) for group in (SEEDS, LOOKED_AT)
         },
         "control": _by_metric(control, last, START, resamples),
         "labels": _label_quality(variants, last, resamples),
-        "others": {
-            variant.name: {metric: difference(both([variant], last, START), metric, resamples) for metric in SHOWN}
-            for variant in variants
-            if variant.group not in (SEEDS, LOOKED_AT, CONTROL, LABELS)
-        },
+        "others": _others(variants, resamples),
     }
 
 
@@ -88,6 +86,30 @@ def _gains(seeds: Sequence[Variant], resamples: int) -> dict[str, Any]:
         name: {metric: difference(both(seeds, name, START), metric, resamples) for metric in METRICS.values()}
         for name in rounds_of(_names(seeds))
     }
+
+
+def _leads(seeds: Sequence[Variant], last: str, resamples: int) -> dict[str, Any]:
+    """evaluation -> metric -> interval of the last round's difference to it, over the features of all seeds, for all
+    that are no round: baselines, controls, the truth."""
+    names = [name for name in _names(seeds) if name not in (START, *rounds_of(_names(seeds)))]
+    return {
+        name: {metric: difference(both(seeds, last, name), metric, resamples) for metric in METRICS.values()}
+        for name in names
+    }
+
+
+def _others(variants: Sequence[Variant], resamples: int) -> dict[str, Any]:
+    """group -> what `against_sources` finds of it and, by_run, of each of its variants alone; for every group without
+    a section of its own."""
+    everyone = {variant.name: variant for variant in variants}
+
+    def against(group: str) -> dict[str, Any]:
+        found = against_sources(of_group(variants, group), everyone, resamples)
+        alone = {name: against_sources([everyone[name]], everyone, resamples) for name in found["paired"]}
+        return found | {"by_run": {name: one["differences"] for name, one in alone.items()}}
+
+    groups = dict.fromkeys(variant.group for variant in variants)
+    return {group: against(group) for group in groups if group not in (SEEDS, LOOKED_AT, CONTROL, LABELS)}
 
 
 def _described(variant: Variant, resamples: int) -> dict[str, Any]:
@@ -160,6 +182,8 @@ def page(study: dict[str, Any], plan: str = "study") -> str:
         _calls_told(study["calls"]),
         f"The next table has the difference of each round to `{START}`, paired by feature.",
         _pooled_table(f"− {START}", study["gains"], bold),
+        f"The next table subtracts what is no round from `{study['last']}`.",
+        _pooled_table(f"{study['last']} −", study["leads"], bold),
         "## Runs",
         _runs(study),
         "## Seeds",
@@ -170,9 +194,9 @@ def page(study: dict[str, Any], plan: str = "study") -> str:
         *_looked_at(study),
         *_control(study),
         *_labels(study, plan),
-        *_others(study),
+        *_groups(study),
     ]
-    return "\n\n".join(sections) + "\n"
+    return "\n\n".join(filter(None, sections)) + "\n"
 
 
 def _whose_figures_count(study: dict[str, Any]) -> str:
@@ -312,12 +336,16 @@ def _labels_table(study: dict[str, Any]) -> str:
     return table(["run", "label contexts", BASELINE, START, last, f"{last} − {START}", "state"], rows)
 
 
-def _others(study: dict[str, Any]) -> Iterator[str]:
-    """A table for every variant of a group that has no section of its own."""
-    for name, gain in study["others"].items():
-        found = study["variants"][name]
-        yield f"## {found['group']}: {name}"
-        yield _figures_of(found)
-        if gain[ACCURACY] is not None:
-            told = ", ".join(f"{words(metric)} {bold(gain[metric])}" for metric in SHOWN)
-            yield f"{study['last']} − {START}: {told}"
+def _groups(study: dict[str, Any]) -> Iterator[str]:
+    """A section for every group that has none of its own: what its settings change, run by run and pooled."""
+    for group, found in study["others"].items():
+        yield f"## {group}"
+        changed = ", ".join(f"`{change}`" for change in found["changes"]) or "nothing"
+        yield (
+            f"These runs change {changed}. Each is compared with the run that it comes from: last round minus last "
+            "round, paired by feature."
+        )
+        rows = found["by_run"] | {POOLED: found["differences"]}
+        if found["paired"]:
+            yield _pooled_table("run − where it comes from", rows, bold)
+        yield "\n".join(f"- `{name}`: {literal(why)}" for name, why in found["unpaired"].items())

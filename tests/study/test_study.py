@@ -311,6 +311,32 @@ def test_the_pool_is_of_all_seeds_that_were_not_looked_at() -> None:
     assert (known["r2"]["value"], known["r2"]["n"]) == (0.5, 4), "a seed with one known feature says nothing"
 
 
+def test_the_last_round_is_compared_with_everything_that_is_no_round() -> None:
+    found = summarise([variant("seed0", SEEDS, BETTER), variant("seed1", SEEDS, SAME)], 200)
+    leads = {name: metrics["generative_accuracy"] for name, metrics in found["leads"].items()}
+    assert list(leads) == ["open_loop", "warmup", "best_of_6", "oracle"]
+    assert (leads["oracle"]["value"], leads["oracle"]["n"]) == ((0.5 + 0.1875) / 2 - 0.9375, 8)
+    assert "| `oracle` | **-59.4 (" in study_page.page(found)
+
+
+def test_another_group_is_compared_with_the_runs_that_it_comes_from() -> None:
+    """Half of `odd` can be paired; what it changed is told once, and why the other half is missing."""
+    change = {"changes": ["train_sft.epochs=9"]}
+    given = [
+        variant("seed0", SEEDS, BETTER),
+        variant("odd0", "odd", SAME, source="seed0", **change),
+        absent("odd1", "odd", "seed1", ["train_sft.epochs=9"], "not run"),
+    ]
+    found = summarise(given, 200)
+    odd = found["others"]["odd"]
+    assert odd["changes"] == change["changes"] and odd["unpaired"] == {"odd1": "not run"}
+    expected = 0.1875 - 0.5  # the last round of SAME is its SFT
+    assert odd["by_run"]["odd0"]["generative_accuracy"]["value"] == expected
+    assert odd["differences"]["generative_accuracy"]["value"] == expected
+    section = study_page.page(found).split("## odd\n")[1]
+    assert "`train_sft.epochs=9`" in section and "| `odd0` | **-31.2 (" in section and "- `odd1`: not run" in section
+
+
 def test_seeds_that_were_looked_at_have_tables_of_their_own() -> None:
     found = summarise([variant("seed3", SEEDS, BETTER), variant("seed0", LOOKED_AT, SAME)], 200)
     gains = {group: found["differences"][group]["r2-sft"]["generative_accuracy"] for group in (SEEDS, LOOKED_AT)}
@@ -336,11 +362,9 @@ def test_label_quality_takes_the_source_in_and_goes_from_poor_to_clean() -> None
 
 
 def test_page_and_pictures_need_only_the_json_and_are_the_same_each_time(tmp_path: Path) -> None:
-    others = [variant("l1", LABELS, SAME, source="seed0"), variant("odd", "odd", SAME)]
-    found = summarise([variant("seed0", SEEDS, BETTER), *others], 100)
+    found = summarise([variant("seed0", SEEDS, BETTER), variant("l1", LABELS, SAME, source="seed0")], 100)
     again = json.loads(as_json(found))
     assert study_page.page(again) == study_page.page(found)
-    assert "## odd: odd" in study_page.page(found)
     rows = [line for line in study_page.page(found).splitlines() if line.startswith("| `seed0`")]
     assert "| 2.500 | 2.250 | – | 15.5 | – | – | 100 | 60 |" in rows[0]
     for plot in (pictures.plot_seeds, pictures.plot_labels):
