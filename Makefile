@@ -8,7 +8,7 @@ export DVC_NO_ANALYTICS := 1
 STAMP := .venv/.ready-$(shell { cat requirements.lock; pwd -P; } | cksum | cut -d ' ' -f 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help run real test lint surroundings faults setup compose flow ui docs study clean
+.PHONY: help run real test lint surroundings faults audit setup compose flow ui docs study clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,11 @@ surroundings: setup  ## run the whole pipeline in odd places: moved, without git
 
 faults: setup  ## kill the pipeline at random moments, again and again, and compare what it makes in the end; an hour
 	@FAULTS=50 python -m pytest -n0 tests/test_faults.py
+
+# Fails where the database of advisories cannot be asked: a package that was not looked up is not one without faults.
+audit: setup  ## look every package of requirements.lock up in PyPI's advisories
+	@"$(PYTHON)" -m venv .cache/audit && .cache/audit/bin/python -m pip install --quiet pip-audit
+	@.cache/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement requirements.lock
 
 setup: $(STAMP)  ## make or complete .venv from requirements.lock
 	@python -m tasks.workspace.folder
