@@ -40,7 +40,9 @@ class Title:
 
 
 TITLES = {  # of the plans that have a page of this kind
-    "ablation": Title("Ablation", "Ablation: one change at a time", "the default with two rounds"),
+    "ablation": Title(
+        "Ablation", "Ablation: one change at a time", "two rounds of an explainer that reads the vector alone"
+    ),
     "explainer": Title("Other explainers", "What the explainer reads, and how it is trained", "the default"),
 }
 

@@ -35,7 +35,11 @@ from saeexplainer.study.figures import (
     state,
 )
 
-TITLES = {"study": "The study", "real": "The study on a pretrained model"}  # of the plans that have a page of this kind
+TITLES = {  # of the plans that have a page of this kind
+    "study": "The study, of an explainer that reads the vector alone",
+    "contexts": "The study, of an explainer that reads contexts too",
+    "real": "The study on a pretrained model",
+}
 SHOWN = (ACCURACY, HALLUCINATION, COLLISION, "truth_agreement", "truth_f1")
 
 

@@ -263,22 +263,23 @@ def test_training_tokens_by_hand() -> None:
     lengths = replace(workload.limits(settings()), label=5.0, description=6.0, training=20.0)
     loads = workload.loads(settings(), lengths, Features(100, 10, 5, 5), trained_here=True)
     assert loads["prepare_subject"].trained_tokens == 1200 * 64 * 20
-    # 30,000 examples once; 100 labels and as many replayed, twice; 4 tokens of prompt and 5 of label each.
-    assert loads["train_sft"].trained_tokens == (30_000 + 2 * 200) * 9
-    # 10 features of two pairs, both sides of 4 + 6 tokens, two epochs; the reference reads the same.
-    assert loads["train_dpo@r1"].trained_tokens == loads["train_dpo@r1"].read_tokens == 2 * 10 * 2 * 2 * 10
+    # 30,000 examples once; 100 labels and as many replayed, twice; 4 tokens of prompt, six contexts of a mark and five
+    # words, and 5 of label each.
+    assert loads["train_sft"].trained_tokens == (30_000 + 2 * 200) * (4 + 36 + 5)
+    # 10 features of two pairs, both sides of 40 + 6 tokens, two epochs; the reference reads the same.
+    assert loads["train_dpo@r1"].trained_tokens == loads["train_dpo@r1"].read_tokens == 2 * 10 * 2 * 2 * 46
     assert "prepare_subject" not in workload.loads(settings(), lengths, Features(1, 1, 1, 1), trained_here=False)
 
 
 def test_a_reinforcement_by_hand() -> None:
-    """Three epochs over 10 features, 8 samples each; 6 texts of a sample; 4 tokens of prompt and 6 of explanation,
-    which the policy learns from and the reference reads; texts of 7 tokens are read once."""
+    """Three epochs over 10 features, 8 samples each; 6 texts of a sample; 40 tokens of prompt and 6 of
+    explanation, which the policy learns from and the reference reads; texts of 7 tokens are read once."""
     lengths = replace(workload.limits(settings()), description=6.0, text=7.0, prompt=2.0)
     found = {"g": Reinforcement(start="sft", epochs=3.0, beta=0.0, learning_rate=1e-4)}
     params = replace(settings(), reinforcements=found)
     load = workload.loads(params, lengths, Features(100, 10, 5, 5), trained_here=True)["train_grpo@g"]
-    assert load.calls == 240 + 240 * 6 and load.trained_tokens == 240 * 10
-    assert load.read_tokens == 240 * 10 + 240 * 6 * 7
+    assert load.calls == 240 + 240 * 6 and load.trained_tokens == 240 * 46
+    assert load.read_tokens == 240 * 46 + 240 * 6 * 7
 
 
 def test_limits_are_never_exceeded_by_the_run() -> None:
@@ -462,7 +463,7 @@ def test_parts_that_no_model_here_plays_take_nothing() -> None:
 def test_a_finished_runs_hours_are_planned_again() -> None:
     """With its own rates the stages of what was measured come out near the seconds they took; duplicates and pairs err
     upwards."""
-    found = asked.answer(["rounds=two"], ASKED)
+    found = asked.answer(["rounds=two", "explainer=vector"], ASKED)
     rates = asked.measured()[1][0].stages
     for name in ("prepare_subject", "prepare_sae", "extract_activations", "train_sft"):
         assert found.plan.stages[name].hours * 3600 == pytest.approx(rates[name].seconds, rel=0.02)
@@ -508,7 +509,7 @@ WRONG = {
     "a model": (["--model", "gpt5"], "--model: gpt5: size unknown; choose from sandbox, gpt2"),
     "a type": (["--dtype", "int4"], "--dtype int4: unknown; choose from float32, bfloat16, float16"),
     "an override": (["train_sft.epoch=1"], "did you mean train_sft.epochs?"),
-    "an experiment": (["experiment=nope"], "choose from contexts"),
+    "an experiment": (["experiment=nope"], "choose from decoder_row"),
     "a pretrained subject": (
         [
             "subject=corpus", "label_features.source=data/imported/x.parquet", "train_sft.warmup_examples=0",

@@ -126,7 +126,7 @@ def test_an_explainer_of_others_composes_once_its_model_is_named() -> None:
 
 
 WRONG = {
-    "experiment": ("experiment=nope", "choose from contexts"),
+    "experiment": ("experiment=nope", "choose from decoder_row"),
     "group choice": ("size=tiny", "choose from full, laptop, nano"),
     "group choice that is a number": ("size=3", "conf/size: '3' is unknown; choose from full, laptop, nano"),
     "no key": ("=3", "correct the override"),
