@@ -24,7 +24,7 @@ from saeexplainer.config.parts import Architecture
 from saeexplainer.errors import UserError
 from saeexplainer.figures.comparison import summarise
 from saeexplainer.library.champion import champion_version
-from saeexplainer.records import EvaluationRow, FeatureRow
+from saeexplainer.records import ContextRow, EvaluationRow, FeatureRow
 from saeexplainer.runs.storage import read_json, write_rows, write_tensors
 from saeexplainer.serving import Reply, ServedExplainer, evaluation_of, write_served
 from tasks import compare_rounds
@@ -62,6 +62,8 @@ def write_activations(seed=0):
     table = [FeatureRow(f"sandbox/main/{index}", "main", index, "test", 1.0, 0.01) for index in INDICES]
     table.insert(0, FeatureRow("sandbox/lender/3", "lender", 3, "sft", 1.0, 0.01))
     write_rows(Path("data/activations/features.parquet"), table, FeatureRow)
+    contexts = [ContextRow(row.feature_id, 0, "the cat", ["the", " cat"], [0.0, 1.0], 1, []) for row in table]
+    write_rows(Path("data/activations/contexts.parquet"), contexts, ContextRow)
     generator = torch.Generator().manual_seed(seed)
     names = ("decoder", "mean_activation")
     tensors = {name: torch.randn(len(table), WIDTH, generator=generator) for name in names}
@@ -182,10 +184,11 @@ def test_explanations_by_id_number_and_vector_agree(workspace):
     assert by_id == again and by_id.feature_id == "sandbox/main/5" and 0.6 <= by_id.expected_accuracy <= 0.67
     with tracking_champion.opened(f"models:/{NAME}/2") as folder:
         served = ServedExplainer(folder)
-    assert served.shown_contexts == 0, "the sandbox's prompt shows none"
+    assert served.shown_contexts == SETTINGS.train_sft.prompt.shown_contexts > 0
     vector = workspace["mean_activation"][1 + INDICES.index(5)].tolist()
+    assert served.explain_vector(vector, "- the <<cat>>") == replace(by_id, feature_id="")
     (raw,) = served.reply([{"mean_activation": vector}])
-    assert raw == Reply("", by_id.explanation, by_id.expected_accuracy, None)
+    assert raw == Reply(**vars(served.explain_vector(vector)), error=None), "without contexts it answers too"
     texts = [answer.explanation for answer in served.explain(list(INDICES))]
     assert len(set(texts)) > 1, "the vector decides"
 
@@ -217,7 +220,8 @@ def test_a_row_that_cannot_be_answered_says_why_and_the_others_are_answered(work
         assert (reply.feature_id, reply.explanation, reply.expected_accuracy) == (None, None, None)
         assert reply.error.startswith(said)
     assert [reply.error for reply in (replies[0], replies[-1])] == [None, None]
-    assert replies[0].explanation == replies[-1].explanation == served.explain(["5"])[0].explanation
+    assert replies[0].explanation == served.explain(["5"])[0].explanation
+    assert replies[-1].explanation == served.explain_vector(own).explanation
 
 
 @pytest.mark.parametrize(
@@ -456,7 +460,7 @@ def test_a_real_server_keeps_the_runs_and_its_champion_answers(
         asked = tracking_champion.explain(["5", "7"])
         assert [answer.feature_id for answer in asked] == ["sandbox/main/5", "sandbox/main/7"]
         assert not Path("mlruns").exists()
-        wanted = [vars(answer) for answer in asked]
+        wanted = [[vars(answer) for answer in found] for found in (asked, bare(vectors))]
         there = environment | {"MLFLOW_TRACKING_URI": server.address}
         check_loaded(elsewhere, there, wanted, vectors)
     finally:
@@ -490,6 +494,13 @@ def check_runs(address, comparison):
     assert "explanations.json" in {file.path for file in client.list_artifacts(parent.info.run_id)}
 
 
+def bare(vectors):
+    """What the champion says of vectors that come without contexts."""
+    with tracking_champion.opened() as folder:
+        served = ServedExplainer(folder)
+        return [served.explain_vector(vector) for vector in vectors]
+
+
 def check_loaded(folder, environment, wanted, vectors):
     process = subprocess.run(
         [sys.executable, "-c", LOADED, f"models:/{NAME}@champion", json.dumps(vectors)],
@@ -497,8 +508,7 @@ def check_loaded(folder, environment, wanted, vectors):
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
     library, found = json.loads(process.stdout.splitlines()[-1])
-    answered = [answer | {"error": None} for answer in wanted]
-    nameless = [answer | {"feature_id": ""} for answer in answered]
+    answered, nameless = ([answer | {"error": None} for answer in answers] for answers in wanted)
     assert found == [answered, answered, nameless]
     assert not Path(library).is_relative_to(ROOT), "the code that was stored with the version answers"
 
@@ -520,7 +530,8 @@ def test_what_the_docs_say_about_serving_works_as_it_stands(workspace, tmp_path,
         assert other["explanation"] is None and other["error"].startswith("feature 'no/such/feature': this explainer")
         vector = [round(100 * value) for value in workspace["mean_activation"][1].tolist()]
         replies = answers(server, [{"index": 0}, {"mean_activation": vector}, {"index": 12345}, {"decoder": [1.0]}])
-        assert [reply["explanation"] for reply in replies] == [first["explanation"]] * 2 + [None] * 2
+        said = [first["explanation"], bare([vector])[0].explanation, None, None]
+        assert [reply["explanation"] for reply in replies] == said
         assert "feature 12345: out of range; sandbox/main has features 0 to 12" in replies[2]["error"]
         assert replies[3]["error"].startswith("decoder: this explainer reads mean_activation")
         with pytest.raises(urllib.error.HTTPError) as failed:
@@ -534,7 +545,8 @@ def test_what_the_docs_say_about_serving_works_as_it_stands(workspace, tmp_path,
     )
     assert process.returncode == 0, process.stderr
     by_feature, by_vector = process.stdout.splitlines()
-    assert by_feature == by_vector and by_feature.startswith(f"['{first['explanation']}', '")
+    assert by_feature.startswith(f"['{first['explanation']}', '")
+    assert by_vector == str([answer.explanation for answer in bare(workspace["mean_activation"][1:3].tolist())])
 
 
 def answers(server, records):
