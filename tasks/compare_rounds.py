@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from saeexplainer.config import Params
 from saeexplainer.costs import bills
@@ -25,6 +25,9 @@ from saeexplainer.reports.page import page
 from saeexplainer.runs.storage import read_notes, read_rows, replacing, write_json
 from tasks.places import ACTIVATIONS, EVALUATIONS, EXPLAINERS, LABELS, REPORTS, ROUNDS, SUBJECT
 from tasks.stage import Report, main
+
+if TYPE_CHECKING:
+    from saeexplainer.explainer.table import FeatureTable
 
 
 def run(params: Params) -> Report:
@@ -82,14 +85,16 @@ def write_costs(
 ) -> None:
     """costs.json: calls and tokens of each round and evaluation; what an explainer reads and says is counted with its
     own tokenizer, texts with the subject's."""
+    from saeexplainer.explainer.table import FeatureTable
     from saeexplainer.models.pointer import open_tokenizer
 
-    tokenizer = open_tokenizer(SUBJECT)
+    tokenizer, table = open_tokenizer(SUBJECT), FeatureTable(ACTIVATIONS)
+    contexts = table.contexts(params.train_sft.prompt)
     rounds = {
         name: bills.RoundCosts(
             features=len({row.feature_id for row in rows}),
             pairs=len(read_rows(ROUNDS / name / "validated.parquet", PreferencePair)),
-            sampling=_sampling_costs(params, name, rows),
+            sampling=_sampling_costs(params, name, rows, table, contexts),
             scoring=bills.texts_written(
                 rows, tokenizer, params.score_explanations.writer, _usage(ROUNDS / name / "scores.parquet")
             ),
@@ -109,15 +114,15 @@ def _usage(table: Path) -> Usage | None:
     return None if found is None else Usage(**found)
 
 
-def _sampling_costs(params: Params, item: str, rows: Sequence[ScoreRow]) -> bills.Work:
-    """What the round's first explainer read and wrote for its candidates."""
+def _sampling_costs(
+    params: Params, item: str, rows: Sequence[ScoreRow], table: "FeatureTable", contexts: Sequence[str]
+) -> bills.Work:
+    """What the round's first explainer read and wrote for its candidates; its prompts show `contexts`."""
     from saeexplainer.explainer.explainer import Prompts
-    from saeexplainer.explainer.table import FeatureTable
     from saeexplainer.models.pointer import open_tokenizer
 
     tokenizer = open_tokenizer(EXPLAINERS / params.rounds[item].start)
-    table = FeatureTable(ACTIVATIONS)
-    prompts = Prompts(tokenizer, len(tokenizer), params.train_sft, table.contexts(params.train_sft.prompt))
+    prompts = Prompts(tokenizer, len(tokenizer), params.train_sft, contexts)
     asked = {feature_id: len(prompts.ids(table.number[feature_id])) for feature_id in {row.feature_id for row in rows}}
     read = sum(asked[row.feature_id] for row in rows)
     return bills.sampled(

@@ -8,6 +8,7 @@ come from data/activations.
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -47,6 +48,7 @@ class Prompts:
         number beyond them has none. Raises UserError if the tokenizer lacks what the prompt needs."""
         self.first_id = first_id
         self._tokenizer = tokenizer
+        self._encoded = cache(self._encode)  # lines of contexts and descriptions come again and again
         self._contexts = [without_special(shown, tokenizer) for shown in contexts]
         prompt = config.prompt
         # A leading space, as the description has after `<about>` in the lessons; a chat's answer begins a line.
@@ -70,7 +72,7 @@ class Prompts:
         prompt, answer = self.ids(feature, bare=bare), self.answer(description)
         return {"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer}
 
-    def _encoded(self, text: str) -> list[int]:
+    def _encode(self, text: str) -> list[int]:
         return self._tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
