@@ -26,7 +26,6 @@ NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT) 
 LONGEST = 2**28  # bytes of a line of a file from outside
 # What libraries end with on a file that is damaged, or is another one than its name says.
 DAMAGED = (OSError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, MemoryError)
-SHOWN = 200  # characters of what they say that a message repeats
 NOTES = "notes"  # key of a table's notes in its metadata
 
 
@@ -202,7 +201,7 @@ def _reading(path: Path, form: str, maker: str = "dvc repro", what: str = "file"
         yield
     except (*DAMAGED, SafetensorError) as error:
         why = (isinstance(error, OSError) and error.strerror) or first_line(error)
-        raise UserError(f"{path}: not {form} that can be read ({why[:SHOWN]}); run `{maker}` to remake it") from None
+        raise UserError(f"{path}: not {form} that can be read ({why}); run `{maker}` to remake it") from None
 
 
 def read_notes(path: Path) -> dict[str, Any]:

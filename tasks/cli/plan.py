@@ -183,6 +183,8 @@ def _named(model: str, field: str) -> Shape:
         ) from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error}); name a folder that transformers saved") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: holds no mapping; name a folder that transformers saved")
     return shape_of(config, str(path))
 
 
