@@ -83,7 +83,7 @@ def load(folder: Path = Path()) -> Control:
     place = str(CONTROL)
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ControlError(f"{place}: cannot be read ({' '.join(str(error).split())})") from None
     sections = _mapping(place, document, (*SECTIONS, "notify"), SECTIONS)
     limits = _mapping(f"{place}: limits", sections["limits"], None)

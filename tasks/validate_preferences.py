@@ -76,7 +76,7 @@ def run(params: Params, item: str) -> Report:
 
 def examined(params: Params, item: str) -> Examination:
     """Run the suites on a round's pairs and write its Data Docs, whatever they find."""
-    pairs = read_rows(ROUNDS / item / "pairs.parquet", PreferencePair)
+    pairs = read_rows(ROUNDS / item / "pairs.parquet", PreferencePair, gaps=True)
     dropped = read_rows(ROUNDS / item / "dropped.parquet", DroppedFeature)
     features = read_rows(FEATURES, FeatureRow)
     scores = read_rows(ROUNDS / item / "scores.parquet", ScoreRow)

@@ -17,9 +17,9 @@ CLOSED = ConfigDict(extra="forbid", defer_build=True)
 
 Flag = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, Field(min_length=1)]
-Natural = Annotated[int, Field(strict=True, ge=0)]  # may say "the first", "none" or "no limit below"
-Count = Annotated[int, Field(strict=True, ge=1)]
-Several = Annotated[int, Field(strict=True, ge=2)]
+Natural = Annotated[int, Field(strict=True, ge=0, lt=2**63)]  # may say "the first", "none" or "no limit below"
+Count = Annotated[int, Field(strict=True, ge=1, lt=2**63)]
+Several = Annotated[int, Field(strict=True, ge=2, lt=2**63)]
 Amount = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0)]
 Positive = Annotated[float, Field(strict=True, allow_inf_nan=False, gt=0)]
 Share = Annotated[float, Field(strict=True, ge=0, le=1)]

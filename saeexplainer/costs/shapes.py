@@ -10,7 +10,7 @@ from typing import Any
 
 from saeexplainer.config import PrepareSubject
 from saeexplainer.config.parts import Architecture
-from saeexplainer.errors import UserError
+from saeexplainer.errors import UserError, first_line
 
 FLOAT32 = 4  # bytes
 
@@ -71,15 +71,17 @@ def shape_of(config: Mapping[str, Any], source: str) -> Shape:
     Raises UserError for a family that is not known here, or a key that is missing.
     """
     family = config.get("model_type")
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise UserError(f"{source}: model_type is {family!r}; sizes are known for {', '.join(FAMILIES)}")
     try:
         known = _gpt2(config) if family == "gpt2" else _rotary(config, family)
     except KeyError as error:
         raise UserError(f"{source}: {error.args[0]}: missing; add it as in the model's config.json") from None
-    wrong = next((name for name, value in known.items() if not isinstance(value, int)), None)
+    except (TypeError, ArithmeticError) as error:
+        raise UserError(f"{source}: its sizes make no model ({first_line(error)}); correct them") from None
+    wrong = next((name for name, value in known.items() if not isinstance(value, int) or value < 0), None)
     if wrong:
-        raise UserError(f"{source}: {wrong} is {known[wrong]!r}; must be a whole number")
+        raise UserError(f"{source}: {wrong} is {known[wrong]!r}; must be a whole number from 0 on")
     return Shape(**known, tied=bool(config.get("tie_word_embeddings", family in _TIED)), **FAMILIES[family])
 
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 
 LONGEST_PAUSE = 60.0  # seconds between two attempts
+LONGEST = 2**25  # bytes of a reply, which is held in memory
 DETAIL = 200  # characters of a server's complaint that are shown
 HEADERS = ("Retry-After", "Content-Type", "Location")  # that are read
 KEY_REFUSED, NOT_FOUND, WORTH_A_RETRY = (401, 403), 404, (408, 429)  # status codes of HTTP
@@ -194,7 +195,10 @@ class Client:
 
         kept = self._kept(body)
         if kept.is_file():
-            return _from_cache(read_json(kept))
+            try:
+                return _from_cache(read_json(kept))
+            except (UserError, LookupError, TypeError, AttributeError):
+                raise UserError(f"{kept}: holds no reply; remove it, and the server is asked anew") from None
         attempts = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(_Passing),
             stop=tenacity.stop_any(
@@ -236,13 +240,18 @@ class Client:
         deadline = time.monotonic() + self.endpoint.timeout_seconds
         try:
             with http.stream("POST", self._url, json=body) as response:
-                chunks = []
+                chunks, size = [], 0
                 for chunk in response.iter_bytes():  # httpx limits the pause between two pieces, not the sum
                     chunks.append(chunk)
                     if time.monotonic() > deadline:
                         raise httpx.ReadTimeout("the reply came too slowly")
-                plain = [(name, response.headers[name]) for name in HEADERS if name in response.headers]
-                return httpx.Response(response.status_code, headers=plain, content=b"".join(chunks))
+                    if (size := size + len(chunk)) > LONGEST:
+                        raise httpx.ReadError(f"the reply is longer than {LONGEST // 2**20} MB")
+                had = {name: response.headers[name] for name in HEADERS if name in response.headers}
+                plain = {name: value.encode("ascii", "replace").decode() for name, value in had.items()}
+                found = httpx.Response(response.status_code, headers=plain, content=b"".join(chunks))
+                found.encoding = "utf-8"  # which JSON is; a server may name a codec that makes no text of bytes
+                return found
         except httpx.RequestError as error:
             bill.unknown = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
             raise _Passing(self._without_key(web.failure(error, self._url))) from None
@@ -327,7 +336,10 @@ def list_schema(name: str, of: str) -> dict[str, Any]:
 
 def _from_cache(entry: dict[str, Any]) -> Reply:
     """Of an entry as it is kept; older ones do not say why a reply ended."""
-    return Reply(entry["reply"], entry.get("finish"), used(entry.get("usage"), entry["request"], entry["reply"]))
+    text, usage = entry["reply"], reported(entry.get("usage"))
+    if not isinstance(text, str):
+        raise TypeError
+    return Reply(text, entry.get("finish"), used(usage, entry["request"], text))
 
 
 def _seconds(text: str) -> float:

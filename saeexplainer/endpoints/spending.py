@@ -16,6 +16,7 @@ from saeexplainer.records import Usage
 
 CHARACTERS_A_TOKEN = 4
 MILLION = 1_000_000
+MOST = 2**63  # tokens; what is more is no count
 LENGTH_FIELDS = ("max_completion_tokens", "max_tokens")  # of a request: what its reply may have at most
 
 
@@ -24,7 +25,7 @@ def reported(usage: object) -> dict[str, int] | None:
     if not isinstance(usage, Mapping):
         return None
     found: dict[str, Any] = {name: usage.get(name) for name in ("prompt_tokens", "completion_tokens")}
-    known = all(type(value) in (int, float) and value >= 0 and value == value // 1 for value in found.values())
+    known = all(type(value) in (int, float) and 0 <= value < MOST and value == value // 1 for value in found.values())
     return {name: int(value) for name, value in found.items()} if known else None
 
 

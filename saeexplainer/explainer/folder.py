@@ -16,7 +16,7 @@ from torch import nn
 from saeexplainer.config import TrainSft
 from saeexplainer.config.explainers import Adapter, Affine
 from saeexplainer.config.parts import Pretrained
-from saeexplainer.errors import UserError
+from saeexplainer.errors import UserError, first_line
 from saeexplainer.explainer.feature_tokens import AffineMap, new_affine_map, new_projection
 from saeexplainer.models.loading import load_pretrained
 from saeexplainer.models.pointer import ADAPTER, Pointer, open_model, open_tokenizer, read_pointer, write_pointer
@@ -91,16 +91,21 @@ def open_parts(folder: Path, trainable: bool = False) -> Parts:
     """What `save` left. `trainable`: an adapter may be trained on; a projection never is. Raises UserError."""
     model = open_model(folder, trainable=trainable)
     projection: nn.Linear | AffineMap | None = None
-    if (folder / AFFINE).is_file():
-        weights = read_tensors(folder / AFFINE)
-        projection = AffineMap(len(weights["bias"]), 1.0)
-        projection.load_state_dict(weights)
-        projection.requires_grad_(trainable)
-        model.requires_grad_(False)
-    if (folder / PROJECTION).is_file():
-        weight = read_tensors(folder / PROJECTION)["weight"]
-        projection = nn.Linear(weight.shape[1], weight.shape[0], bias=False).requires_grad_(False)
-        projection.weight.copy_(weight)
+    try:
+        if (folder / AFFINE).is_file():
+            weights = read_tensors(folder / AFFINE)
+            projection = AffineMap(len(weights["bias"]), 1.0)
+            projection.load_state_dict(weights)
+            projection.requires_grad_(trainable)
+            model.requires_grad_(False)
+        if (folder / PROJECTION).is_file():
+            weight = read_tensors(folder / PROJECTION)["weight"]
+            projection = nn.Linear(weight.shape[1], weight.shape[0], bias=False).requires_grad_(False)
+            projection.weight.copy_(weight)
+    except (LookupError, TypeError, RuntimeError) as error:
+        raise UserError(
+            f"{folder}: its map of directions has another shape ({first_line(error)}); train it again"
+        ) from None
     adapted = (folder / ADAPTER[0]).is_file()
     return Parts(model, open_tokenizer(folder), projection, read_pointer(folder), adapted)
 

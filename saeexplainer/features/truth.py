@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from scipy.sparse import csc_matrix, csr_matrix
 
+from saeexplainer.errors import UserError, first_line
 from saeexplainer.runs.storage import read_tensors, write_tensors
 
 
@@ -86,4 +87,7 @@ def load(path: Path, concepts: Sequence[str]) -> TruthTable:
         parts = (np.ones(len(indices)), indices, tensors[f"{name}.indptr"].numpy())
         return csc_matrix(parts, shape=tuple(tensors[f"{name}.shape"].tolist()))
 
-    return TruthTable(list(concepts), matrix("holds"), matrix("fires"))
+    try:
+        return TruthTable(list(concepts), matrix("holds"), matrix("fires"))
+    except (ValueError, TypeError, LookupError) as error:
+        raise UserError(f"{path}: holds no truth ({first_line(error)}); run `dvc repro` to remake it") from None

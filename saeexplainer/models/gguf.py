@@ -7,15 +7,18 @@ another way than the model was trained with.
 """
 
 import shutil
+import struct
 from collections.abc import Generator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
+
 from saeexplainer.errors import UserError, first_line
 from saeexplainer.runs.processes import once
-from saeexplainer.runs.storage import replacing, sha256
+from saeexplainer.runs.storage import DAMAGED, replacing, sha256
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
@@ -93,8 +96,16 @@ def _opened(file: Path) -> "GGUFReader":
     """The file's header. Raises UserError if it is no such file, or shorter than its header says."""
     from gguf import GGUFReader
 
+    class Bounded(GGUFReader):
+        """Past the end of a file gguf's own reads nothing, as often as a list says that it is long."""
+
+        def _get(self, offset: int, dtype: Any, count: Any = 1, override_order: Any = None) -> Any:
+            if offset + int(count) * np.dtype(dtype).itemsize > len(self.data):
+                raise ValueError("the file ends before its header does")
+            return super()._get(offset, dtype, count, override_order)
+
     with _readable(file):
-        return GGUFReader(file)
+        return Bounded(file)
 
 
 @contextmanager
@@ -102,7 +113,7 @@ def _readable(file: Path) -> Generator[None, None, None]:
     """What both readers end with on a file that they cannot read, as one line."""
     try:
         yield
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, NotImplementedError, RuntimeError) as error:
+    except (*DAMAGED, AttributeError, struct.error) as error:
         raise UserError(
             f"{file}: cannot be read as GGUF ({type(error).__name__}: {first_line(error)}); if it is whole, its "
             "architecture or quantisation is not known here: name a folder of safetensors instead"

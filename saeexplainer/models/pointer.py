@@ -1,10 +1,12 @@
 """A folder of the pipeline that holds a model, or says where one is."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from saeexplainer.config.parts import Pretrained
+from pydantic.dataclasses import dataclass
+
+from saeexplainer.config.parts import CLOSED, Pretrained
 from saeexplainer.errors import UserError, first_line
 from saeexplainer.models.loading import load_model, load_pretrained
 from saeexplainer.models.tokenizers import load_tokenizer
@@ -18,7 +20,7 @@ POINTER = "pretrained.json"  # in a folder of the pipeline without a model's wei
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")  # peft's, in a folder of the pipeline beside a pointer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CLOSED)
 class Pointer:
     """Where the model of a folder without one is, and how it is loaded."""
 
@@ -61,7 +63,7 @@ def read_pointer(folder: Path) -> Pointer | None:
     found = read_json(folder / POINTER)
     try:
         return Pointer(**found | {"pretrained": Pretrained(**found["pretrained"])})
-    except TypeError:
+    except (TypeError, ValueError, KeyError):
         raise UserError(f"{folder / POINTER}: from another version of this library; make the folder again") from None
 
 

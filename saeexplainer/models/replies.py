@@ -32,23 +32,26 @@ _MESSAGE_END = re.compile(r"<\|(?:end|return|call|start|channel)\|>")
 _BARE_CHANNEL, _BARE_FINAL = re.compile("(?:analysis|commentary)(?=[A-Z])"), "assistantfinal"
 QUOTES = ('""', "\u201c\u201d", "''")  # what opens and what closes a quotation
 MENDABLE = 10_000  # characters; json_repair's time grows with their square where quotation marks are astray
-_FENCE = re.compile(r"\A```\w*\s*|\s*```\Z")
+LONGEST = 2**18  # characters of a reply; what loops through more would take minutes to read, and is no answer
+_FENCE = re.compile(r"\A```\w*\s*")
 
 Value = TypeVar("Value")
 
 
 def answer(said: str) -> str:
-    """What a model says once it has thought; "" if it was cut before that."""
+    """What a model says once it has thought; "" if it was cut before that, or says too much."""
+    if len(said) > LONGEST:
+        return ""
     text = said.strip().removeprefix("\ufeff").strip()
-    behind = [text[mark.end() :].strip() for mark in _CLOSES.finditer(text)]
-    if (whole := next(filter(_is_json, [text, *behind]), None)) is not None:
+    ends = [0, *(mark.end() for mark in _CLOSES.finditer(text))]
+    if (whole := next(filter(_is_json, (text[end:].strip() for end in ends)), None)) is not None:
         return whole  # marks inside its strings are what it speaks about
     if CHANNEL in text:
         _, *finals = _FINAL.split(text)
         return _MESSAGE_END.split(finals[-1])[0].strip() if finals else ""
     if _BARE_CHANNEL.match(text):
         return text.partition(_BARE_FINAL)[2].strip()
-    return _OPENS.split(behind[-1] if behind else text)[0].strip()
+    return _OPENS.split(text[ends[-1] :].strip())[0].strip()
 
 
 def unquoted(text: str) -> str:
@@ -68,9 +71,14 @@ def straight_to_the_answer(prompt: str) -> str:
     return SPOKEN_ALOUD if end.endswith("<|start|>assistant") else ""
 
 
+def _unfenced(text: str) -> str:
+    """What stands in a fence of code, if that is all of the text."""
+    return _FENCE.sub("", text.strip()).removesuffix("```").rstrip()
+
+
 def ends_whole(text: str) -> bool:
     """Whether JSON closes at the end of the text, so that nothing of it was cut."""
-    return _FENCE.sub("", text.strip()).endswith(("}", "]"))
+    return _unfenced(text).endswith(("}", "]"))
 
 
 def last_json(text: str, name: str, kind: type[Value]) -> Value | None:
@@ -85,7 +93,7 @@ def values(text: str, name: str, count: int) -> list[Any] | None:
     own under the singular of the name, and a list that is all of the text needs no name. A list that had to be mended
     counts only if it has as many: a quotation mark that was misread makes others."""
     found = _last(text, name, list)
-    if found is None and isinstance(alone := _parsed(_FENCE.sub("", text.strip())), list):
+    if found is None and isinstance(alone := _parsed(_unfenced(text)), list):
         found = alone
     if found is None:
         found = _mended(text, name, list)
@@ -103,8 +111,10 @@ def _last(text: str, name: str, kind: type[Value]) -> Value | None:
         try:
             value, end = decoder.raw_decode(text, at)
             value = _whole_characters(value)
-        except (ValueError, RecursionError):
+        except ValueError:
             value, end = {}, at
+        except RecursionError:  # it would come again at every bracket
+            return None
         if isinstance(value.get(name), kind):
             found, at, behind = value[name], end, end
         else:
@@ -138,7 +148,7 @@ def _unpacked(value: Any, singular: str) -> Any:
 
 
 def _is_json(text: str) -> bool:
-    return isinstance(_parsed(_FENCE.sub("", text)), dict | list)
+    return isinstance(_parsed(_unfenced(text)), dict | list)
 
 
 def _parsed(text: str) -> Any:

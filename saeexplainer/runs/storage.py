@@ -12,17 +12,20 @@ from glob import escape
 from io import BufferedIOBase
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
-from saeexplainer.errors import UserError
+from saeexplainer.errors import UserError, first_line
 from saeexplainer.runs.processes import is_first
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     import torch
 
 Record = TypeVar("Record")
 NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)  # a folder or disk that takes nothing
 LONGEST = 2**28  # bytes of a line of a file from outside
+# What libraries end with on a file that is damaged, or is another one than its name says.
+DAMAGED = (OSError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, MemoryError)
 NOTES = "notes"  # key of a table's notes in its metadata
 
 
@@ -117,9 +120,15 @@ def write_rows(
 
     columns = {field.name: [getattr(row, field.name) for row in rows] for field in fields(record)}
     metadata = {NOTES: json.dumps(notes, sort_keys=True, default=asdict)} if notes else None
-    schema = pa.schema([(field.name, _arrow_type(field.type)) for field in fields(record)], metadata)
+    schema = _schema(record).with_metadata(metadata)
     with replacing(path, each=each) as temporary:
         pq.write_table(pa.table(columns, schema=schema), temporary)
+
+
+def _schema(record: type[Any]) -> "pa.Schema":
+    import pyarrow as pa
+
+    return pa.schema([(field.name, _arrow_type(field.type)) for field in fields(record)])
 
 
 def _arrow_type(kind: Any) -> Any:
@@ -138,32 +147,73 @@ def _arrow_type(kind: Any) -> Any:
     }[kind]
 
 
-def read_rows(path: Path, record: type[Record]) -> list[Record]:
-    """Read a table that `write_rows` wrote. Raises UserError if it is missing or of another shape."""
-    import pyarrow.parquet as pq
-
-    if not path.is_file():
-        raise UserError(f"{path}: no such table; run `{_maker(path)}` to make it")
-    table = pq.read_table(path)
-    expected = [field.name for field in fields(cast("Any", record))]
-    if table.column_names != expected:
-        found = f"columns are {table.column_names}, expected {expected}"
-        raise UserError(f"{path}: {found}; run `{_maker(path)}` to remake it")
+def read_rows(path: Path, record: type[Record], *, gaps: bool = False) -> list[Record]:
+    """Read a table that `write_rows` wrote. Raises UserError if it is missing, damaged or of another shape; also where
+    a value is null that may not be unknown, unless `gaps` are what the caller looks for."""
+    table = read_table(path, record)
+    kinds = {field.name: field.type for field in fields(cast("Any", record))}
+    if not gaps and (gap := next((n for n in kinds if kinds[n] != float | None and _has_gap(table[n])), None)):
+        raise UserError(f"{path}: column {gap} has nulls; run `{_maker(path)}` to remake it")
     return [record(**row) for row in table.to_pylist()]
 
 
+def read_table(path: Path, record: type[Any], **how: Any) -> "pa.Table":
+    """The same as columns of the types that `write_rows` gives them; `how` is what pyarrow's read_table takes, such as
+    filters or a part of the columns."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with _reading(path, "parquet", _maker(path), "table"):
+        schema = _schema(record)
+        if (names := pq.read_schema(path).names) != schema.names:
+            raise UserError(f"{path}: columns are {names}, expected {schema.names}; run `{_maker(path)}` to remake it")
+        table = pq.read_table(path, **how)
+        table = table.cast(pa.schema([schema.field(name) for name in table.column_names]))
+        table.validate(full=True)  # texts are UTF-8, and lists begin and end inside their column
+        return table
+
+
+def _has_gap(values: Any) -> bool:
+    """Whether something is null in a column, or in its lists."""
+    import pyarrow as pa
+
+    return values.null_count > 0 or (pa.types.is_list(values.type) and any(map(_has_gap, _inner(values))))
+
+
+def _inner(values: Any) -> Iterator[Any]:
+    return (chunk.flatten() for chunk in getattr(values, "chunks", [values]))
+
+
 def _maker(path: Path) -> str:
-    """The command that makes a table: what others made is no output of a stage."""
+    """The command that makes a file: what others made is no output of a stage."""
     return "sae-explainer import FILE" if path.parent.name == "imported" else "dvc repro"
 
 
+@contextmanager
+def _reading(path: Path, form: str, maker: str = "dvc repro", what: str = "file") -> Generator[None, None, None]:
+    """Whatever a reader ends with on a file that is missing, damaged or no such file, as one line that says how it is
+    made."""
+    from safetensors import SafetensorError
+
+    try:
+        if not path.is_file():  # what pipes hold comes late, or never
+            raise UserError(f"{path}: no such {what}; run `{maker}` to make it")
+        yield
+    except (*DAMAGED, SafetensorError) as error:
+        why = (isinstance(error, OSError) and error.strerror) or first_line(error)
+        raise UserError(f"{path}: not {form} that can be read ({why}); run `{maker}` to remake it") from None
+
+
 def read_notes(path: Path) -> dict[str, Any]:
-    """The notes of a table that `write_rows` wrote; empty where it has none. Raises UserError if it is missing."""
+    """The notes of a table that `write_rows` wrote; empty where it has none. Raises UserError if it is missing or
+    damaged."""
     import pyarrow.parquet as pq
 
-    if not path.is_file():
-        raise UserError(f"{path}: no such table; run `{_maker(path)}` to make it")
-    return json.loads((pq.read_schema(path).metadata or {}).get(NOTES.encode(), b"{}"))
+    with _reading(path, "parquet", _maker(path), "table"):
+        notes = json.loads((pq.read_schema(path).metadata or {}).get(NOTES.encode(), b"{}"))
+        if not isinstance(notes, dict):
+            raise TypeError(f"its notes are {notes!r}")
+        return notes
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -175,12 +225,8 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """Read a JSON file. Raises UserError if it is missing or broken."""
-    try:
+    with _reading(path, "JSON"):
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; run `dvc repro` to make it") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not JSON ({error}); run `dvc repro` to remake it") from None
 
 
 def write_tensors(path: Path, tensors: "dict[str, torch.Tensor]", *, each: bool = False) -> None:
@@ -191,10 +237,21 @@ def write_tensors(path: Path, tensors: "dict[str, torch.Tensor]", *, each: bool 
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
 
 
-def read_tensors(path: Path) -> "dict[str, torch.Tensor]":
-    """Read named tensors. Raises UserError if the file is missing."""
-    from safetensors.torch import load_file
+class _Tensors(dict[str, "torch.Tensor"]):
+    """Of one file, which a name that it lacks is the user's mistake about."""
 
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; run `dvc repro` to make it")
-    return load_file(path)
+    def __init__(self, path: Path) -> None:
+        from safetensors.torch import load_file
+
+        super().__init__(load_file(path))
+        self.path = path
+
+    def __missing__(self, name: str) -> NoReturn:
+        raise UserError(f"{self.path}: holds no tensor {name}; run `dvc repro` to remake it")
+
+
+def read_tensors(path: Path) -> "dict[str, torch.Tensor]":
+    """Read named tensors. Raises UserError if the file is missing or damaged, and later where a name is asked for that
+    it does not have."""
+    with _reading(path, "safetensors"):
+        return _Tensors(path)

@@ -60,6 +60,8 @@ def load(
             warnings.filterwarnings("ignore", message=r"\s*This SAE has non-empty model_from_pretrained_kwargs")
             warnings.filterwarnings("ignore", message="norm_scaling_factor not found")
             sae = _read(source, sae_id, device)
+        _check(sae, source, d_model)
+        _fold(sae, source, norm_scaling_factor)
     except KeyError as error:
         raise UserError(f"{source}: sae-lens reads no SAE of that kind ({error}); save its inference form") from None
     except (*UNREADABLE, AssertionError, SafetensorError) as error:
@@ -67,8 +69,6 @@ def load(
         raise UserError(
             f"{source}: no SAE {sae_id or ''} that sae-lens reads ({first_line(error)}); {advice}"
         ) from None
-    _check(sae, source, d_model)
-    _fold(sae, source, norm_scaling_factor)
     return sae.eval()
 
 
@@ -92,6 +92,8 @@ def _check(sae: "SAE", source: Path | str, d_model: int) -> None:
         )
     if sae.cfg.d_in != d_model:
         raise UserError(f"{source}: d_in is {sae.cfg.d_in}, the subject's width {d_model}; choose an SAE for it")
+    if architecture == "topk" and (k := cast("Any", sae.cfg).k) not in range(1, sae.cfg.d_sae + 1):
+        raise UserError(f"{source}: k is {k}, of {sae.cfg.d_sae} latents; correct its cfg.json")
 
 
 def _fold(sae: "SAE", source: Path | str, norm_scaling_factor: float | None) -> None:

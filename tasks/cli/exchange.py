@@ -159,13 +159,16 @@ def _write_lines(to: Path, records: Sequence[FeatureRecord]) -> str:
 def metadata(feature_id: str, params: Params) -> dict[str, Any]:
     """What a record says of the subject and the SAE of a feature; an SAE that is trained here is of no release."""
     sae = FeatureId.parse(feature_id).sae
-    settings = read_json(SAES / sae / "cfg.json")  # as sae-lens stored it
+    settings = read_json(file := SAES / sae / "cfg.json")  # as sae-lens stored it
     taken = {spec.name: spec.pretrained for spec in params.prepare_sae.saes if isinstance(spec, TakenSae)}
     released = taken.get(sae)
     of_release = (released.source, released.sae_id) if released is not None and released.sae_id is not None else ()
-    return exchange_records.metadata(
-        feature_id, settings["metadata"]["hook_name"], settings["d_in"], settings["d_sae"], *of_release
-    )
+    try:
+        return exchange_records.metadata(
+            feature_id, settings["metadata"]["hook_name"], settings["d_in"], settings["d_sae"], *of_release
+        )
+    except (LookupError, TypeError, ValueError, AttributeError):
+        raise UserError(f"{file}: lacks metadata.hook_name, d_in or d_sae; run `dvc repro` to remake it") from None
 
 
 def _measured(row: FeatureRow) -> dict[str, Any]:

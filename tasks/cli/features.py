@@ -4,8 +4,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from saeexplainer.records import EvaluationRow, ExplanationRow, FeatureRow, PromotedRow
-from saeexplainer.runs.storage import read_rows
+from saeexplainer.records import ContextRow, EvaluationRow, ExplanationRow, FeatureRow, PromotedRow
+from saeexplainer.runs.storage import read_rows, read_table
 from tasks.places import ACTIVATIONS, EVALUATIONS, LABELS
 from tasks.workspace.printable import printable
 
@@ -55,13 +55,11 @@ def listed(sae: str, split: str | None = None, search: str = "", sort: str = "in
 
 
 def _top_tokens(wanted: set[str]) -> dict[str, list[str]]:
-    import pyarrow.parquet as pq
-
     path = ACTIVATIONS / "contexts.parquet"
     if not path.is_file():
         return {}
     # Not `read_rows`: the columns that are left out are nearly all of the table.
-    table = pq.read_table(path, columns=["feature_id", "rank", "tokens", "peak"], filters=[("rank", "<", 10)])
+    table = read_table(path, ContextRow, columns=["feature_id", "rank", "tokens", "peak"], filters=[("rank", "<", 10)])
     tokens: dict[str, dict[str, None]] = defaultdict(dict)
     for row in sorted(table.to_pylist(), key=lambda row: row["rank"]):
         if row["feature_id"] in wanted and len(tokens[row["feature_id"]]) < TOP_TOKENS:

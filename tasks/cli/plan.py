@@ -181,8 +181,10 @@ def _named(model: str, field: str) -> Shape:
         raise UserError(
             f"{field}: {model}: size unknown; choose from {known}, name a model's folder, or add it to {_place(SHAPES)}"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error}); name a folder that transformers saved") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: holds no mapping; name a folder that transformers saved")
     return shape_of(config, str(path))
 
 
@@ -207,7 +209,7 @@ def _made_here(params: Params) -> Shape:
 def _read(path: Path) -> dict[str, Any]:
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{_place(path)}: {error}; restore it with git") from None
     if not isinstance(found, dict):
         raise UserError(f"{_place(path)}: holds no mapping; restore it with git")

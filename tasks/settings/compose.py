@@ -70,7 +70,8 @@ def _compose(file: Path, overrides: list[str], source: str) -> DictConfig:
         raise UserError(
             f"{place}: line {mark.line + 1 if mark else 1}: not YAML ({error.problem}); correct it"
         ) from None
-    except (HydraException, OmegaConfBaseException, ValueError) as error:  # the last of a choice that is no text
+    except (HydraException, OmegaConfBaseException, ValueError, RecursionError) as error:
+        # ValueError of a choice that is no text, RecursionError of brackets in brackets
         raise UserError(_explained(error, overrides, source)) from None
 
 
@@ -81,7 +82,7 @@ def _explained(error: Exception, overrides: list[str], source: str) -> str:
         if group != CONF and group.is_dir() and not (group / f"{value}.yaml").is_file():
             known = sorted(path.stem for path in group.glob("*.yaml"))
             return f"conf/{group.name}: {value!r} is unknown; choose from {', '.join(known)}"
-    message = " ".join(str(error).split())
+    message = params.one_line(error)
     for override in overrides:
         key = override.partition("=")[0]
         if "=" in override and f"'{key}'" in message:

@@ -11,6 +11,9 @@ from pydantic import Tag, ValidationError
 UNKNOWN = "unexpected_keyword_argument"
 MAY_HOLD_A_KEY = "endpoint"  # a section whose texts are not repeated
 
+SHOWN = 100  # characters of a wrong value that a message repeats
+LARGEST = 1024  # bits of a number that is written out
+
 
 def explained(error: ValidationError, kind: type) -> str:
     """The first mistake in settings of `kind`; an unknown key comes before the missing one that it was meant for."""
@@ -38,7 +41,10 @@ def _advice(name: str, known: list[str]) -> str:
 
 def _shown(key: str, value: Any) -> str:
     hidden = isinstance(value, str) and MAY_HOLD_A_KEY in key.split(".")
-    return "" if hidden or isinstance(value, dict | list) else f"is {value!r}; "
+    if hidden or isinstance(value, dict | list):
+        return ""
+    long = isinstance(value, int) and value.bit_length() > LARGEST  # Python itself refuses to write thousands of digits
+    return f"is {'too large' if long else repr(value)[:SHOWN]}; "
 
 
 def _place(kind: Any, loc: tuple[str | int, ...]) -> tuple[str, Any]:

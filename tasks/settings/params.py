@@ -19,20 +19,33 @@ from saeexplainer.errors import UserError
 from tasks.settings.checks import check
 from tasks.settings.misfits import explained
 
+SHOWN = 300  # characters of what a parser says that a message repeats
+UNREADABLE = (
+    yaml.YAMLError, OmegaConfBaseException, ValueError, LookupError, TypeError, AttributeError, RecursionError,
+)  # fmt: skip
+
 
 def load(path: Path = Path("params.yaml")) -> Params:
     """Read, convert and check a parameter file. Raises UserError."""
     try:
-        text = path.read_text(encoding="utf-8")
+        config = OmegaConf.create(_without_aliases(path.read_text(encoding="utf-8"), path))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; write it with `sae-explainer compose`") from None
-    try:
-        config = OmegaConf.create(text)
-    except yaml.YAMLError as error:
+    except UNREADABLE as error:  # YAML's constructors of numbers, times and the like let Python's own errors through
         raise UserError(f"{path}: not YAML ({one_line(error)}); write it with `sae-explainer compose`") from None
     if not isinstance(config, DictConfig):
         raise UserError(f"{path}: holds no mapping of sections; write it with `sae-explainer compose`")
     return build(config, str(path))
+
+
+def _without_aliases(text: str, path: Path) -> str:
+    """The text of a YAML file in which every value stands for itself: a few aliases of aliases would fill the memory.
+    Raises UserError on an alias."""
+    for event in yaml.parse(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        if isinstance(event, yaml.AliasEvent):
+            place = f"{path}: line {event.start_mark.line + 1}"
+            raise UserError(f"{place}: *{event.anchor} stands for what is written elsewhere; write it out here")
+    return text
 
 
 def text(config: DictConfig, source: str) -> str:
@@ -44,11 +57,9 @@ def text(config: DictConfig, source: str) -> str:
 
 def build(config: DictConfig, source: str) -> Params:
     """A plain config to checked dataclasses; `source` is the file that error messages name."""
-    if missing := OmegaConf.missing_keys(config):
-        raise UserError(
-            f"{source}: {min(missing)}: missing; add it (`saeexplainer/config/__init__.py` says what it means)"
-        )
     try:
+        if missing := OmegaConf.missing_keys(config):
+            raise UserError(f"{min(missing)}: missing; add it (`saeexplainer/config/__init__.py` says what it means)")
         params = TypeAdapter(Params).validate_python(OmegaConf.to_container(config, resolve=True))
         check(params)
     except OmegaConfBaseException as error:
@@ -78,5 +89,5 @@ def _leaves(node: Any, key: str, name: str) -> Iterator[tuple[str, str, Any]]:
 
 
 def one_line(error: object) -> str:
-    """What OmegaConf or YAML says, without where: that the key says."""
-    return " ".join(str(error).split("\n    full_key")[0].split())
+    """The beginning of what OmegaConf or YAML says, without where: that the key says."""
+    return " ".join(str(error).split("\n    full_key")[0].split())[:SHOWN]

@@ -614,15 +614,6 @@ def test_a_key_that_stands_for_the_whole_endpoint_is_not_repeated(tmp_path: Path
     assert "evaluate.judges[0].endpoint: must be a mapping" in str(caught.value) and "sk-a1b2" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["seed: [", "seed: 1\nseed: 2", "- 1", "", "just words"])
-def test_a_broken_file_is_one_line(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "params.yaml"
-    path.write_text(text, encoding="utf-8")
-    with pytest.raises(UserError) as caught:
-        params.load(path)
-    assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
-
-
 def test_an_absent_file_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="No such file.*sae-explainer compose"):
         params.load(tmp_path / "params.yaml")

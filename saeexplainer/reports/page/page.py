@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 
 from saeexplainer.domains.domain import Domain
-from saeexplainer.errors import UserError
 from saeexplainer.features import truth as truth_tables
 from saeexplainer.figures.comparison import LOWER_IS_BETTER, chain_of, metrics_of
 from saeexplainer.figures.notation import DASH, held_out, words
@@ -38,7 +37,7 @@ from saeexplainer.records import (
 )
 from saeexplainer.reports.page import glance, payload
 from saeexplainer.reports.page.payload import FeatureRecords, RoundRecords
-from saeexplainer.runs.storage import replacing
+from saeexplainer.runs.storage import read_table, replacing
 
 BLOCK = 64  # features that are inflated together: some 100 KB, a few milliseconds
 TRUTH_SHOWN = 3  # concepts a feature
@@ -98,15 +97,10 @@ class Columns:
 def _read(path: Path, record: type[Any], rows: Any = None) -> Any:
     """The table, empty where the file is not there. Raises UserError if it is of another shape."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    expected = [column.name for column in fields(record)]
     if not path.is_file():
-        return pa.table({name: pa.array([], pa.string()) for name in expected})
-    table = pq.read_table(path, filters=rows)
-    if table.column_names != expected:
-        raise UserError(f"{path}: columns are {table.column_names}, expected {expected}; run `dvc repro` to remake it")
-    return table.combine_chunks()
+        return pa.table({column.name: pa.array([], pa.string()) for column in fields(record)})
+    return read_table(path, record, filters=rows).combine_chunks()
 
 
 @dataclass(frozen=True)
