@@ -47,7 +47,8 @@ class FeatureTable:
         those that are spread over all in which it fires, and one with so many of the tokens that it promotes."""
         lines: dict[str, list[str]] = {row.feature_id: [] for row in self.rows}
         if contexts:
-            for feature_id, shown in listed(read_rows(self.folder / "contexts.parquet", ContextRow), contexts).items():
+            rows = read_rows(self.folder / "contexts.parquet", ContextRow, filters=[("rank", "<", contexts)])
+            for feature_id, shown in listed(rows, contexts).items():
                 lines[feature_id].append(shown)
         if spread:
             for feature_id, rows in by_feature(read_rows(self.folder / "spread.parquet", ContextRow)).items():

@@ -147,10 +147,11 @@ def _arrow_type(kind: Any) -> Any:
     }[kind]
 
 
-def read_rows(path: Path, record: type[Record], *, gaps: bool = False) -> list[Record]:
+def read_rows(path: Path, record: type[Record], *, gaps: bool = False, filters: Any = None) -> list[Record]:
     """Read a table that `write_rows` wrote. Raises UserError if it is missing, damaged or of another shape; also where
-    a value is null that may not be unknown, unless `gaps` are what the caller looks for."""
-    table = read_table(path, record)
+    a value is null that may not be unknown, unless `gaps` are what the caller looks for. `filters` as pyarrow takes
+    them: rows that they leave out are not made."""
+    table = read_table(path, record, filters=filters)
     kinds = {field.name: field.type for field in fields(cast("Any", record))}
     if not gaps and (gap := next((n for n in kinds if kinds[n] != float | None and _has_gap(table[n])), None)):
         raise UserError(f"{path}: column {gap} has nulls; run `{_maker(path)}` to remake it")

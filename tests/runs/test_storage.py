@@ -52,6 +52,12 @@ def test_the_same_rows_are_the_same_bytes(tmp_path):
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
+def test_filters_leave_rows_out(tmp_path):
+    rows = [records.ContextRow("f", rank, "a b", ["a", " b"], [0.0, float(rank)], 1, []) for rank in range(5)]
+    write_rows(tmp_path / "contexts.parquet", rows, records.ContextRow)
+    assert read_rows(tmp_path / "contexts.parquet", records.ContextRow, filters=[("rank", "<", 2)]) == rows[:2]
+
+
 def test_a_number_that_nobody_knows_reads_back_as_none(tmp_path):
     rows = [replace(filled(records.ScoreRow), reward=reward) for reward in (None, 0.0)]
     write_rows(tmp_path / "rows", rows, records.ScoreRow)
