@@ -168,7 +168,8 @@ class GenerateExplanations:
 class Reward:
     """weight_share * share of texts at or over the threshold + weight_any * any text there + weight_mean * mean clipped
     normalised activation + weight_max * maximum normalised activation - weight_neighbours * mean over texts of the
-    clipped activation of the hardest firing neighbour; never below 0. All in units of each feature's own maximum."""
+    clipped activation of the hardest firing neighbour - weight_words * words of the explanation; never below 0.
+    Activations are in units of each feature's own maximum."""
 
     threshold: PositiveShare  # share of the feature's corpus maximum that counts as firing (the paper: one half)
     weight_share: Amount  # reward of a candidate all of whose texts reach the threshold
@@ -176,6 +177,7 @@ class Reward:
     weight_mean: Amount  # reward per unit of mean activation, each text clipped at 1
     weight_max: Amount  # alone at 1.0 this is the paper's reward, normalised
     weight_neighbours: Amount  # reward lost where a nearest neighbour fires: an explanation must single out its feature
+    weight_words: Amount  # reward lost for each word of the explanation
     shuffle: Flag  # control: rewards are permuted among the candidates of each feature
 
 

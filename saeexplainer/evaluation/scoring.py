@@ -36,7 +36,9 @@ class Outcome:
 
     def reward(self, config: Reward) -> float | None:
         """What the explanation earns; an empty one earns 0. None where it is not known."""
-        return rewards.reward(self.responses.own, self.responses.neighbours, config) if self.is_known else None
+        if not self.is_known:
+            return None
+        return rewards.reward(self.responses.own, self.responses.neighbours, config, len(self.explanation.split()))
 
 
 def try_out(

@@ -9,13 +9,14 @@ from saeexplainer.config import Reward
 from saeexplainer.records import ScoreRow
 
 
-def reward(activations: Sequence[float], neighbours: Sequence[float], config: Reward) -> float:
+def reward(activations: Sequence[float], neighbours: Sequence[float], config: Reward, words: int = 0) -> float:
     """The reward of one explanation from what its texts do to its feature and to the hardest firing neighbour of each
-    text, all in units of the latent's own corpus maximum.
+    text, all in units of the latent's own corpus maximum, and from its number of words.
 
     With weight_max 1 and the others 0 this is the paper's reward (docs/METHOD.md section 5), normalised; raw and
-    normalised maxima rank the candidates of a feature alike. The neighbours' term makes it discriminative. No text,
-    as of an empty explanation, earns 0, and no reward is below 0.
+    normalised maxima rank the candidates of a feature alike. The neighbours' term makes it discriminative; that of
+    the words takes back what an addition earns that hardly helps. No text, as of an empty explanation, earns 0, and no
+    reward is below 0.
     """
     if not activations:
         return 0.0
@@ -26,7 +27,7 @@ def reward(activations: Sequence[float], neighbours: Sequence[float], config: Re
         + config.weight_mean * _clipped_mean(activations)
         + config.weight_max * max(activations)
     )
-    return max(0.0, earned - config.weight_neighbours * _clipped_mean(neighbours))
+    return max(0.0, earned - config.weight_neighbours * _clipped_mean(neighbours) - config.weight_words * words)
 
 
 def _clipped_mean(values: Sequence[float]) -> float:

@@ -101,7 +101,9 @@ def reward_hallucination_rows(
     rows = []
     for name, found in comparison["rounds"].items():
         measured = [row for row in evaluations[name] if not math.isnan(row.generative_accuracy)]
-        earned = [reward(row.activations, row.neighbour_activations, config) for row in measured]
+        earned = [
+            reward(row.activations, row.neighbour_activations, config, len(row.explanation.split())) for row in measured
+        ]
         mean = bootstrap_mean(earned, resamples, comparison["seed"])
         rate = found[HALLUCINATION]
         rows.append(

@@ -16,6 +16,7 @@ SHARE = Reward(
     weight_mean=0.1,
     weight_max=0.0,
     weight_neighbours=0.0,
+    weight_words=0.0,
     shuffle=False,
 )
 REFERENCE = replace(SHARE, weight_share=0.0, weight_any=0.0, weight_mean=0.0, weight_max=1.0)
@@ -38,6 +39,13 @@ def test_the_weighted_sum(activations, expected):
 def test_the_references_reward_is_the_strongest_text():
     assert reward([0.2, 1.7, 0.3], [9.0] * 3, REFERENCE) == 1.7
     assert reward([], [], REFERENCE) == 0.0
+
+
+def test_words_cost_what_they_are_said_to_cost():
+    brief = replace(SHARE, weight_words=0.05)
+    assert reward([1.0], [], brief, words=3) == pytest.approx(1.6 - 0.15)
+    assert reward([0.0], [], brief, words=3) == reward([], [], brief, words=3) == 0.0, "never below 0"
+    assert reward([1.0], [], brief) == reward([1.0], [], SHARE, words=7) == 1.6
 
 
 def scores(features: int, candidates: int) -> list[ScoreRow]:
