@@ -64,7 +64,7 @@ def _later_rounds(rounds: int, names: list[str]) -> list[str]:
     if not 1 <= rounds <= len(names):
         raise StageFailed(
             f"rounds: is {rounds}; params.yaml has {len(names)} ({', '.join(names)}): give 1 to {len(names)}, or add "
-            "one with overrides such as '+rounds.r4={start: r3, beta: 0.15, learning_rate: 3e-4}'"
+            "one with overrides such as '+rounds.r3={start: r2, beta: 0.15, learning_rate: 3e-4}'"
         )
     return names[rounds:]
 

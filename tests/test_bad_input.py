@@ -152,7 +152,7 @@ WRONG: dict[str, tuple[str, Callable[[Path], None], str]] = {
         "generate_explanations r1", edit(rounds__r1__start="r7"), "params.yaml: rounds.r1.start: is 'r7'",
     ),
     "an unknown round": (
-        "train_dpo r9", edit(), "python -m tasks.train_dpo: got 'r9'; give one of params.yaml's rounds: r1, r2, r3",
+        "train_dpo r9", edit(), "python -m tasks.train_dpo: got 'r9'; give one of params.yaml's rounds: r1, r2",
     ),
     "a round whose input is missing": ("build_preferences r1", edit(), "data/rounds/r1/scores.parquet: no such table"),
     "a misspelled key": (

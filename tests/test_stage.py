@@ -50,7 +50,7 @@ def started(workspace: Path, *arguments: str) -> subprocess.Popen[str]:
             ["train_dpo"],
             2,
             "",
-            "error: python -m tasks.train_dpo: got none; give one of params.yaml's rounds: r1, r2, r3\n",
+            "error: python -m tasks.train_dpo: got none; give one of params.yaml's rounds: r1, r2\n",
         ),
         (["train_dpo", "open_loop"], 2, "", "error: python -m tasks.train_dpo: got 'open_loop'; give one of "),
         (["train_sft", "r1"], 2, "", "error: python -m tasks.train_sft: takes no argument"),

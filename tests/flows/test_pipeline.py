@@ -87,7 +87,7 @@ def test_the_plan_is_a_topological_order_of_dvcs_graph(monkeypatch: pytest.Monke
 def test_rounds_are_sub_flows_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     steps = plan()
-    assert [step.round for step in steps if step.round] == ["r1"] * 5 + ["r2"] * 5 + ["r3"] * 5
+    assert [step.round for step in steps if step.round] == ["r1"] * 5 + ["r2"] * 5
     assert Step("train_dpo@r1", "r1").label == "train_dpo[r1]"
     assert Step("evaluate@r1", None) in steps
 
@@ -126,9 +126,9 @@ def test_runs_then_is_unchanged_then_fails_with_the_stages_reason(
 def test_rounds_leave_later_ones_and_what_needs_them_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     kept, everything = {step.stage for step in plan(rounds=1)}, {step.stage for step in plan()}
-    later = {stage for stage in everything if stage.endswith(("@r2", "@r3"))}
+    later = {stage for stage in everything if stage.endswith("@r2")}
     assert everything - kept == later | {"compare_rounds"}
-    with pytest.raises(StageFailed, match=re.escape("rounds: is 4; params.yaml has 3 (r1, r2, r3)")):
+    with pytest.raises(StageFailed, match=re.escape("rounds: is 4; params.yaml has 2 (r1, r2)")):
         plan(rounds=4)
 
 
@@ -195,8 +195,7 @@ def finished(toy: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     text = (toy / "dvc.yaml").read_text().replace("  last:", "  compare_rounds:")
     (toy / "dvc.yaml").write_text(text)
     settings = yaml.safe_load((ROOT / "params.yaml").read_text())
-    for later in ("r2", "r3"):
-        del settings["rounds"][later], settings["evaluations"][later]
+    del settings["rounds"]["r2"], settings["evaluations"]["r2"]
     (toy / "params.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
     comparison = summarise({name: evaluated([0.25, 0.5]) for name in ("sft", "r1")}, 20, 0)
     write_json(toy / "reports/comparison.json", comparison)

@@ -187,8 +187,8 @@ def test_overrides_change_only_what_they_name() -> None:
 
 
 def test_an_override_that_cannot_run_raises() -> None:
-    with pytest.raises(UserError, match="evaluations.r4: missing"):
-        compose.composed(["+rounds.r4={start: r3, beta: 0.1, learning_rate: 1e-4}"])
+    with pytest.raises(UserError, match="evaluations.r3: missing"):
+        compose.composed(["+rounds.r3={start: r2, beta: 0.1, learning_rate: 1e-4}"])
 
 
 def test_kept_settings_change_only_where_they_are_named(tmp_path: Path) -> None:

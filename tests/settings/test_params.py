@@ -224,7 +224,7 @@ WRONG = {
     "a reinforcement that starts from none": (
         {"reinforcements__g1": {"start": "r9", "epochs": 1.0, "beta": 0.0, "learning_rate": 0.1}},
         "reinforcements.g1.start",
-        "'r9'; choose what is trained before it: sft, r1, r2, r3",
+        "'r9'; choose what is trained before it: sft, r1, r2",
     ),
     "a reinforcement named as a round": (
         {"reinforcements__r1": {"start": "sft", "epochs": 1.0, "beta": 0.0, "learning_rate": 0.1}},
@@ -624,7 +624,7 @@ def test_no_metric_need_be_guarded(tmp_path: Path) -> None:
 
 
 def test_one_more_round_needs_no_code(tmp_path: Path) -> None:
-    fourth = {"start": "r3", "beta": 0.2, "learning_rate": 1e-4}
-    measured = {"kind": "explainer", "source": "data/explainers/r4"}
-    loaded = params.load(edited(tmp_path, rounds__r4=fourth, evaluations__r4=measured))
-    assert list(loaded.rounds) == ["r1", "r2", "r3", "r4"]
+    third = {"start": "r2", "beta": 0.2, "learning_rate": 1e-4}
+    measured = {"kind": "explainer", "source": "data/explainers/r3"}
+    loaded = params.load(edited(tmp_path, rounds__r3=third, evaluations__r3=measured))
+    assert list(loaded.rounds) == ["r1", "r2", "r3"]
