@@ -49,7 +49,7 @@ def summarise(variants: Sequence[Variant], resamples: int) -> dict[str, Any]:
     Raises UserError where evaluations of one variant measure different features.
     """
     control = of_group(variants, CONTROL)
-    last = last_round(_names(of_group(variants, SEEDS))) or THE_LAST
+    last = next(filter(None, (last_round(_names(of_group(variants, group))) for group in (SEEDS, LOOKED_AT))), THE_LAST)
     return {
         "resamples": resamples,
         "last": last,

@@ -346,6 +346,11 @@ def test_seeds_that_were_looked_at_have_tables_of_their_own() -> None:
     assert "to choose any setting: `seed3`." in before
 
 
+def test_without_fresh_seeds_those_that_were_looked_at_name_the_last_round() -> None:
+    found = summarise([absent("seed3", SEEDS, None, [], "not run"), variant("seed0", LOOKED_AT, BETTER)], 200)
+    assert found["last"] == "r2" and found["differences"][LOOKED_AT]["r2-oracle"]["generative_accuracy"]["pooled"]
+
+
 def test_label_quality_takes_the_source_in_and_goes_from_poor_to_clean() -> None:
     poor, clean = {"open_loop": [0.0, 0.0, 0.0, 0.25]}, {"open_loop": [0.75, 0.5, 0.5, 0.5]}
     found = summarise(
