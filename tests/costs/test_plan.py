@@ -194,7 +194,9 @@ def test_calls_are_those_of_the_finished_run_but_for_duplicates() -> None:
     for name, found in spent().rounds.items():
         loads = planned(Features(sft=0, dpo=found.features - 120, valid=120, test=280))
         assert loads[f"generate_explanations@{name}"].calls == found.sampling.calls
-        assert loads[f"generate_explanations@{name}"].prompt_tokens == found.sampling.prompt_tokens
+        prompts = loads[f"generate_explanations@{name}"].prompt_tokens
+        # A context whose strongest token is among the first words of its text is shorter.
+        assert 0.98 * prompts <= found.sampling.prompt_tokens <= prompts
         distinct = found.scoring.calls / texts
         assert distinct.is_integer()
         duplicates = 1 - distinct / found.sampling.calls
