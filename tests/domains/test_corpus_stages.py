@@ -109,7 +109,14 @@ def test_a_corpus_labels_itself_and_warms_up(workspace: Path, monkeypatch: pytes
     given = replace(
         given,
         label_features=replace(given.label_features, source="data/activations/contexts.parquet"),
-        train_sft=replace(given.train_sft, warmup_examples=60, warmup_batch_size=30, replay_share=0.3),
+        train_sft=replace(
+            given.train_sft,
+            warmup_examples=60,
+            warmup_batch_size=30,
+            replay_share=0.3,
+            warmup_places=1,
+            prompt=replace(given.train_sft.prompt, shown_contexts=0),
+        ),
     )
     torch.set_grad_enabled(False)
     extract_activations.run(given)

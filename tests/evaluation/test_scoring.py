@@ -47,7 +47,7 @@ def test_an_explanation_is_written_once_and_scored_for_each_feature() -> None:
     assert [one.texts for one in found] == [["a dog", "the dog"], ["a dog", "the dog"], ["a cat"], []]
     assert [one.accuracy for one in found] == [0.5, 0.5, 1.0, 0.0]
     first = REWARD.weight_share * 0.5 + REWARD.weight_any + REWARD.weight_mean * 0.625
-    assert found[0].reward(REWARD) == pytest.approx(first)
+    assert found[0].reward(REWARD) == pytest.approx(first - REWARD.weight_words)
     assert found[3].reward(REWARD) == 0.0 and found[3].is_known
 
 

@@ -115,7 +115,7 @@ def test_reward_of_an_evaluation_is_that_of_the_rounds(comparison):
         name: [replace(row, activations=activations) for row in evaluated([0.5] * 4)]
         for name, activations in (("open_loop", [1.0]), ("sft", []), ("r1", [1.0, 0.0]))
     }
-    config = replace(tiny.settings().score_explanations.reward, weight_mean=0.0)  # share + 0.2 * any
+    config = replace(tiny.settings().score_explanations.reward, weight_mean=0.0, weight_words=0.0)  # share + 0.2 * any
     rows = reward_hallucination_rows(comparison, evaluations, config, 10)
     assert [(row.round, round(row.reward, 9)) for row in rows] == [("open_loop", 1.2), ("sft", 0.0), ("r1", 0.7)]
     assert rows[1].hallucination == comparison["rounds"]["sft"]["hallucination_rate"]["value"]
@@ -124,7 +124,7 @@ def test_reward_of_an_evaluation_is_that_of_the_rounds(comparison):
 def test_features_whose_texts_failed_are_in_no_reward(comparison):
     rows = evaluated([0.5, 0.5, math.nan])
     evaluations = dict.fromkeys(comparison["rounds"], [replace(row, activations=[1.0]) for row in rows[:2]] + rows[2:])
-    config = replace(tiny.settings().score_explanations.reward, weight_mean=0.0)  # share + 0.2 * any
+    config = replace(tiny.settings().score_explanations.reward, weight_mean=0.0, weight_words=0.0)  # share + 0.2 * any
     assert [row.reward for row in reward_hallucination_rows(comparison, evaluations, config, 10)] == [1.2] * 3
 
 
@@ -163,6 +163,8 @@ def test_stage_writes_its_files_and_outlives_a_dead_tracking_server(tmp_path, mo
     write_rows(
         tmp_path / "data/activations/features.parquet", [FeatureRow("a", "main", 0, "dpo", 1.0, 0.1)], FeatureRow
     )
+    context = ContextRow("a", 0, "the dog", ["the", " dog"], [0.0, 1.0], 1, [])
+    write_rows(tmp_path / "data/activations/contexts.parquet", [context], ContextRow)
     report = compare_rounds.run(settings)
     assert sorted(path.name for path in (tmp_path / "reports").iterdir()) == [
         "comparison.json", "confidence.csv", "confidence.json", "costs.json", "generative_accuracy.json",
@@ -179,7 +181,8 @@ def test_stage_writes_its_files_and_outlives_a_dead_tracking_server(tmp_path, mo
     assert sure["r1"]["auroc"]["value"] == 0.0 and len(sure["r1"]["coverage"]) == 4
     spent = json.loads((tmp_path / "reports/costs.json").read_text())
     assert spent["rounds"]["r1"]["sampling"] == {
-        "calls": 1, "prompt_tokens": 4, "written_tokens": 4, "read_tokens": 0,  # bos <explain> feature <about>
+        # bos <explain> feature <text> the dog <about>
+        "calls": 1, "prompt_tokens": 7, "written_tokens": 4, "read_tokens": 0,
     }  # fmt: skip
     assert spent["evaluations"]["sft"]["calls"] == 3 and spent["evaluations"]["sft"]["measuring"]["calls"] == 1
     assert report.lines[-1].startswith("warning: MLflow at http://127.0.0.1:9 did not take the result")

@@ -71,7 +71,8 @@ def written(folder: Path, body: str) -> dict:
     """A folder with params.yaml and the stage; how to start it."""
     (folder / "label_features.py").write_text(STAGE.replace("    BODY\n", body))
     (folder / "params.yaml").write_text((ROOT / "params.yaml").read_text())
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("TQDM_")}
+    quieter = ("TQDM_", "TRANSFORMERS_")  # such as the command line sets for itself
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(quieter)}
     return {
         "args": [sys.executable, "-m", "label_features"], "cwd": folder,
         "env": environment | {"PYTHONPATH": str(ROOT)},
