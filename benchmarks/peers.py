@@ -177,17 +177,25 @@ def main() -> int:
         shapes = chosen(options.shapes, list(SHAPES), "--shapes")
         parts = chosen(options.parts, [*PARTS, MEMORY], "--parts")
         fetch()
-        found = {shape: {part: measured(shape, part) for part in parts} for shape in shapes}
+        figures: dict[str, Any] = {"machine": machine(), "shapes": {}}
+        for shape in shapes:
+            found = {part: measured(shape, part) for part in parts}
+            figures["shapes"][shape] = found
+            print(page(figures | {"shapes": {shape: found}}), flush=True)
+            if options.write:
+                keep(figures)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    before = read_json(FIGURES)["shapes"] if options.write and FIGURES.is_file() else {}
-    figures = {"machine": machine(), "shapes": before | found}
-    if options.write:
-        write_json(FIGURES, figures)
-        PAGE.write_text(page(figures), encoding="utf-8")
-    print(page(figures))
     return 0
+
+
+def keep(figures: dict[str, Any]) -> None:
+    """Write the page and its figures; shapes that were not measured now stay as they stand."""
+    before = read_json(FIGURES)["shapes"] if FIGURES.is_file() else {}
+    kept = figures | {"shapes": before | figures["shapes"]}
+    write_json(FIGURES, kept)
+    PAGE.write_text(page(kept), encoding="utf-8")
 
 
 if __name__ == "__main__":

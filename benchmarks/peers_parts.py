@@ -10,6 +10,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -334,6 +335,7 @@ def _dpo(shape: Shape, model: Any, features: Sequence[int]) -> Way:
     )  # fmt: skip
     trainer = prepared_trainer()(
         model=get_peft_model(model, lora) if lora else model,
+        ref_model=None if lora else deepcopy(model),
         args=arguments,
         train_dataset=Dataset.from_list(rows),
         processing_class=shape.tokenizer,
