@@ -182,19 +182,10 @@ def page(study: dict[str, Any], plan: str = "study") -> str:
         "are resampled inside each seed. Bold: the interval leaves zero out.",
         "## All seeds together",
         _whose_figures_count(study),
-        _pooled_table("explanations", study["pooled"], percent),
-        _calls_told(study["calls"]),
-        f"The next table has the difference of each round to `{START}`, paired by feature.",
-        _pooled_table(f"− {START}", study["gains"], bold),
-        f"The next table subtracts what is no round from `{study['last']}`.",
-        _pooled_table(f"{study['last']} −", study["leads"], bold),
+        *_together(study),
         "## Runs",
         _runs(study),
-        "## Seeds",
-        f"![generative accuracy and hallucination rate of every seed]({plan}_seeds.png)",
-        *_seed_tables(study, SEEDS),
-        "## Differences between rounds",
-        *_difference_tables(study, SEEDS),
+        *_seeds(study, plan),
         *_looked_at(study),
         *_control(study),
         *_labels(study, plan),
@@ -213,6 +204,28 @@ def _whose_figures_count(study: dict[str, Any]) -> str:
         "Settings were chosen after some of the following seeds had been seen on test, so their figures stand apart: "
         f"{seen}."
     )
+
+
+def _together(study: dict[str, Any]) -> Iterator[str]:
+    """The pooled tables, once a seed that counts was run."""
+    if study["pooled"]:
+        yield _pooled_table("explanations", study["pooled"], percent)
+        yield _calls_told(study["calls"])
+        yield f"The next table has the difference of each round to `{START}`, paired by feature."
+        yield _pooled_table(f"− {START}", study["gains"], bold)
+        yield f"The next table subtracts what is no round from `{study['last']}`."
+        yield _pooled_table(f"{study['last']} −", study["leads"], bold)
+
+
+def _seeds(study: dict[str, Any], plan: str) -> Iterator[str]:
+    """The seeds that count one by one, the picture and the differences once one was run."""
+    yield "## Seeds"
+    if study["pooled"]:
+        yield f"![generative accuracy and hallucination rate of every seed]({plan}_seeds.png)"
+    yield from _seed_tables(study, SEEDS)
+    if study["pooled"]:
+        yield "## Differences between rounds"
+        yield from _difference_tables(study, SEEDS)
 
 
 def _calls_told(calls: dict[str, float]) -> str:

@@ -309,13 +309,15 @@ def write_report(plan: str, variants: Sequence[figures.Variant], resamples: int)
         return []
     study = page.summarise(variants, resamples)
     _write(f"{plan}.json", figures.as_json(study))
-    with replacing(DOCS / f"{plan}_seeds.png") as temporary:
-        pictures.plot_seeds(study, temporary)
-    labels = DOCS / f"{plan}_labels.png"
-    labels.unlink(missing_ok=True)
-    if page.has_labels(study):
-        with replacing(labels) as temporary:
-            pictures.plot_labels(study, temporary)
+    for name, plot, drawn in (
+        ("seeds", pictures.plot_seeds, bool(study["pooled"])),
+        ("labels", pictures.plot_labels, page.has_labels(study)),
+    ):
+        picture = DOCS / f"{plan}_{name}.png"
+        picture.unlink(missing_ok=True)
+        if drawn:
+            with replacing(picture) as temporary:
+                plot(study, temporary)
     _write(f"{plan.upper()}.md", page.page(study, plan))
     return []
 

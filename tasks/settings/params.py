@@ -15,11 +15,10 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
 from saeexplainer.config import Params
-from saeexplainer.errors import UserError
+from saeexplainer.errors import SHOWN, UserError
 from tasks.settings.checks import check
 from tasks.settings.misfits import explained
 
-SHOWN = 300  # characters of what a parser says that a message repeats
 UNREADABLE = (
     yaml.YAMLError, OmegaConfBaseException, ValueError, LookupError, TypeError, AttributeError, RecursionError,
 )  # fmt: skip
