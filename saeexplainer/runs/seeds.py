@@ -17,7 +17,7 @@ def seed_torch(seed: int, stage: str) -> int:
     Where there is a GPU, operations without such a kernel only warn: the cumulative sum of nucleus sampling is one.
     """
     import torch
-    from transformers import set_seed
+    from accelerate.utils import set_seed  # transformers' own imports every adapter method
 
     value = stage_seed(seed, stage)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -1,4 +1,4 @@
-"""docs/ABLATION.md and docs/EXPLAINER.md: one setting changed at a time around a base, on valid, and the verdicts.
+"""docs/ABLATION.md, EXPLAINER.md, FURTHER.md: one setting changed at a time around a base, on valid, with verdicts.
 
 `summarise` makes the plan's JSON, `page` the page from that alone. A setting is a group of variants, one
 a seed, each compared with the variant it comes `from`: last round against last round, paired by feature. Whether a
@@ -13,13 +13,19 @@ from typing import Any
 from saeexplainer.figures.comparison import ACCURACY, METRICS, direction
 from saeexplainer.figures.notation import bold, heading, literal, percent, plain, runs, table, words
 from saeexplainer.study.figures import (
+    BEFORE_ROUNDS,
     Variant,
     against_sources,
     described,
+    evaluations_table,
     known_metrics,
     last_round,
+    leads,
     mean,
+    names_of,
     of_group,
+    pooled,
+    rounds_of,
     state,
 )
 
@@ -44,6 +50,7 @@ TITLES = {  # of the plans that have a page of this kind
         "Ablation", "Ablation: one change at a time", "two rounds of an explainer that reads the vector alone"
     ),
     "explainer": Title("Other explainers", "What the explainer reads, and how it is trained", "the default"),
+    "further": Title("Further explainers", "Further changes of what it reads and how it is trained", "the default"),
 }
 
 HOW = """\
@@ -67,6 +74,23 @@ def summarise(variants: Sequence[Variant], resamples: int) -> dict[str, Any]:
         "variants": {variant.name: _last_round(variant, resamples) for variant in variants},
         "settings": settings,
         "preferred": _preferred(settings),
+        "inputs": {
+            group: found for group in [BASE, *groups] if (found := _inputs(of_group(variants, group), resamples))
+        },
+    }
+
+
+def _inputs(variants: Sequence[Variant], resamples: int) -> dict[str, Any]:
+    """What the same explainers say of other inputs, beside what they say of a feature's own: evaluation -> metric ->
+    interval, and that of the last round's difference to each. Empty where nothing of the kind was evaluated."""
+    names = names_of(variants)
+    trained = [*BEFORE_ROUNDS, *rounds_of(names)]
+    if not set(names) - set(trained):
+        return {}
+    differences = leads(variants, last_round(names) or "", resamples)
+    return {
+        "levels": pooled(variants, resamples),
+        "leads": {name: found for name, found in differences.items() if name not in trained},
     }
 
 
@@ -145,6 +169,11 @@ def sections(ablation: dict[str, Any], plan: str = "ablation") -> Iterator[str]:
         yield "\n".join(f"- {_told(name, found)}" for name, found in chosen.items()) or "None."
     yield "### Differences from the base"
     yield _differences(ablation)
+    for group, inputs in ablation["inputs"].items():
+        yield f"### Other inputs: `{group}`"
+        yield "The same explainers, evaluated on other inputs than a feature's own; all seeds together."
+        yield evaluations_table("explanations", inputs["levels"], percent)
+        yield evaluations_table("last round −", inputs["leads"], bold)
     yield "### Every variant"
     yield _levels(ablation)
 

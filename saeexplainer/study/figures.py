@@ -7,12 +7,13 @@ measured the same features of the same SAE.
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from saeexplainer.figures.comparison import BASELINE, METRICS, START, default_starts, values_of
 from saeexplainer.figures.intervals import known_values, paired_difference, pooled_difference, pooled_mean
+from saeexplainer.figures.notation import heading, table
 from saeexplainer.records import EvaluationRow
 
 COMPLETE = "complete"
@@ -101,6 +102,33 @@ def both(variants: Iterable[Variant], a: str, b: str) -> list[tuple[list[Evaluat
     return [(evaluations[a], evaluations[b]) for evaluations in found if {a, b} <= evaluations.keys()]
 
 
+def names_of(variants: Iterable[Variant]) -> list[str]:
+    """The evaluations that some variant has, training's own steps first."""
+    return ordered(dict.fromkeys(name for variant in variants for name in variant.evaluations))
+
+
+def pooled(variants: Sequence[Variant], resamples: int) -> dict[str, Any]:
+    """evaluation -> metric -> interval of the mean over the features of all variants that have the evaluation."""
+    return {
+        name: {
+            metric: mean([one.evaluations[name] for one in variants if name in one.evaluations], metric, resamples)
+            for metric in METRICS.values()
+        }
+        for name in names_of(variants)
+    }
+
+
+def leads(variants: Sequence[Variant], last: str, resamples: int) -> dict[str, Any]:
+    """evaluation -> metric -> interval of the last round's difference to it, over the features of all variants, for
+    all that are no step of training: baselines, controls, the truth."""
+    names = names_of(variants)
+    return {
+        name: {metric: difference(both(variants, last, name), metric, resamples) for metric in METRICS.values()}
+        for name in names
+        if name not in (START, *rounds_of(names))
+    }
+
+
 def difference(
     pairs: Sequence[tuple[Sequence[EvaluationRow], Sequence[EvaluationRow]]], metric: str, resamples: int
 ) -> dict[str, Any] | None:
@@ -171,6 +199,13 @@ def _lacking(variant: Variant) -> str:
 
 def _last_rows(variant: Variant) -> list[EvaluationRow]:
     return variant.evaluations[last_round(variant.evaluations) or ""]
+
+
+def evaluations_table(head: str, rows: dict[str, Any], shown: Callable[[Any], str]) -> str:
+    """A row an evaluation, or whatever the names are of, a column each metric that is known."""
+    metrics = known_metrics(rows.values())
+    return table([head, *map(heading, metrics)], [[f"`{name}`", *(shown(found[metric]) for metric in metrics)]
+                                                  for name, found in rows.items()])  # fmt: skip
 
 
 def as_json(content: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ the reason.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from saeexplainer.figures.comparison import ACCURACY, BASELINE, COLLISION, HALLUCINATION, METRICS, START
@@ -25,12 +25,15 @@ from saeexplainer.study.figures import (
     both,
     described,
     difference,
+    evaluations_table,
     group_of,
-    known_metrics,
     last_round,
+    leads,
     mean,
+    names_of,
     of_group,
     ordered,
+    pooled,
     rounds_of,
     state,
 )
@@ -49,15 +52,17 @@ def summarise(variants: Sequence[Variant], resamples: int) -> dict[str, Any]:
     Raises UserError where evaluations of one variant measure different features.
     """
     control = of_group(variants, CONTROL)
-    last = next(filter(None, (last_round(_names(of_group(variants, group))) for group in (SEEDS, LOOKED_AT))), THE_LAST)
+    last = next(
+        filter(None, (last_round(names_of(of_group(variants, group))) for group in (SEEDS, LOOKED_AT))), THE_LAST
+    )
     return {
         "resamples": resamples,
         "last": last,
         "variants": {variant.name: _described(variant, resamples) for variant in variants},
-        "pooled": _pooled(of_group(variants, SEEDS), resamples),
+        "pooled": pooled(of_group(variants, SEEDS), resamples),
         "calls": _calls(of_group(variants, SEEDS)),
         "gains": _gains(of_group(variants, SEEDS), resamples),
-        "leads": _leads(of_group(variants, SEEDS), last, resamples),
+        "leads": leads(of_group(variants, SEEDS), last, resamples),
         "differences": {
             group: _differences(of_group(variants, group), last, resamples) for group in (SEEDS, LOOKED_AT)
         },
@@ -67,20 +72,9 @@ def summarise(variants: Sequence[Variant], resamples: int) -> dict[str, Any]:
     }
 
 
-def _pooled(seeds: Sequence[Variant], resamples: int) -> dict[str, Any]:
-    """evaluation -> metric -> interval of the mean over the features of all seeds that have the evaluation."""
-    return {
-        name: {
-            metric: mean([one.evaluations[name] for one in seeds if name in one.evaluations], metric, resamples)
-            for metric in METRICS.values()
-        }
-        for name in _names(seeds)
-    }
-
-
 def _calls(seeds: Sequence[Variant]) -> dict[str, float]:
     """evaluation -> calls of a model that an explanation took, the mean over the features of all seeds."""
-    rows = {name: [row for one in seeds for row in one.evaluations.get(name, [])] for name in _names(seeds)}
+    rows = {name: [row for one in seeds for row in one.evaluations.get(name, [])] for name in names_of(seeds)}
     return {name: sum(row.calls for row in found) / len(found) for name, found in rows.items()}
 
 
@@ -88,17 +82,7 @@ def _gains(seeds: Sequence[Variant], resamples: int) -> dict[str, Any]:
     """round -> metric -> interval of its difference to SFT, over the features of all seeds."""
     return {
         name: {metric: difference(both(seeds, name, START), metric, resamples) for metric in METRICS.values()}
-        for name in rounds_of(_names(seeds))
-    }
-
-
-def _leads(seeds: Sequence[Variant], last: str, resamples: int) -> dict[str, Any]:
-    """evaluation -> metric -> interval of the last round's difference to it, over the features of all seeds, for all
-    that are no round: baselines, controls, the truth."""
-    names = [name for name in _names(seeds) if name not in (START, *rounds_of(_names(seeds)))]
-    return {
-        name: {metric: difference(both(seeds, last, name), metric, resamples) for metric in METRICS.values()}
-        for name in names
+        for name in rounds_of(names_of(seeds))
     }
 
 
@@ -126,12 +110,7 @@ def _described(variant: Variant, resamples: int) -> dict[str, Any]:
 
 
 def _differences(variants: Sequence[Variant], last: str, resamples: int) -> dict[str, Any]:
-    return {f"{a}-{b}": _by_metric(variants, a, b, resamples) for a, b in _subtractions(_names(variants), last)}
-
-
-def _names(variants: Sequence[Variant]) -> list[str]:
-    """The evaluations that some variant has, training's own steps first."""
-    return ordered(dict.fromkeys(name for variant in variants for name in variant.evaluations))
+    return {f"{a}-{b}": _by_metric(variants, a, b, resamples) for a, b in _subtractions(names_of(variants), last)}
 
 
 def _subtractions(names: Sequence[str], last: str) -> list[tuple[str, str]]:
@@ -209,12 +188,12 @@ def _whose_figures_count(study: dict[str, Any]) -> str:
 def _together(study: dict[str, Any]) -> Iterator[str]:
     """The pooled tables, once a seed that counts was run."""
     if study["pooled"]:
-        yield _pooled_table("explanations", study["pooled"], percent)
+        yield evaluations_table("explanations", study["pooled"], percent)
         yield _calls_told(study["calls"])
         yield f"The next table has the difference of each round to `{START}`, paired by feature."
-        yield _pooled_table(f"− {START}", study["gains"], bold)
+        yield evaluations_table(f"− {START}", study["gains"], bold)
         yield f"The next table subtracts what is no round from `{study['last']}`."
-        yield _pooled_table(f"{study['last']} −", study["leads"], bold)
+        yield evaluations_table(f"{study['last']} −", study["leads"], bold)
 
 
 def _seeds(study: dict[str, Any], plan: str) -> Iterator[str]:
@@ -234,12 +213,6 @@ def _calls_told(calls: dict[str, float]) -> str:
         "To arrive at one explanation, models generate the following number of sequences (explanations, and texts to "
         f"choose it by), on average: {told}. Training is not in them."
     )
-
-
-def _pooled_table(head: str, rows: dict[str, Any], shown: Callable[[Any], str]) -> str:
-    metrics = known_metrics(rows.values())
-    return table([head, *map(heading, metrics)], [[f"`{name}`", *(shown(found[metric]) for metric in metrics)]
-                                                  for name, found in rows.items()])  # fmt: skip
 
 
 def _runs(study: dict[str, Any]) -> str:
@@ -284,10 +257,10 @@ def _seed_tables(study: dict[str, Any], group: str) -> Iterator[str]:
 def _figures_of(found: dict[str, Any]) -> str:
     if found["status"] != COMPLETE:
         return f"No figures: {literal(found['status'])}."
-    return _evaluations_table(found["evaluations"])
+    return _levels_table(found["evaluations"])
 
 
-def _evaluations_table(evaluations: dict[str, Any]) -> str:
+def _levels_table(evaluations: dict[str, Any]) -> str:
     rows = [
         [f"`{name}`", *(percent(metrics[metric]) for metric in SHOWN), f"{metrics[ACCURACY]['n']:,}"]
         for name, metrics in evaluations.items()
@@ -364,5 +337,5 @@ def _groups(study: dict[str, Any]) -> Iterator[str]:
         )
         rows = found["by_run"] | {POOLED: found["differences"]}
         if found["paired"]:
-            yield _pooled_table("run − where it comes from", rows, bold)
+            yield evaluations_table("run − where it comes from", rows, bold)
         yield "\n".join(f"- `{name}`: {literal(why)}" for name, why in found["unpaired"].items())

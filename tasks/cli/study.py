@@ -4,13 +4,14 @@
 
 Each plan is a file of conf/, and has a page under docs/ and a JSON file with the same figures beside it: study, of an
 explainer that reads the direction alone (docs/STUDY.md), contexts, of the default (docs/CONTEXTS.md), real, on a
-pretrained model (docs/REAL.md), ablation (docs/ABLATION.md), explainer, what it reads and how it is trained
-(docs/EXPLAINER.md), saes, SAEs of several architectures (docs/SAES.md), and real_saes, of several widths and sparsities
-on a pretrained model (docs/REAL_SAES.md). A variant's folder
-.study/PLAN/NAME holds a copy of the repository's files, params.yaml composed with its overrides, and its own results;
-DVC brings it up to date there. All folders of all plans share one DVC cache, and with it DVC's memory of runs: a stage
-whose code, inputs and parameters another variant already had is restored, not run again. So a study that was stopped
-goes on where it stopped, and one that is complete only checks that it is.
+pretrained model (docs/REAL.md), ablation (docs/ABLATION.md), explainer, by which the default was chosen
+(docs/EXPLAINER.md), further, more changes of it (docs/FURTHER.md), saes, SAEs of several architectures (docs/SAES.md),
+and real_saes, of several widths and sparsities on a pretrained model (docs/REAL_SAES.md).
+
+A variant's folder .study/PLAN/NAME holds a copy of the repository's files, params.yaml composed with its overrides, and
+its own results; DVC brings it up to date there. All folders of all plans share one DVC cache, and with it DVC's memory
+of runs: a stage whose code, inputs and parameters another variant already had is restored, not run again. So a study
+that was stopped goes on where it stopped, and one that is complete only checks that it is.
 
 What a page needs of a run that came to its end is kept in docs/runs/PLAN/NAME, to be committed: a plan may be run piece
 by piece, and what is kept is not run again, unless it is named or --again is said.

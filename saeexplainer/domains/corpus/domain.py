@@ -10,7 +10,7 @@ another place of the source.
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -20,6 +20,7 @@ from saeexplainer.config import Corpus
 from saeexplainer.domains.corpus.text import SOURCE, read_texts
 from saeexplainer.domains.domain import Annotation, Document, Lesson, ReadingLimit
 from saeexplainer.domains.lexical import annotating, lexicon, signs
+from saeexplainer.domains.lexical.language import LexicalLanguage
 from saeexplainer.domains.lexical.lexicon import Lexicon, Limits
 from saeexplainer.domains.lexical.phrases import CASES, ENCLOSING, Phrases, phrases_of
 from saeexplainer.errors import UserError
@@ -45,7 +46,7 @@ CHARACTERS = 8  # a token, so many at first: what is looked at for the first cut
 
 
 @dataclass(frozen=True)
-class CorpusDomain:
+class CorpusDomain(LexicalLanguage):
     """A finite corpus; a stream gives its documents once, in the order of the source, and then ends."""
 
     seed: int  # of which stream a document goes to
@@ -79,26 +80,6 @@ class CorpusDomain:
         """What the surface of a text says at each word, number, punctuation mark and line break."""
         text = document.text.translate(signs.PLAIN)
         return annotating.annotate(text, self._lexicon, annotating.topics(text, self._lexicon))
-
-    def concepts(self) -> list[str]:
-        """Every concept key, kind after kind, words by falling frequency."""
-        return self._lexicon.concepts()
-
-    def can_lead(self, concept: str) -> bool:
-        """True of all kinds but `near:`."""
-        return concept in self._phrases.leads
-
-    def can_modify(self, concept: str) -> bool:
-        """True of `near:`, `after:`, `topic:`, positions, quotes, parentheses and capitals."""
-        return concept in self._phrases.modifiers
-
-    def describe(self, concepts: Sequence[str]) -> str:
-        """A short phrase such as "words beginning with environment in text about water"."""
-        return self._phrases.describe(concepts)
-
-    def parse(self, description: str) -> tuple[str, ...]:
-        """The inverse of `describe`; empty for every other text, including other spacing or capitals."""
-        return self._phrases.parse(description)
 
     @cached_property
     def _lexicon(self) -> Lexicon:

@@ -11,7 +11,7 @@ import json
 import random
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count as count_from, islice
@@ -21,6 +21,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 
 from saeexplainer.domains.domain import BOS, EOS, PAD, SPECIAL_TOKENS, UNKNOWN, Annotation, Document, Lesson
 from saeexplainer.domains.lexical import annotating, lexicon, signs
+from saeexplainer.domains.lexical.language import LexicalLanguage
 from saeexplainer.domains.lexical.lexicon import Lexicon, Limits
 from saeexplainer.domains.lexical.phrases import ENCLOSING, Phrases, phrases_of
 from saeexplainer.domains.prose import split_sentences
@@ -46,7 +47,7 @@ MODIFIERS = {"near": 5, "after": 2, "module": 2, "shape": 2, "position": 1}  # w
 
 
 @dataclass(frozen=True)
-class PydocDomain:
+class PydocDomain(LexicalLanguage):
     """A finite corpus; a stream gives every document once in its own order, then starts over in a new order."""
 
     seed: int  # of the orders and the lessons; the corpus and its held-out part do not depend on it
@@ -83,26 +84,6 @@ class PydocDomain:
         """What the surface of a text says at each word, number and punctuation mark; `structure` is its topic."""
         module = self._lexicon.topics.get(document.structure)
         return annotating.annotate(document.text, self._lexicon, [] if module is None else [module])
-
-    def concepts(self) -> list[str]:
-        """Every concept key, kind after kind, words by falling frequency."""
-        return self._lexicon.concepts()
-
-    def can_lead(self, concept: str) -> bool:
-        """True of all kinds but `near:`."""
-        return concept in self._phrases.leads
-
-    def can_modify(self, concept: str) -> bool:
-        """True of `near:`, `after:`, `module:`, positions, quotes and parentheses."""
-        return concept in self._phrases.modifiers
-
-    def describe(self, concepts: Sequence[str]) -> str:
-        """A short lower-case phrase such as "words ending in ing after the word is"."""
-        return self._phrases.describe(concepts)
-
-    def parse(self, description: str) -> tuple[str, ...]:
-        """The inverse of `describe`; empty for every other text, including other spacing or capitals."""
-        return self._phrases.parse(description)
 
     def _endless(self, stream: str) -> Iterator[Document]:
         documents = self._held_out if stream.startswith(HELD_OUT) else self._open
