@@ -1,8 +1,9 @@
 """One streaming pass over a corpus: what each feature of several SAEs fires on.
 
 Memory is bounded by the number of features times the contexts kept, never by the corpus: 12 bytes for each latent and
-kept document (`FeatureStatistics`, `DocumentSample`), and while a batch is read three times 4 bytes for each of its
-tokens and latents. Special tokens never count.
+kept document (`FeatureStatistics`, `DocumentSample`), and while a batch is read 5 bytes for each of its tokens and
+latents. Codes are sparse, so that all but finding out where they are above 0 is of those places alone. Special tokens
+never count.
 """
 
 from collections.abc import Mapping
@@ -32,13 +33,15 @@ class FeatureStatistics:
         if not len(codes):  # documents of special tokens alone
             return
         self.tokens += len(codes)
-        self.fired += (codes > 0).sum(dim=0)
-        self.maximum = torch.maximum(self.maximum, codes.max(dim=0).values)
-        peaks, numbers = _peaks(codes, document, first_document)
-        self._keep(torch.cat([self.top_values, peaks]), torch.cat([self.top_documents, numbers]))
-
-    def _keep(self, values: Float[Tensor, "candidates d_sae"], documents: Tensor) -> None:
-        self.top_values, self.top_documents = _largest(values, documents, len(self.top_values))
+        token, latent = (codes > 0).nonzero(as_tuple=True)
+        self.fired += torch.bincount(latent, minlength=codes.shape[1])
+        peaks, numbers = _peaks(codes, token, latent, document, first_document)
+        highest = peaks.max(dim=0).values
+        self.maximum = torch.maximum(self.maximum, highest)
+        changed = (highest > self.top_values[-1]).nonzero().flatten()  # of equals the earlier document stays
+        values = torch.cat([self.top_values[:, changed], peaks[:, changed]])
+        documents = torch.cat([self.top_documents[:, changed], numbers[:, changed]])
+        self.top_values[:, changed], self.top_documents[:, changed] = _largest(values, documents, len(self.top_values))
 
     def state(self) -> dict[str, Tensor]:
         """All of it, for `restore`."""
@@ -59,7 +62,9 @@ class FeatureStatistics:
         found.maximum = torch.stack(maximum).max(dim=0).values
         every = torch.cat(documents)
         earliest = every.argsort(dim=0, stable=True)
-        found._keep(torch.cat(values).gather(0, earliest), every.gather(0, earliest))
+        found.top_values, found.top_documents = _largest(
+            torch.cat(values).gather(0, earliest), every.gather(0, earliest), len(found.top_values)
+        )
         return found
 
     def top_document_numbers(self, latent: int) -> list[int]:
@@ -81,7 +86,7 @@ class DocumentSample:
         """Add one batch, numbered as in `FeatureStatistics.update`."""
         if not len(codes):
             return
-        peaks, numbers = _peaks(codes, document, first_document)
+        peaks, numbers = _peaks(codes, *(codes > 0).nonzero(as_tuple=True), document, first_document)
         drawn = torch.stack([_draw(int(number), codes.shape[1]) for number in numbers[:, 0]]).to(peaks)
         self._keep(torch.cat([self.values, drawn * (peaks > 0)]), torch.cat([self.documents, numbers]))
 
@@ -114,12 +119,14 @@ def _draw(document: int, d_sae: int) -> Float[Tensor, "d_sae"]:
 
 
 def _peaks(
-    codes: Float[Tensor, "valid_tokens d_sae"], document: Tensor, first_document: int
+    codes: Float[Tensor, "valid_tokens d_sae"], token: Tensor, latent: Tensor, document: Tensor, first_document: int
 ) -> tuple[Float[Tensor, "documents d_sae"], Tensor]:
-    """What each latent does on its strongest token of each document, and the documents' numbers in the same shape."""
-    held = int(document.max()) + 1
-    peaks = torch.zeros(held, codes.shape[1], device=codes.device)
-    peaks.scatter_reduce_(0, document.to(codes.device).unsqueeze(1).expand_as(codes), codes, reduce="amax")
+    """What each latent does on its strongest token of each document, and the documents' numbers in the same shape.
+    `token` and `latent` are the places where codes are above 0."""
+    held, d_sae = int(document.max()) + 1, codes.shape[1]
+    peaks = torch.zeros(held * d_sae, device=codes.device)
+    places = document.to(codes.device)[token] * d_sae + latent
+    peaks = peaks.scatter_reduce_(0, places, codes[token, latent], reduce="amax").view(held, d_sae)
     numbers = torch.arange(first_document, first_document + held, device=codes.device).unsqueeze(1)
     return peaks, numbers.expand_as(peaks)
 
