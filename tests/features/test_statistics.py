@@ -72,6 +72,12 @@ def test_statistics_are_those_of_the_whole_corpus_in_any_batching(lengths, batch
         assert statistics.top_document_numbers(latent) == strongest
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 6])
+def test_of_documents_in_which_a_latent_fires_alike_the_earlier_ones_are_kept(batch_size):
+    documents = [torch.full((2, D_SAE), value) for value in (1.0, 1.0, 0.5, 1.0, 1.0, 2.0)]
+    assert streamed(documents, batch_size).top_document_numbers(0) == [5, 0, 1]
+
+
 def sampled(documents: list[torch.Tensor], batch_size: int, count: int) -> DocumentSample:
     sample = DocumentSample(D_SAE, count)
     for start in range(0, len(documents), batch_size):
