@@ -134,7 +134,8 @@ def page(figures: dict[str, Any]) -> str:
                 rows.append([part, one["work"], name, f"{own:.3f}", f"{theirs:.3f}", ratio])
         parts.append(table(["part", "work", "other way", "our seconds", "its seconds", "its over ours"], rows))
         if MEMORY in found:
-            told = ", ".join(f"{times} times {gib:.2f} GiB" for times, gib in found[MEMORY]["gib"].items())
+            grown = sorted(found[MEMORY]["gib"].items(), key=lambda pair: int(pair[0]))
+            told = ", ".join(f"{times} times {gib:.2f} GiB" for times, gib in grown)
             parts.append(f"Memory of extraction as documents grow ({found[MEMORY]['work']}): {told}.")
     return "\n\n".join(parts) + "\n"
 

@@ -23,7 +23,7 @@ import pytest
 import torch
 import yaml
 from control_room import Api, free_port, program
-from copies import PATIENCE, composed, environment, run
+from copies import PATIENCE, READING, composed, environment, run
 from toy import wait_for
 from typed import killed, typed
 
@@ -39,11 +39,9 @@ from tasks.settings import params as settings_params
 from tasks.workspace.prefect_api import answers
 from tasks.workspace.repro import version
 
-# With contexts and promoted tokens in the prompt, and a reinforcement, which the default does without.
+# With a reinforcement, which the default does without.
 NANO = (
-    "experiment=nano", "train_sft.warmup_places=3", "extract_activations.spread_contexts=4",
-    "train_sft.prompt.shown_contexts=2", "train_sft.prompt.shown_spread=1", "train_sft.prompt.shown_promoted=3",
-    "+reinforcements.g1={start: r1, epochs: 1.0, beta: 0.04, learning_rate: 1e-4}", "train_grpo.features=8",
+    *READING, "+reinforcements.g1={start: r1, epochs: 1.0, beta: 0.04, learning_rate: 1e-4}", "train_grpo.features=8",
     "+evaluations.g1={kind: explainer, source: data/explainers/g1}",
 )  # fmt: skip
 ROUND = (

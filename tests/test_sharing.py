@@ -10,13 +10,13 @@ import pytest
 import yaml
 from altair import Chart, LayerChart
 from altair.vegalite import SCHEMA_VERSION
-from copies import copied, run
+from copies import READING, copied, run
 from tiny import ROOT
 
 from tasks.settings import compose
 
 # One round is enough to share; all but the last stage is what test_pipeline trained, if that ran before.
-SMALL = ["experiment=nano", "rounds=two", "compare_rounds.resamples=70", "~rounds.r2", "~evaluations.r2"]
+SMALL = [*READING, "rounds=two", "compare_rounds.resamples=70", "~rounds.r2", "~evaluations.r2"]
 RERUN = [*SMALL, "compare_rounds.resamples=50"]  # which only the last stage reads
 
 
