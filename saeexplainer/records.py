@@ -93,6 +93,14 @@ class PromotedRow:
 
 
 @dataclass(frozen=True)
+class WarmupRow:
+    """What is said of one raw activation, which has no feature (`training.warmup`)."""
+
+    description: str
+    contexts: str  # lines that the prompt shows beside it; empty where it shows none
+
+
+@dataclass(frozen=True)
 class ExplanationRow:
     """An explanation of a feature from whatever source; empty text where none could be given."""
 

@@ -4,9 +4,11 @@ from pathlib import Path
 
 SUBJECT = Path("data/subject")
 SAES = Path("data/saes")
+SITE = Path("data/site.json")  # that the SAEs read
 ACTIVATIONS = Path("data/activations")
 PROBES = Path("data/probes")
 LABELS = Path("data/labels.parquet")
+WARMUP = Path("data/warmup")
 EXPLAINERS = Path("data/explainers")
 ROUNDS = Path("data/rounds")
 EVALUATIONS = Path("data/evaluations")

@@ -3,8 +3,8 @@
     python -m tasks.prepare_sae
 
 The first SAE is the one that is explained; the others only lend training features. Writes data/saes/<name>, in
-sae-lens' format, and reports/sae.json: how well each stands in for what it reads, and what its dictionary is worth,
-on documents it was not trained on.
+sae-lens' format, data/site.json, the place that they all read, and reports/sae.json: how well each stands in for what
+it reads, and what its dictionary is worth, on documents it was not trained on.
 """
 
 from collections.abc import Iterable
@@ -26,7 +26,7 @@ from saeexplainer.runs.storage import replacing, write_json
 from saeexplainer.saes import loading, quality, training
 from saeexplainer.saes.reading import Reader
 from saeexplainer.saes.sites import one_site, site_of
-from tasks.places import REPORTS, SAES, SUBJECT
+from tasks.places import REPORTS, SAES, SITE, SUBJECT
 from tasks.stage import Report, main
 
 if TYPE_CHECKING:
@@ -54,7 +54,8 @@ def run(params: Params) -> Report:
                 taken = take(params, at, spec, model.config.hidden_size, tokenizers.starts_with_bos(tokenizer))
                 sites[spec.name] = site_of(taken, model)
                 training.save(taken, sites[spec.name], folder / spec.name)
-        reader = Reader(model, tokenizer, one_site(sites), context)
+        site = one_site(sites)
+        reader = Reader(model, tokenizer, site, context)
         train(params, reader, domain.documents("sae", config.documents), folder)
         reader.saes = {
             spec.name: loading.load(folder / spec.name, reader.width, device=str(reader.device)) for spec in config.saes
@@ -64,6 +65,7 @@ def run(params: Params) -> Report:
         reports = quality.evaluate(reader, [document.text for document in held_out])
         check_fit(params, reports)
         worth = dictionary.measure(reader, held_out, domain)
+    write_json(SITE, {"hook_name": str(site)})
     write_json(REPORTS / "sae.json", {name: asdict(reports[name]) | asdict(worth[name]) for name in reports})
     main_report = reports[config.saes[0].name]
     lines = [

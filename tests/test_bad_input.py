@@ -165,7 +165,7 @@ WRONG: dict[str, tuple[str, Callable[[Path], None], str]] = {
         "label_features", edit(prepare_sae__documents=-3), "params.yaml: prepare_sae.documents: is -3",
     ),
     "replay without warm-up": (
-        "label_features", edit(train_sft__warmup_examples=0), "params.yaml: train_sft.replay_share: is 0.5",
+        "label_features", edit(warm_up__examples=0), "params.yaml: train_sft.replay_share: is 0.5",
     ),
     "nothing but replay": (
         "label_features", edit(train_sft__replay_share=1.0), "params.yaml: train_sft.replay_share: is 1",

@@ -40,6 +40,7 @@ from tasks import (
     train_dpo,
     train_sft,
     validate_preferences,
+    warm_up,
 )
 from tasks.settings import compose, params
 
@@ -118,7 +119,7 @@ def base() -> DictConfig:
     composed = compose.composed(
         [
             "experiment=nano", "subject=corpus", "explainer=lora", f"label_features.source={LABELS}",
-            "train_sft.warmup_examples=0", "train_sft.replay_share=0", "train_sft.pretrained.source=x",
+            "warm_up.examples=0", "train_sft.replay_share=0", "train_sft.pretrained.source=x",
         ]
     )  # fmt: skip
     return OmegaConf.create(composed)
@@ -224,6 +225,7 @@ def whole_pipeline(given: Params) -> None:
     write_labels()
     label_features.run(given)
     torch.set_grad_enabled(True)
+    warm_up.run(given)
     train_sft.run(given)
     for name in given.rounds:
         for stage in (

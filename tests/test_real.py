@@ -30,6 +30,7 @@ from tasks import (
     train_dpo,
     train_sft,
     validate_preferences,
+    warm_up,
 )
 from tasks.settings import params as settings_params, precision
 from tasks.workspace import weights
@@ -38,7 +39,7 @@ TEXT = "text"  # a folder of the user's own
 ASKED = [
     "experiment=smollm2", "size=taste", f"prepare_subject.corpus.source={TEXT}", "prepare_sae.hook_block=5",
 ]  # fmt: skip
-BEFORE = [prepare_subject, prepare_sae, extract_activations, probe_features, label_features, train_sft]
+BEFORE = [prepare_subject, prepare_sae, extract_activations, probe_features, label_features, warm_up, train_sft]
 ROUND = [generate_explanations, score_explanations, build_preferences, validate_preferences, train_dpo]
 
 

@@ -135,7 +135,7 @@ def test_metrics_diff_is_a_line_a_metric(workspace: Path) -> None:
 
 PLOTS = {
     "reports/rounds.csv", "reports/rewards.csv", "reports/reward_hallucination.csv",
-    "reports/confidence.csv", "reports/training/sft.csv", "reports/training/r1.csv",
+    "reports/confidence.csv", "reports/training/warmup.csv", "reports/training/sft.csv", "reports/training/r1.csv",
 }  # fmt: skip
 
 

@@ -127,8 +127,20 @@ class LabelFeatures:
 
 
 @dataclass(frozen=True, config=CLOSED)
+class WarmUp:
+    """What the explainer learns before any label: to say what it is reading at a token."""
+
+    examples: Natural  # raw activations to verbalise; no SAE feature is seen; 0: there is no warm-up
+    epochs: Positive  # over the examples
+    batch_size: Count  # sequences at once
+    learning_rate: Positive  # peak, AdamW
+    modifier_share: Share  # share of descriptions with a second concept
+    places: Count  # an example's vector is the mean over 1 to so many places of which the same is said
+
+
+@dataclass(frozen=True, config=CLOSED)
 class TrainSft:
-    """The explainer before any preference: warm-up on raw activations, then supervised labels."""
+    """What the explainer is and how it is asked, in every training; and how it learns the labels."""
 
     pretrained: Pretrained | None  # the model that it is made of; null: the subject
     adapter: AnyAdapter | None  # null: every weight is trained, in all rounds too
@@ -139,12 +151,6 @@ class TrainSft:
     direction: Direction  # what the explainer reads of a feature
     injection_block: Natural  # the direction is added after this block (0-based) of the explainer
     injection_scale: Positive  # c in docs/METHOD.md section 2: the added vector's norm over the residual's norm
-    warmup_examples: Natural  # raw activations to verbalise; no SAE feature is seen; 0: there is no warm-up
-    warmup_epochs: Positive  # over the warm-up examples
-    warmup_batch_size: Count  # sequences at once
-    warmup_learning_rate: Positive  # peak, AdamW
-    warmup_modifier_share: Share  # share of warm-up descriptions with a second concept
-    warmup_places: Count  # an example's vector is the mean over 1 to so many places of which the same is said
     epochs: Positive  # over the labels of the sft split
     learning_rate: Positive  # peak, AdamW, on the labels
     batch_size: Count  # sequences at once
@@ -357,6 +363,7 @@ class Params:
     extract_activations: ExtractActivations
     probe_features: ProbeFeatures
     label_features: LabelFeatures
+    warm_up: WarmUp
     train_sft: TrainSft
     generate_explanations: GenerateExplanations
     score_explanations: ScoreExplanations

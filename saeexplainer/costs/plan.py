@@ -93,10 +93,10 @@ def memories(params: Params, models: Models, split: Features, trained_here: bool
     """The peak of each stage, texts at the longest that the settings allow."""
     found = _subject_memories(params, models.subject, trained_here)
     found["probe_features"] = _probe_memory(params, models.subject, split)
-    explainer, sft = models.explainer, params.train_sft
+    explainer = models.explainer
     answer = workload.explain_prompt(params) + params.generate_explanations.max_new_tokens
-    batch = max(sft.warmup_batch_size, sft.batch_size)
-    found["train_sft"] = memory.training(explainer.shape, explainer.setup, batch * answer, copies=2)
+    for name, batch in (("warm_up", params.warm_up.batch_size), ("train_sft", params.train_sft.batch_size)):
+        found[name] = memory.training(explainer.shape, explainer.setup, batch * answer, copies=2)
     widths, about = _widths(params), workload.asked_about(split)
     candidates = params.generate_explanations.candidates * about
     near = min(sum(widths), about * (1 + params.extract_activations.neighbours))

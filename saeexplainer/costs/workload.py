@@ -113,6 +113,7 @@ def loads(params: Params, lengths: Lengths, split: Features, trained_here: bool)
         "prepare_sae": _saes(params, lengths),
         "extract_activations": _extraction(params, lengths),
         "probe_features": _probes(params, split),
+        "warm_up": _warm_up(params, lengths),
         "train_sft": _supervised(params, lengths, split),
     }
     for name in params.rounds:
@@ -190,11 +191,15 @@ def explain_prompt(params: Params) -> int:
     return PROMPT_WORDS + places * (1 + LEADING) + promoted
 
 
+def _warm_up(params: Params, lengths: Lengths) -> Load:
+    examples = params.warm_up.epochs * params.warm_up.examples
+    return Load(trained_tokens=examples * (explain_prompt(params) + lengths.label))
+
+
 def _supervised(params: Params, lengths: Lengths, split: Features) -> Load:
     config = params.train_sft
-    replayed = min(config.warmup_examples, split.sft * config.replay_share / (1 - config.replay_share))
-    examples = config.warmup_epochs * config.warmup_examples + config.epochs * (split.sft + replayed)
-    return Load(trained_tokens=examples * (explain_prompt(params) + lengths.label))
+    replayed = min(params.warm_up.examples, split.sft * config.replay_share / (1 - config.replay_share))
+    return Load(trained_tokens=config.epochs * (split.sft + replayed) * (explain_prompt(params) + lengths.label))
 
 
 def _candidates(params: Params, lengths: Lengths, split: Features) -> Load:

@@ -114,7 +114,7 @@ def _subject(params: Params) -> Iterator[str]:
 def _processes(params: Params) -> Iterator[str]:
     """A step's batch is shared among the processes."""
     for key, size in (
-        ("train_sft.warmup_batch_size", params.train_sft.warmup_batch_size),
+        ("warm_up.batch_size", params.warm_up.batch_size),
         ("train_sft.batch_size", params.train_sft.batch_size),
         ("train_dpo.batch_size", params.train_dpo.batch_size),
     ):
@@ -251,9 +251,9 @@ def _features(params: Params) -> Iterator[str]:
                 f"evaluations.{name}.kind: is {evaluation.kind}; must have train_sft.prompt.shown_contexts above 0, or "
                 "there is nothing to take away"
             )
-    if params.train_sft.replay_share and not params.train_sft.warmup_examples:
+    if params.train_sft.replay_share and not params.warm_up.examples:
         yield (
-            f"train_sft.replay_share: is {params.train_sft.replay_share}; must be 0, because warmup_examples is 0: "
+            f"train_sft.replay_share: is {params.train_sft.replay_share}; must be 0, because warm_up.examples is 0: "
             "there is nothing to replay"
         )
     held_out = extract.valid_features if params.evaluate.split == "valid" else extract.test_features

@@ -267,7 +267,8 @@ def test_training_tokens_by_hand() -> None:
     assert loads["prepare_subject"].trained_tokens == 1200 * 64 * 20
     # 30,000 examples once; 100 labels and as many replayed, twice; 4 tokens of prompt, six contexts of a mark and five
     # words, and 5 of label each.
-    assert loads["train_sft"].trained_tokens == (30_000 + 2 * 200) * (4 + 36 + 5)
+    assert loads["warm_up"].trained_tokens == 30_000 * (4 + 36 + 5)
+    assert loads["train_sft"].trained_tokens == 2 * 200 * (4 + 36 + 5)
     # 10 features of two pairs, both sides of 40 + 6 tokens, two epochs; the reference reads the same.
     assert loads["train_dpo@r1"].trained_tokens == loads["train_dpo@r1"].read_tokens == 2 * 10 * 2 * 2 * 46
     assert "prepare_subject" not in workload.loads(settings(), lengths, Features(1, 1, 1, 1), trained_here=False)
@@ -467,8 +468,10 @@ def test_a_finished_runs_hours_are_planned_again() -> None:
     upwards."""
     found = asked.answer(["rounds=two", "explainer=vector"], ASKED)
     rates = asked.measured()[1][0].stages
-    for name in ("prepare_subject", "prepare_sae", "extract_activations", "train_sft"):
+    for name in ("prepare_subject", "prepare_sae", "extract_activations"):
         assert found.plan.stages[name].hours * 3600 == pytest.approx(rates[name].seconds, rel=0.02)
+    supervised = sum(found.plan.stages[name].hours for name in ("warm_up", "train_sft"))  # one stage when it was run
+    assert supervised * 3600 == pytest.approx(rates["train_sft"].seconds, rel=0.02)
     for name in ("score_explanations", "train_dpo", "evaluate", "probe_features"):
         seconds = sum(stage.hours * 3600 for key, stage in found.plan.stages.items() if key.partition("@")[0] == name)
         assert rates[name].seconds <= seconds <= 3 * rates[name].seconds
@@ -514,7 +517,7 @@ WRONG = {
     "an experiment": (["experiment=nope"], "choose from decoder_row"),
     "a pretrained subject": (
         [
-            "subject=corpus", "label_features.source=data/imported/x.parquet", "train_sft.warmup_examples=0",
+            "subject=corpus", "label_features.source=data/imported/x.parquet", "warm_up.examples=0",
             "train_sft.replay_share=0", "prepare_subject.pretrained.source=nobody/model",
         ],
         "prepare_subject.pretrained.source: nobody/model: size unknown; choose from",

@@ -21,9 +21,10 @@ from saeexplainer.domains.sandbox.world import World
 from saeexplainer.features import truth
 from saeexplainer.models.loading import load_model
 from saeexplainer.records import ContextRow, ExplanationRow, FeatureRow
-from saeexplainer.runs.storage import read_rows, write_rows
-from tasks import extract_activations, label_features, probe_features, sources, train_sft
+from saeexplainer.runs.storage import read_rows, write_json, write_rows
+from tasks import extract_activations, label_features, probe_features, sources, train_sft, warm_up
 from tasks.bench import Bench
+from tasks.places import SITE
 from tasks.settings import compose, params
 
 IMPORTED = Path("data/imported/labels.parquet")
@@ -41,6 +42,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sae = TopKSAE(TopKSAEConfig(d_in=WIDTH, d_sae=64, k=4, metadata=site))
         torch.nn.init.normal_(sae.W_enc)
         sae.save_model(folder / "data/saes" / name)
+    write_json(folder / SITE, {"hook_name": "blocks.1.hook_resid_post"})
     rows = (json.dumps({"text": document.text}) for document in World(0).documents("subject", 400))
     (folder / "texts.jsonl").write_text("\n".join(rows), encoding="utf-8")
     return folder
@@ -58,7 +60,8 @@ def settings() -> Params:
         nano,
         prepare_subject=subject,
         label_features=replace(nano.label_features, source=str(IMPORTED)),
-        train_sft=replace(nano.train_sft, warmup_examples=0, replay_share=0.0),
+        warm_up=replace(nano.warm_up, examples=0),
+        train_sft=replace(nano.train_sft, replay_share=0.0),
     )
 
 
@@ -93,6 +96,7 @@ def test_a_corpus_goes_through_the_stages(workspace: Path, monkeypatch: pytest.M
     )
     assert label_features.run(given).metrics["labels_missing"] == 0
 
+    warm_up.run(given)
     train_sft.run(given)
     weights = [
         load_model(Path(f"data/{name}")).state_dict() for name in ("subject", "explainers/warmup", "explainers/sft")
@@ -109,12 +113,10 @@ def test_a_corpus_labels_itself_and_warms_up(workspace: Path, monkeypatch: pytes
     given = replace(
         given,
         label_features=replace(given.label_features, source="data/activations/contexts.parquet"),
+        warm_up=replace(given.warm_up, examples=60, batch_size=30, places=1),
         train_sft=replace(
             given.train_sft,
-            warmup_examples=60,
-            warmup_batch_size=30,
             replay_share=0.3,
-            warmup_places=1,
             prompt=replace(given.train_sft.prompt, shown_contexts=0),
         ),
     )
@@ -127,17 +129,21 @@ def test_a_corpus_labels_itself_and_warms_up(workspace: Path, monkeypatch: pytes
     labels = [row.explanation for row in read_rows(Path("data/labels.parquet"), ExplanationRow) if row.explanation]
     assert all(domain.parse(label) for label in labels) and len(set(labels)) > 10
 
-    mean = torch.zeros(WIDTH)
-    warmup = train_sft.raw_activations(given, mean, random.Random(0))
-    assert warmup.residuals.shape == (60, WIDTH) and all(map(domain.parse, warmup.descriptions)) and not warmup.contexts
+    reader = warm_up.opened(given)
+    warmup = warm_up.raw_activations(given, reader, random.Random(0))
+    assert warmup.vectors.shape == (60, WIDTH) and all(map(domain.parse, warmup.descriptions)) and not warmup.contexts
     shown = replace(given.train_sft, prompt=replace(given.train_sft.prompt, shown_contexts=1, shown_promoted=2))
     lines = [
         one.splitlines()
-        for one in train_sft.raw_activations(replace(given, train_sft=shown), mean, random.Random(0)).contexts
+        for one in warm_up.raw_activations(replace(given, train_sft=shown), reader, random.Random(0)).contexts
     ]
     assert len(lines) == 60 and all(own[0].startswith("- ") and own[1].startswith("promotes: ") for own in lines)
     assert all(len(own) == 2 and own[1].count(", ") == 1 for own in lines) and len({own[1] for own in lines}) > 30
-    said = train_sft.run(given).lines
-    assert said[0].startswith("warm-up on 60 raw activations")
-    weights = [load_model(Path(f"data/{name}")).state_dict() for name in ("subject", "explainers/warmup")]
-    assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert warm_up.run(given).lines == ["warm-up on 60 raw activations"]
+    rows = read_rows(Path("data/labels.parquet"), ExplanationRow)
+    count = sum(row.split == "sft" and bool(row.explanation) for row in rows)
+    replayed = min(60, round(count * 0.3 / 0.7))
+    assert train_sft.run(given).lines == [f"{count} labels, {replayed} warm-up examples among them"]
+    trained = ("subject", "explainers/warmup", "explainers/sft")
+    weights = [load_model(Path(f"data/{name}")).state_dict() for name in trained]
+    assert all(any(not torch.equal(a[name], b[name]) for name in a) for a, b in zip(weights, weights[1:]))

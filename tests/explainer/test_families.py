@@ -33,7 +33,8 @@ from saeexplainer.runs.storage import read_json, read_rows, read_tensors, write_
 from saeexplainer.serving import ServedExplainer, write_served
 from saeexplainer.training import dpo, sft
 from saeexplainer.training.start import open_start
-from tasks import generate_explanations, train_dpo, train_sft
+from tasks import generate_explanations, train_dpo, train_sft, warm_up
+from tasks.places import SITE
 from tasks.tracking import registry
 
 NAMES = ("gpt2", "llama", "gemma2", "qwen3")
@@ -329,6 +330,7 @@ def write_workspace(base: Path) -> list[FeatureRow]:
     tiny_tokenizer().save_pretrained("data/subject")
     site = SAEMetadata(hook_name="blocks.1.hook_resid_post")
     TopKSAE(TopKSAEConfig(d_in=SUBJECT_WIDTH, d_sae=8, k=2, metadata=site)).save_model(Path("data/saes/main"))
+    write_json(SITE, {"hook_name": site.hook_name})
     splits = ["sft"] * 4 + ["dpo"] * 4 + ["valid"] * 2
     rows = [FeatureRow(f"s/main/{at}", "main", at, split, 1.0, 0.01) for at, split in enumerate(splits)]
     generator = torch.Generator().manual_seed(1)
@@ -360,15 +362,16 @@ def test_the_stages_train_an_explainer_of_another_family(tmp_path, monkeypatch):
     config = settings_of(
         base, pretrained=Pretrained(base.as_posix(), None, "bfloat16", None, None), bf16=True,
         prompt=AskedPrompt("chat", "{contexts}\n{feature}?", 1, 0, 0), gradient_checkpointing=True, accumulate=2,
-        warmup_examples=8, warmup_batch_size=2, batch_size=2, epochs=3.0, replay_share=0.1, learning_rate=0.01,
-        warmup_learning_rate=0.01, contexts_dropped=0.0,
+        batch_size=2, epochs=3.0, replay_share=0.1, learning_rate=0.01, contexts_dropped=0.0,
     )  # fmt: skip
     round_ = replace(PARAMS.rounds["r1"], learning_rate=0.01)
     params = replace(
-        PARAMS, train_sft=config, generate_explanations=replace(GENERATION, candidates=2),
+        PARAMS, train_sft=config, warm_up=replace(PARAMS.warm_up, examples=8, batch_size=2, learning_rate=0.01),
+        generate_explanations=replace(GENERATION, candidates=2),
         train_dpo=replace(PARAMS.train_dpo, batch_size=1, accumulate=2, epochs=2.0),
         rounds={"r1": round_, "r2": replace(round_, start="r1")},
     )  # fmt: skip
+    warm_up.run(params)
     train_sft.run(params)
     train_dpo.run(params, "r1")
     train_dpo.run(params, "r2")

@@ -29,6 +29,7 @@ from tasks import (
     train_grpo,
     train_sft,
     validate_preferences,
+    warm_up,
 )
 from tasks.settings import params as settings_params
 
@@ -74,6 +75,7 @@ def test_an_architecture_goes_through_the_loop(
     evaluate.run(params, "open_loop")
     if architecture in TRAINED:
         torch.set_grad_enabled(True)
+        warm_up.run(params)
         train_sft.run(params)
         for stage in ROUND:
             torch.set_grad_enabled(True)

@@ -110,7 +110,7 @@ def test_every_labeller_composes_and_labels_a_corpus_too(labeller: str) -> None:
 
 @pytest.mark.parametrize("agent", sorted(path.stem for path in (ROOT / "conf" / "agent").glob("*.yaml")))
 def test_every_agent_composes_and_is_evaluated_on_a_corpus_too(agent: str) -> None:
-    on_a_corpus = ["subject=corpus", "labeller=chat", "train_sft.warmup_examples=0", "train_sft.replay_share=0"]
+    on_a_corpus = ["subject=corpus", "labeller=chat", "warm_up.examples=0", "train_sft.replay_share=0"]
     found = yaml.safe_load(compose.composed([f"agent={agent}", *on_a_corpus]))
     assert (found["evaluate"]["agent"] or {"kind": "none"})["kind"] == agent
     assert ("agent" in found["evaluations"]) is (agent != "none")

@@ -58,7 +58,7 @@ ON_A_CORPUS = {
     "prepare_subject__corpus": CORPUS,
     "prepare_subject__pretrained": PRETRAINED,
     "label_features__source": "data/imported/labels.parquet",
-    "train_sft__warmup_examples": 0,
+    "warm_up__examples": 0,
     "train_sft__replay_share": 0,
 }
 HUB = CORPUS | {"source": "owner/texts", "revision": "0" * 40, "subset": "en", "split": "train"}
@@ -71,7 +71,7 @@ WRONG = {
     "fraction for a count": ({"prepare_subject__steps": 2.5}, "prepare_subject.steps", "2.5"),
     "chat without an instruction": ({"train_sft__prompt__kind": "chat"}, "train_sft.prompt.instruction", "missing"),
     "a batch that cannot be shared": (
-        {"processes": 3, "train_sft__warmup_batch_size": 96},
+        {"processes": 3, "warm_up__batch_size": 96},
         "train_sft.batch_size",
         "multiple",
     ),
@@ -260,7 +260,7 @@ WRONG = {
         f"an experiment named {name}": ({"compare_rounds__experiment": name}, "compare_rounds.experiment", "letters")
         for name in ("a/b", "a:b", "it's", "..", "what?", "a@1", " a", "x" * 101)
     },
-    "replay of nothing": ({"train_sft__warmup_examples": 0}, "train_sft.replay_share", "0.5"),
+    "replay of nothing": ({"warm_up__examples": 0}, "train_sft.replay_share", "0.5"),
     "corpus of the sandbox": ({"prepare_subject__corpus": CORPUS}, "prepare_subject.corpus", "texts.jsonl"),
     "domain without its corpus": ({"prepare_subject__domain": "corpus"}, "prepare_subject.corpus", "null"),
     "round measured elsewhere": ({"evaluations__r2__source": "data/explainers/r1"}, "evaluations.r2.source", "r1"),
@@ -285,13 +285,13 @@ def test_a_corpus_loads(tmp_path: Path, corpus: dict[str, Any]) -> None:
 def test_a_corpus_labels_warms_up_and_has_hypotheses_to_test(tmp_path: Path) -> None:
     edits = {
         "label_features__source": "data/activations/contexts.parquet",
-        "train_sft__warmup_examples": 9,
+        "warm_up__examples": 9,
         "train_sft__replay_share": 0.5,
         "evaluations__agent": {"kind": "agent", "source": "data/activations"},
         "evaluations__ceiling": {"kind": "truth", "source": "data/activations/truth.safetensors"},
     }
     loaded = params.load(edited(tmp_path, **ON_A_CORPUS | edits))
-    assert loaded.label_features.labeller is None and loaded.train_sft.warmup_examples == 9
+    assert loaded.label_features.labeller is None and loaded.warm_up.examples == 9
 
 
 WRONG_ON_A_CORPUS = {

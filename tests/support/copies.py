@@ -12,7 +12,7 @@ PATIENCE = 1800  # seconds that one command may take on a busy machine
 LEFT_OUT = ("reports/", "tests/", "docs/")
 # The nano experiment with all that a prompt can show. Who composes it shares what was trained (`nano_cache`).
 READING = (
-    "experiment=nano", "train_sft.warmup_places=3", "extract_activations.spread_contexts=4",
+    "experiment=nano", "warm_up.places=3", "extract_activations.spread_contexts=4",
     "train_sft.prompt.shown_contexts=2", "train_sft.prompt.shown_spread=1", "train_sft.prompt.shown_promoted=3",
 )  # fmt: skip
 

@@ -12,33 +12,32 @@ from saeexplainer.domains.sandbox.world import World
 from saeexplainer.errors import UserError
 from saeexplainer.features.contexts import leading
 from saeexplainer.features.token_stream import TokenBatch
-from saeexplainer.training.sft import WarmupSet, together, warmup_set
+from saeexplainer.training.warmup import WarmupSet, load, save, together, warmup_set
 
-PLAIN = replace(settings().train_sft, prompt=TokensPrompt("tokens", 0, 0, 0), warmup_places=1, contexts_dropped=0.0)
+WARM_UP = replace(settings().warm_up, examples=40, places=1, modifier_share=0.0)
 RESIDUALS = torch.tensor([[0.0, 2.0], [4.0, 0.0], [8.0, 8.0], [2.0, 4.0]])
 SAID = ["dog", "cat", "dog", "dog"]
 LINES = ["- a <<dog>>", "- the <<cat>>", "- my <<dog>> barks", "- one <<dog>>"]
 
 
 def found(places: int, shown: int, seed: int = 0) -> WarmupSet:
-    config = replace(PLAIN, warmup_places=places, prompt=TokensPrompt("tokens", shown, 0, 0))
-    return together(RESIDUALS, SAID, LINES, config, random.Random(seed))
+    return together(RESIDUALS, SAID, LINES, places, shown, random.Random(seed))
 
 
 def test_without_places_and_contexts_an_example_is_one_residual_and_nothing_is_drawn():
     draw = random.Random(5)
-    same = together(RESIDUALS, SAID, [], PLAIN, draw)
-    assert torch.equal(same.residuals, RESIDUALS) and same.contexts == [] and draw.random() == random.Random(5).random()
+    same = together(RESIDUALS, SAID, [], 1, 0, draw)
+    assert torch.equal(same.vectors, RESIDUALS) and same.contexts == [] and draw.random() == random.Random(5).random()
 
 
 def test_a_vector_is_the_mean_over_places_of_which_the_same_is_said_its_own_among_them():
-    seen = {tuple(found(3, 0, seed).residuals[0].tolist()) for seed in range(60)}
+    seen = {tuple(found(3, 0, seed).vectors[0].tolist()) for seed in range(60)}
     # Alone; with one of the other two; with both: (0 + 8 + 2) / 3, (2 + 8 + 4) / 3.
     expected = {(0.0, 2.0), (4.0, 5.0), (1.0, 3.0), (10 / 3, 14 / 3)}
     assert {tuple(round(number, 3) for number in row) for row in seen} == {
         tuple(round(number, 3) for number in row) for row in expected
     }
-    assert all(found(3, 0, seed).residuals[1].tolist() == [4.0, 0.0] for seed in range(20)), "nothing else is a cat"
+    assert all(found(3, 0, seed).vectors[1].tolist() == [4.0, 0.0] for seed in range(20)), "nothing else is a cat"
 
 
 def test_contexts_are_the_places_own_and_others_of_which_the_same_is_said_each_once():
@@ -66,22 +65,32 @@ def batch(world: World, count: int) -> TokenBatch:
 
 def test_the_context_of_a_word_marks_it_among_the_words_around_it():
     world = World(0)
-    config = replace(PLAIN, warmup_examples=40, prompt=TokensPrompt("tokens", 1, 0, 0), warmup_modifier_share=0.0)
+    shown = TokensPrompt("tokens", 1, 0, 0)
     given = batch(world, 12)
-    warmup = warmup_set(iter([given]), world, config, 2, random.Random(0))
+    warmup = warmup_set(iter([given]), world, WARM_UP, shown, 2, random.Random(0))
+    mean = given.residual.mean(dim=0)
     words = [
         given.documents[int(at)].text[start:end] for at, (start, end) in zip(given.document, given.offsets.tolist())
     ]
-    for residual, line in zip(warmup.residuals, warmup.contexts, strict=True):
-        row = int(residual[0]) // 2
+    for residual, line in zip(warmup.vectors, warmup.contexts, strict=True):
+        row = round(float(residual[0] + mean[0])) // 2
         marked = line.removeprefix("- ").split(" ")
         (at,) = (number for number, word in enumerate(marked) if word.startswith("<<"))
         assert marked[at] == f"<<{words[row]}>>" and at <= 2 and len(marked) - at <= 3
         assert leading(line).split(" ")[-1] == words[row]
-    with pytest.raises(UserError, match=r"train_sft.warmup_examples: 40, but the documents have"):
-        warmup_set(iter([batch(world, 1)]), world, config, 2, random.Random(0))
+    with pytest.raises(UserError, match=r"warm_up.examples: 40, but the documents have"):
+        warmup_set(iter([batch(world, 1)]), world, WARM_UP, shown, 2, random.Random(0))
 
 
 def test_what_leads_up_to_the_strongest_word_is_at_most_five_words_long():
     assert leading("- the judge demands the cheerful <<omelette>> . no") == "judge demands the cheerful omelette"
     assert leading("- <<omelette>> . the") == "omelette" and leading("- a << b <<c>> d") == "a << b c"
+
+
+@pytest.mark.parametrize("contexts", [[], ["- a <<dog>>", "", "- <<x>>"]], ids=["none", "some"])
+def test_examples_are_read_as_they_were_written(contexts, tmp_path):
+    written = WarmupSet(torch.randn(3, 4), ["the word dog", "any animal", "x"], contexts)
+    save(written, tmp_path / "warmup")
+    read = load(tmp_path / "warmup")
+    assert torch.equal(read.vectors, written.vectors)
+    assert (read.descriptions, read.contexts) == (written.descriptions, contexts)

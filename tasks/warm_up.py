@@ -1,0 +1,100 @@
+"""The explainer learns to say what it is reading: raw activations of the subject, and something true about each.
+
+    python -m tasks.warm_up
+
+It depends on the subject and on the site that the SAEs read, on none of the SAEs and no label, so it is not run again
+when those change. Writes data/warmup (the examples, of which train_sft replays some), data/explainers/warmup
+(`saeexplainer.explainer.folder`) and reports/training/warmup.csv. Without examples the explainer is the model that
+starts.
+"""
+
+import random
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from saeexplainer.config import Params
+from saeexplainer.domains.domain import ReadingLimit
+from saeexplainer.domains.opening import open_domain
+from saeexplainer.explainer import folder as explainer_folder
+from saeexplainer.explainer.explainer import Prompts, attach
+from saeexplainer.explainer.feature_tokens import first_feature_id
+from saeexplainer.features.contexts import promotes
+from saeexplainer.features.promoted import promoted
+from saeexplainer.features.token_stream import token_batches
+from saeexplainer.models.pointer import open_model, open_tokenizer
+from saeexplainer.runs.seeds import seed_torch
+from saeexplainer.runs.storage import read_json, replacing
+from saeexplainer.saes.reading import Reader
+from saeexplainer.saes.sites import parse_site
+from saeexplainer.training import sft, warmup
+from saeexplainer.training.curves import write_curves
+from tasks.places import EXPLAINERS, REPORTS, SITE, SUBJECT, WARMUP
+from tasks.stage import Report, main
+
+
+def run(params: Params) -> Report:
+    """Make the examples, train on them, save both."""
+    config = params.train_sft
+    seed = seed_torch(params.seed, "warm_up")
+    draw = random.Random(seed)
+    reader = opened(params)
+    parts = explainer_folder.start(config, SUBJECT, reader.width, seed)
+    found = raw_activations(params, reader, draw) if params.warm_up.examples else warmup.nothing(reader.width)
+    with replacing(WARMUP) as folder:
+        warmup.save(found, folder)
+    history = train(params, parts, found, draw, seed) if found.descriptions else []
+    with replacing(EXPLAINERS / "warmup") as folder:
+        explainer_folder.save(parts, folder)
+    write_curves(REPORTS / "training/warmup.csv", history)
+    return Report({}, [f"warm-up on {len(found.descriptions):,} raw activations"])
+
+
+def opened(params: Params) -> Reader:
+    """The subject up to the site that SAEs read."""
+    site = parse_site(read_json(SITE)["hook_name"])
+    model, tokenizer = open_model(SUBJECT, blocks=site.blocks), open_tokenizer(SUBJECT)
+    return Reader(model, tokenizer, site, params.prepare_subject.context_length)
+
+
+def raw_activations(params: Params, reader: Reader, draw: random.Random) -> warmup.WarmupSet:
+    """Residuals of the subject at random tokens of a stream of their own, with something true about each. What the
+    prompt shows of promoted tokens is what they promote."""
+    config, prompt = params.warm_up, params.train_sft.prompt
+    limit = ReadingLimit(reader.tokenizer, reader.context_length)
+    domain = open_domain(params.prepare_subject.domain, params.seed, params.prepare_subject.corpus, limit)
+    documents = domain.documents("warmup", config.examples)
+    batches = token_batches(documents, reader, params.extract_activations.batch_size)
+    found = warmup.warmup_set(batches, domain, config, prompt, params.extract_activations.context_tokens, draw)
+    if not prompt.shown_promoted:
+        return found
+    tokens = promoted(reader.model, reader.tokenizer, found.vectors, prompt.shown_promoted)
+    contexts = found.contexts or [""] * len(tokens)
+    shown = ["\n".join(filter(None, [own, promotes(words)])) for own, words in zip(contexts, tokens, strict=True)]
+    return replace(found, contexts=shown)
+
+
+def train(
+    params: Params, parts: explainer_folder.Parts, examples: warmup.WarmupSet, draw: random.Random, seed: int
+) -> list[dict[str, float]]:
+    """Train in place on all examples, some of them without their contexts; returns the trainer's log."""
+    config, how = params.train_sft, params.warm_up
+    prompts = Prompts(parts.tokenizer, first_feature_id(parts.model, parts.tokenizer), config, examples.contexts)
+    described = [
+        prompts.example(at, said, bare=draw.random() < config.contexts_dropped)
+        for at, said in enumerate(examples.descriptions)
+    ]
+    hooks = attach(
+        parts.model, parts.tokenizer, examples.vectors, config, config.direction_noise, projection=parts.projection
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        history = sft.supervised_fine_tuning(
+            parts.model, parts.tokenizer, described, config, epochs=how.epochs, learning_rate=how.learning_rate,
+            batch_size=how.batch_size, seed=seed, scratch=Path(scratch),
+        )  # fmt: skip
+    hooks.remove()
+    return history
+
+
+if __name__ == "__main__":
+    main(run, parallel=True)
