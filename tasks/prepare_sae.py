@@ -65,7 +65,7 @@ def run(params: Params) -> Report:
         reports = quality.evaluate(reader, [document.text for document in held_out])
         check_fit(params, reports)
         worth = dictionary.measure(reader, held_out, domain)
-    write_json(SITE, {"hook_name": str(site)})
+    loading.write_site(SITE, site)
     write_json(REPORTS / "sae.json", {name: asdict(reports[name]) | asdict(worth[name]) for name in reports})
     main_report = reports[config.saes[0].name]
     lines = [

@@ -24,9 +24,9 @@ from saeexplainer.features.promoted import promoted
 from saeexplainer.features.token_stream import token_batches
 from saeexplainer.models.pointer import open_model, open_tokenizer
 from saeexplainer.runs.seeds import seed_torch
-from saeexplainer.runs.storage import read_json, replacing
+from saeexplainer.runs.storage import replacing
+from saeexplainer.saes.loading import read_site
 from saeexplainer.saes.reading import Reader
-from saeexplainer.saes.sites import parse_site
 from saeexplainer.training import sft, warmup
 from saeexplainer.training.curves import write_curves
 from tasks.places import EXPLAINERS, REPORTS, SITE, SUBJECT, WARMUP
@@ -40,6 +40,7 @@ def run(params: Params) -> Report:
     draw = random.Random(seed)
     reader = opened(params)
     parts = explainer_folder.start(config, SUBJECT, reader.width, seed)
+    Prompts(parts.tokenizer, 0, config)  # says now, not after the reading, that it cannot be asked so
     found = raw_activations(params, reader, draw) if params.warm_up.examples else warmup.nothing(reader.width)
     with replacing(WARMUP) as folder:
         warmup.save(found, folder)
@@ -52,7 +53,7 @@ def run(params: Params) -> Report:
 
 def opened(params: Params) -> Reader:
     """The subject up to the site that SAEs read."""
-    site = parse_site(read_json(SITE)["hook_name"])
+    site = read_site(SITE)
     model, tokenizer = open_model(SUBJECT, blocks=site.blocks), open_tokenizer(SUBJECT)
     return Reader(model, tokenizer, site, params.prepare_subject.context_length)
 

@@ -14,7 +14,10 @@ from tiny import WIDTH, tiny_model, tiny_tokenizer
 from typed import typed
 
 from saeexplainer.config.parts import Architecture
-from saeexplainer.runs.storage import write_tensors
+from saeexplainer.runs.storage import write_json, write_tensors
+from saeexplainer.saes.loading import write_site
+from saeexplainer.saes.sites import Place, Site
+from tasks.places import SITE
 from tasks.settings import compose
 
 
@@ -27,6 +30,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_tokenizer().save_pretrained(folder / "data/subject")
     for name in ("main", "lender1"):
         random_sae(folder / "data/saes" / name, WIDTH)
+    write_site(folder / SITE, Site(1, Place.resid_post))
     return folder
 
 
@@ -145,7 +149,10 @@ WRONG: dict[str, tuple[str, Callable[[Path], None], str]] = {
         "prepare_subject.context_length: 200 tokens, but the model reads 128 at most; lower it",
     ),
     "an explainer without a chat template": (
-        "train_sft", chat_explainer_of_a_base_model, "no chat template; name an instruction-tuned",
+        "warm_up", chat_explainer_of_a_base_model, "no chat template; name an instruction-tuned",
+    ),
+    "a site that is none": (
+        "warm_up", lambda workspace: write_json(workspace / SITE, []), "data/site.json: names no hook_name",
     ),
     "a broken line 7": ("cli.main import np.jsonl", broken_line_7, "np.jsonl:line 7: not JSON in UTF-8"),
     "a round with an unknown start": (

@@ -12,7 +12,7 @@ import torch
 
 from saeexplainer.errors import UserError, first_line
 from saeexplainer.models.loading import UNREADABLE
-from saeexplainer.runs.storage import read_json
+from saeexplainer.runs.storage import read_json, write_json
 from saeexplainer.saes.sites import Site, parse_site
 
 if TYPE_CHECKING:
@@ -27,10 +27,25 @@ ARCHITECTURES = ("standard", "topk", "jumprelu", "gated", "matching_pursuit")
 def stored_site(folder: Path) -> Site:
     """The site that a stored SAE reads, from its settings alone. Raises UserError if there is none."""
     stored = read_json(folder / "cfg.json")
-    metadata = stored.get("metadata") if isinstance(stored, dict) else None
-    name = metadata.get("hook_name") if isinstance(metadata, dict) else None
+    return _named(
+        stored.get("metadata") if isinstance(stored, dict) else None, f"{folder}: the metadata in its cfg.json"
+    )
+
+
+def read_site(path: Path) -> Site:
+    """The site that `write_site` wrote. Raises UserError if there is none."""
+    return _named(read_json(path), str(path))
+
+
+def write_site(path: Path, site: Site) -> None:
+    """Keep the site apart from the SAEs, for what depends on it and on none of them."""
+    write_json(path, {"hook_name": str(site)})
+
+
+def _named(found: Any, where: str) -> Site:
+    name = found.get("hook_name") if isinstance(found, dict) else None
     if not isinstance(name, str):
-        raise UserError(f"{folder}: its cfg.json names no hook_name in its metadata; run `dvc repro` to make it")
+        raise UserError(f"{where}: names no hook_name; run `dvc repro` to make it")
     return parse_site(name)
 
 

@@ -21,7 +21,9 @@ from saeexplainer.domains.sandbox.world import World
 from saeexplainer.features import truth
 from saeexplainer.models.loading import load_model
 from saeexplainer.records import ContextRow, ExplanationRow, FeatureRow
-from saeexplainer.runs.storage import read_rows, write_json, write_rows
+from saeexplainer.runs.storage import read_rows, write_rows
+from saeexplainer.saes.loading import write_site
+from saeexplainer.saes.sites import Place, Site
 from tasks import extract_activations, label_features, probe_features, sources, train_sft, warm_up
 from tasks.bench import Bench
 from tasks.places import SITE
@@ -42,7 +44,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sae = TopKSAE(TopKSAEConfig(d_in=WIDTH, d_sae=64, k=4, metadata=site))
         torch.nn.init.normal_(sae.W_enc)
         sae.save_model(folder / "data/saes" / name)
-    write_json(folder / SITE, {"hook_name": "blocks.1.hook_resid_post"})
+    write_site(folder / SITE, Site(1, Place.resid_post))
     rows = (json.dumps({"text": document.text}) for document in World(0).documents("subject", 400))
     (folder / "texts.jsonl").write_text("\n".join(rows), encoding="utf-8")
     return folder

@@ -30,6 +30,8 @@ from saeexplainer.models.blocks import transformer_blocks
 from saeexplainer.models.pointer import POINTER, open_model, open_tokenizer, write_pointer
 from saeexplainer.records import CandidateRow, ContextRow, ExplanationRow, FeatureRow, PreferencePair
 from saeexplainer.runs.storage import read_json, read_rows, read_tensors, write_json, write_rows, write_tensors
+from saeexplainer.saes.loading import write_site
+from saeexplainer.saes.sites import parse_site
 from saeexplainer.serving import ServedExplainer, write_served
 from saeexplainer.training import dpo, sft
 from saeexplainer.training.start import open_start
@@ -330,7 +332,7 @@ def write_workspace(base: Path) -> list[FeatureRow]:
     tiny_tokenizer().save_pretrained("data/subject")
     site = SAEMetadata(hook_name="blocks.1.hook_resid_post")
     TopKSAE(TopKSAEConfig(d_in=SUBJECT_WIDTH, d_sae=8, k=2, metadata=site)).save_model(Path("data/saes/main"))
-    write_json(SITE, {"hook_name": site.hook_name})
+    write_site(SITE, parse_site(site.hook_name))
     splits = ["sft"] * 4 + ["dpo"] * 4 + ["valid"] * 2
     rows = [FeatureRow(f"s/main/{at}", "main", at, split, 1.0, 0.01) for at, split in enumerate(splits)]
     generator = torch.Generator().manual_seed(1)
