@@ -75,4 +75,5 @@ study: setup  ## the experiments behind the figures; WITH="--plan ablation" for 
 	@sae-explainer study $(WITH)
 
 clean:  ## remove every result (keeps .venv and DVC's cache)
-	@rm -rf data mlruns/mlflow.db* mlruns/artifacts reports/data_docs .prefect
+	@rm -rf data && mkdir -p data/rounds && touch data/rounds/.gitkeep  # the comparison reads that folder in any case
+	@rm -rf mlruns/mlflow.db* mlruns/artifacts reports/data_docs .prefect

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
@@ -143,6 +144,12 @@ def deps_of(files: set[Path]) -> set[str]:
 def test_deps_are_what_a_stage_imports(stage: str) -> None:
     listed = {dep for dep in STAGES[stage]["deps"] if dep.split("/")[0] in PACKAGES}
     assert listed == deps_of(closure(f"tasks.{stage}", set()))
+
+
+def test_what_the_comparison_reads_is_there_in_a_run_without_rounds() -> None:
+    """Reinforcements alone write nothing there, and DVC asks for every dep."""
+    kept = subprocess.run(["git", "ls-files", "data"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert "data/rounds" in STAGES["compare_rounds"]["deps"] and kept.split() == ["data/rounds/.gitkeep"]
 
 
 @cache

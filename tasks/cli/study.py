@@ -117,6 +117,7 @@ def prepare(spec: VariantSpec, files: Sequence[Path]) -> None:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         if not (folder / path).exists():
             (folder / path).symlink_to(path.resolve())
+    (folder / ROUNDS).mkdir(parents=True, exist_ok=True)  # the comparison reads it, though no round may be there
     (folder / ".dvc").mkdir(exist_ok=True)
     # .local, which DVC merges over the copied config: the folder is no git repository of its own.
     (folder / ".dvc" / "config.local").write_text(
