@@ -45,6 +45,7 @@ from saeexplainer.records import EvaluationRow
 from saeexplainer.runs.storage import read_json, read_rows, replacing, write_json
 from saeexplainer.study import ablation, figures, kept, page, pictures, saes
 from saeexplainer.study.plans import STUDY, VariantSpec, changes, chosen, load_specs
+from tasks.places import ROUNDS
 from tasks.settings import params as settings_params
 from tasks.workspace import repro, surroundings, timings
 from tasks.workspace.printable import failed
