@@ -173,7 +173,7 @@ evaluate.run(settings, "r1")
 
 def test_two_processes_write_the_same_bytes(workspace, tmp_path):
     folder = composed(tmp_path, *NANO, "processes=2")
-    shutil.copytree(workspace / "data", folder / "data")
+    shutil.copytree(workspace / "data", folder / "data", dirs_exist_ok=True)
     results = [
         "data/activations/features.parquet", "data/activations/contexts.parquet", "data/activations/neighbours.parquet",
         "data/activations/directions.safetensors", "data/rounds/r1/candidates.parquet", "data/rounds/r1/scores.parquet",
@@ -200,7 +200,7 @@ def test_two_processes_write_the_same_bytes(workspace, tmp_path):
 )
 def test_a_killed_stage_goes_on_and_writes_the_same_bytes(workspace, tmp_path, stage, output, write):
     folder = composed(tmp_path, *NANO, "rounds=two")
-    shutil.copytree(workspace / "data", folder / "data")
+    shutil.copytree(workspace / "data", folder / "data", dirs_exist_ok=True)
     result, kept = folder / f"data/{output}.parquet", folder / f".cache/batches/{stage}@r1"
     expected = result.read_bytes()
     result.unlink()
