@@ -49,7 +49,11 @@ TITLES = {  # of the plans that have a page of this kind
     "ablation": Title(
         "Ablation", "Ablation: one change at a time", "two rounds of an explainer that reads the vector alone"
     ),
-    "explainer": Title("Other explainers", "What the explainer reads, and how it is trained", "the default"),
+    "explainer": Title(
+        "Other explainers",
+        "What the explainer reads, and how it is trained",
+        "the default, but that a tenth of the training prompts had no contexts",
+    ),
     "further": Title("Further explainers", "Further changes of what it reads and how it is trained", "the default"),
 }
 
