@@ -7,16 +7,12 @@ and reports/training/sft.csv.
 """
 
 import random
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 
 from saeexplainer.config import Params
 from saeexplainer.explainer import folder as explainer_folder
-from saeexplainer.explainer.explainer import Prompts, attach
-from saeexplainer.explainer.feature_tokens import first_feature_id
 from saeexplainer.explainer.table import FeatureTable
 from saeexplainer.records import ExplanationRow
 from saeexplainer.runs.seeds import seed_torch
@@ -42,18 +38,10 @@ def run(params: Params) -> Report:
     parts = explainer_folder.open_parts(EXPLAINERS / "warmup", trainable=True)
     if isinstance(parts.projection, torch.nn.Linear):
         parts.projection.requires_grad_()  # the rounds keep it as the labels leave it
-    prompts = Prompts(parts.tokenizer, first_feature_id(parts.model, parts.tokenizer), config, contexts)
-    examples = [prompts.example(at, said, bare=draw.random() < config.contexts_dropped) for at, said in described]
-    hooks = attach(
-        parts.model, parts.tokenizer, torch.cat([features, raw.vectors[replayed]]), config, config.direction_noise,
-        projection=parts.projection,
+    history = sft.learn(
+        parts, torch.cat([features, raw.vectors[replayed]]), contexts, described, config, config,
+        section="train_sft", draw=draw, seed=seed,
     )  # fmt: skip
-    with tempfile.TemporaryDirectory() as scratch:
-        history = sft.supervised_fine_tuning(
-            parts.model, parts.tokenizer, examples, config, epochs=config.epochs, learning_rate=config.learning_rate,
-            batch_size=config.batch_size, seed=seed, scratch=Path(scratch),
-        )  # fmt: skip
-    hooks.remove()
     with replacing(EXPLAINERS / "sft") as folder:
         explainer_folder.save(parts, folder)
     write_curves(REPORTS / "training/sft.csv", history)

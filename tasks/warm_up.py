@@ -9,16 +9,13 @@ starts.
 """
 
 import random
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 
 from saeexplainer.config import Params
 from saeexplainer.domains.domain import ReadingLimit
 from saeexplainer.domains.opening import open_domain
 from saeexplainer.explainer import folder as explainer_folder
-from saeexplainer.explainer.explainer import Prompts, attach
-from saeexplainer.explainer.feature_tokens import first_feature_id
+from saeexplainer.explainer.explainer import Prompts
 from saeexplainer.features.contexts import promotes
 from saeexplainer.features.promoted import promoted
 from saeexplainer.features.token_stream import token_batches
@@ -42,9 +39,14 @@ def run(params: Params) -> Report:
     parts = explainer_folder.start(config, SUBJECT, reader.width, seed)
     Prompts(parts.tokenizer, 0, config)  # says now, not after the reading, that it cannot be asked so
     found = raw_activations(params, reader, draw) if params.warm_up.examples else warmup.nothing(reader.width)
+    history = []
+    if found.descriptions:
+        history = sft.learn(
+            parts, found.vectors, found.contexts, enumerate(found.descriptions), config, params.warm_up,
+            section="warm_up", draw=draw, seed=seed,
+        )  # fmt: skip
     with replacing(WARMUP) as folder:
         warmup.save(found, folder)
-    history = train(params, parts, found, draw, seed) if found.descriptions else []
     with replacing(EXPLAINERS / "warmup") as folder:
         explainer_folder.save(parts, folder)
     write_curves(REPORTS / "training/warmup.csv", history)
@@ -73,28 +75,6 @@ def raw_activations(params: Params, reader: Reader, draw: random.Random) -> warm
     contexts = found.contexts or [""] * len(tokens)
     shown = ["\n".join(filter(None, [own, promotes(words)])) for own, words in zip(contexts, tokens, strict=True)]
     return replace(found, contexts=shown)
-
-
-def train(
-    params: Params, parts: explainer_folder.Parts, examples: warmup.WarmupSet, draw: random.Random, seed: int
-) -> list[dict[str, float]]:
-    """Train in place on all examples, some of them without their contexts; returns the trainer's log."""
-    config, how = params.train_sft, params.warm_up
-    prompts = Prompts(parts.tokenizer, first_feature_id(parts.model, parts.tokenizer), config, examples.contexts)
-    described = [
-        prompts.example(at, said, bare=draw.random() < config.contexts_dropped)
-        for at, said in enumerate(examples.descriptions)
-    ]
-    hooks = attach(
-        parts.model, parts.tokenizer, examples.vectors, config, config.direction_noise, projection=parts.projection
-    )
-    with tempfile.TemporaryDirectory() as scratch:
-        history = sft.supervised_fine_tuning(
-            parts.model, parts.tokenizer, described, config, epochs=how.epochs, learning_rate=how.learning_rate,
-            batch_size=how.batch_size, seed=seed, scratch=Path(scratch),
-        )  # fmt: skip
-    hooks.remove()
-    return history
 
 
 if __name__ == "__main__":

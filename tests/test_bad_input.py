@@ -154,6 +154,9 @@ WRONG: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "a site that is none": (
         "warm_up", lambda workspace: write_json(workspace / SITE, []), "data/site.json: names no hook_name",
     ),
+    "a warm-up of one step": (
+        "warm_up", edit(warm_up__examples=20), "warm_up: one step in all",
+    ),
     "a broken line 7": ("cli.main import np.jsonl", broken_line_7, "np.jsonl:line 7: not JSON in UTF-8"),
     "a round with an unknown start": (
         "generate_explanations r1", edit(rounds__r1__start="r7"), "params.yaml: rounds.r1.start: is 'r7'",

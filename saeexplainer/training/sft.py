@@ -1,19 +1,55 @@
 """Supervised training of the explainer, for the warm-up as for the open-loop labels: TRL's SFTTrainer over token ids
 that are prepared here, and the check that something was trained."""
 
+import random
+import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from saeexplainer.config import TrainSft
+from saeexplainer.config import TrainSft, WarmUp
 from saeexplainer.errors import UserError
+from saeexplainer.explainer.explainer import Prompts, attach
+from saeexplainer.explainer.feature_tokens import first_feature_id
+from saeexplainer.explainer.folder import Parts
 from saeexplainer.models.blocks import check_context
 from saeexplainer.runs import processes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainingArguments
+
+
+def learn(
+    parts: Parts,
+    vectors: Float[Tensor, "rows d_in"],
+    contexts: Sequence[str],
+    described: Iterable[tuple[int, str]],
+    config: TrainSft,
+    how: WarmUp | TrainSft,
+    *,
+    section: str,
+    draw: random.Random,
+    seed: int,
+) -> list[dict[str, float]]:
+    """Train an explainer in place to say of a row of `vectors` what is described of it; returns the trainer's log.
+
+    contexts: what the prompt shows of each row, or none; a share of the prompts goes without. how: the batches, epochs
+    and rate, of the settings in `section`. Raises as `supervised_fine_tuning`.
+    """
+    prompts = Prompts(parts.tokenizer, first_feature_id(parts.model, parts.tokenizer), config, contexts)
+    examples = [prompts.example(row, said, bare=draw.random() < config.contexts_dropped) for row, said in described]
+    hooks = attach(parts.model, parts.tokenizer, vectors, config, config.direction_noise, projection=parts.projection)
+    with tempfile.TemporaryDirectory() as scratch:
+        history = supervised_fine_tuning(
+            parts.model, parts.tokenizer, examples, config, epochs=how.epochs, learning_rate=how.learning_rate,
+            batch_size=how.batch_size, section=section, seed=seed, scratch=Path(scratch),
+        )  # fmt: skip
+    hooks.remove()
+    return history
 
 
 def supervised_fine_tuning(
@@ -25,11 +61,12 @@ def supervised_fine_tuning(
     epochs: float,
     learning_rate: float,
     batch_size: int,
+    section: str,
     seed: int,
     scratch: Path,
 ) -> list[dict[str, float]]:
     """Train in place with TRL's SFTTrainer on prepared token ids and labels; returns its log. `config` says how it
-    computes; the rest is of the warm-up or of the labels.
+    computes; the rest is of `section`, the warm-up's settings or those of the labels.
 
     Raises UserError if there is nothing to train on, too little for two steps, or an example is too long, RuntimeError
     if training left the weights unchanged.
@@ -52,7 +89,7 @@ def supervised_fine_tuning(
     dataset = Dataset.from_list(examples)
     trainer = SFTTrainer(model=model, args=on_one_device(arguments), train_dataset=dataset, processing_class=tokenizer)
     trainer.train()
-    check_trained(model, before, trainer.state.global_step, "train_sft")
+    check_trained(model, before, trainer.state.global_step, section)
     return trainer.state.log_history
 
 

@@ -94,8 +94,8 @@ def supervised(config: TrainSft, width: int, folder: Path, scratch: Path) -> dic
     prompts = Prompts(parts.tokenizer, first_feature_id(parts.model, parts.tokenizer), config)
     examples = [prompts.example(feature, chosen) for feature, (chosen, _) in enumerate(SAID)]
     sft.supervised_fine_tuning(
-        parts.model, parts.tokenizer, examples, config, epochs=2.0, learning_rate=0.02, batch_size=4, seed=0,
-        scratch=scratch,
+        parts.model, parts.tokenizer, examples, config, epochs=2.0, learning_rate=0.02, batch_size=4,
+        section="train_sft", seed=0, scratch=scratch,
     )  # fmt: skip
     hooks.remove()
     explainer_folder.save(parts, folder)

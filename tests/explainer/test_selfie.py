@@ -67,8 +67,8 @@ def supervised(subject: Path, folder: Path) -> explainer_folder.Parts:
     assert list(trained_weights(parts.model)) == ["feature_projection.scale", "feature_projection.bias"]
     examples = [PROMPTS.example(feature, chosen) for feature, (chosen, _) in enumerate(SAID)]
     sft.supervised_fine_tuning(
-        parts.model, parts.tokenizer, examples, CONFIG, epochs=20.0, learning_rate=0.02, batch_size=4, seed=0,
-        scratch=folder,
+        parts.model, parts.tokenizer, examples, CONFIG, epochs=20.0, learning_rate=0.02, batch_size=4,
+        section="train_sft", seed=0, scratch=folder,
     )  # fmt: skip
     hooks.remove()
     (folder / "sft").mkdir()
