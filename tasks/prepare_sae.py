@@ -21,6 +21,7 @@ from saeexplainer.domains.opening import open_domain
 from saeexplainer.errors import UserError
 from saeexplainer.features import dictionary
 from saeexplainer.models import blocks, pointer, tokenizers
+from saeexplainer.models.sentences import open_encoder
 from saeexplainer.runs.seeds import seed_torch
 from saeexplainer.runs.storage import replacing, write_json
 from saeexplainer.saes import loading, quality, training
@@ -39,6 +40,7 @@ MEASURED_TOKENS = 2**15  # at most; and enough for it
 def run(params: Params) -> Report:
     """Take the pretrained ones; read the site once, train the rest on it; measure each."""
     config, context = params.prepare_sae, params.prepare_subject.context_length
+    embed = open_encoder(config.text_encoder) if config.text_encoder else None
     model, tokenizer = pointer.open_model(SUBJECT), pointer.open_tokenizer(SUBJECT)
     domain = open_domain(
         params.prepare_subject.domain, config.seed, params.prepare_subject.corpus, ReadingLimit(tokenizer, context)
@@ -64,7 +66,7 @@ def run(params: Params) -> Report:
         held_out = list(domain.documents("held_out_sae", measured))
         reports = quality.evaluate(reader, [document.text for document in held_out])
         check_fit(params, reports)
-        worth = dictionary.measure(reader, held_out, domain)
+        worth = dictionary.measure(reader, held_out, domain, embed)
     loading.write_site(SITE, site)
     write_json(REPORTS / "sae.json", {name: asdict(reports[name]) | asdict(worth[name]) for name in reports})
     main_report = reports[config.saes[0].name]

@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass
 from saeexplainer.config.parts import (
     CLOSED, Agent, Amount, Architecture, Commit, Count, Direction, DomainName, DpoLoss, EvaluationKind, Flag,
     InnerShare, Judge, LabelChoice, Labeller, Name, Natural, NonEmpty, PairingRule, Positive, PositiveShare, Pretrained,
+    TextEncoder,
     Several, Share, ShareBelowOne, Text, Writer, matching,
 )  # fmt: skip
 from saeexplainer.config.explainers import AnyAdapter, ExplainerPrompt
@@ -66,6 +67,7 @@ class PrepareSae:
     steps: Count  # optimizer steps of each SAE
     batch_tokens: Count  # activations a step
     learning_rate: Positive  # Adam
+    text_encoder: TextEncoder | None  # says which documents are alike; null: the subject's own token embeddings do
 
 
 @dataclass(frozen=True, config=CLOSED)

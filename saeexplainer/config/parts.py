@@ -151,6 +151,14 @@ class Pretrained:
 
 
 @dataclass(frozen=True, config=CLOSED)
+class TextEncoder:
+    """A sentence encoder that others trained: the mean of its last hidden states says which texts are alike."""
+
+    source: Text  # a folder that transformers saved, or an id of the hub
+    revision: Commit | None  # of the hub; null for a folder
+
+
+@dataclass(frozen=True, config=CLOSED)
 class Endpoint:
     """A model behind an OpenAI-compatible server, patience with it, and what it may cost (docs/ENDPOINTS.md)."""
 

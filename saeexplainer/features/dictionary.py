@@ -4,19 +4,20 @@ Concepts are the domain's: the truth in the sandbox, hypotheses about the surfac
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy.sparse import csc_matrix, csr_matrix, vstack
 from torch import Tensor
 
 from saeexplainer.domains.domain import Document, Domain
 from saeexplainer.features import truth
 from saeexplainer.features.token_stream import concepts_at, token_batches
+from saeexplainer.models.sentences import Embed, by_tokens
 from saeexplainer.saes import worth
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class DictionaryReport:
     coverage: float | None  # mean over concepts of the best latent's F1
     reconstruction: float | None  # mean F1 of concepts predicted by latents that were precise on the first half
     cone_rows: float | None  # mean over frequent concepts of how many rows it takes to rebuild 90 % of their direction
+    monosemanticity: float | None  # how much more alike documents are on which one latent fires than any two are
     stability: float | None  # with the next SAE of the same shape
     orderedness: float | None  # with the same one
 
@@ -53,25 +55,38 @@ class Sample:
     residual: Float[Tensor, "tokens d_model"]  # on the CPU
     concepts: list[str]
     holds: csc_matrix  # [tokens, concepts]
+    document: Int[np.ndarray, " tokens"]  # its number
+    alike: Float[np.ndarray, "documents documents"]  # cosines of their vectors
 
 
-def measure(reader: "Reader", documents: Iterable[Document], domain: Domain) -> dict[str, DictionaryReport]:
-    """All SAEs of the reader, on documents that they were not trained on."""
-    sample = read(reader, documents, domain)
+def measure(
+    reader: "Reader", documents: Sequence[Document], domain: Domain, embed: Embed | None = None
+) -> dict[str, DictionaryReport]:
+    """All SAEs of the reader, on documents that they were not trained on. `embed` says which of them are alike; None:
+    the subject's token embeddings do."""
+    sample = read(reader, documents, domain, embed or by_tokens(reader.model, reader.tokenizer, reader.context_length))
     names = list(reader.saes)
     return {name: report(reader.saes[name], _next_alike(reader, names, at), sample) for at, name in enumerate(names)}
 
 
-def read(reader: "Reader", documents: Iterable[Document], domain: Domain) -> Sample:
+def read(reader: "Reader", documents: Sequence[Document], domain: Domain, embed: Embed) -> Sample:
     """The tokens of documents with the concepts at each."""
-    residuals, found = [], []
+    residuals, found, numbers = [], [], []
     for batch in token_batches(documents, reader, AT_ONCE):
         residuals.append(batch.residual.cpu())
+        numbers.append(batch.first + batch.document)
         for local, document in enumerate(batch.documents):
             offsets = batch.offsets[batch.document == local].tolist()
             found.extend(concepts_at(domain.annotate(document), offsets))
     concepts = domain.concepts()
-    return Sample(torch.cat(residuals), concepts, truth.build(concepts, found, []).holds)
+    vectors = embed([document.text for document in documents])
+    return Sample(
+        residual=torch.cat(residuals),
+        concepts=concepts,
+        holds=truth.build(concepts, found, []).holds,
+        document=torch.cat(numbers).numpy(),
+        alike=(vectors @ vectors.T).double().numpy(),
+    )
 
 
 def _next_alike(reader: "Reader", names: list[str], at: int) -> "SAE | None":
@@ -97,6 +112,7 @@ def report(sae: "SAE", other: "SAE | None", sample: Sample) -> DictionaryReport:
         coverage=_coverage(codes, sample) if known else None,
         reconstruction=_reconstruction(codes, sample) if known else None,
         cone_rows=_cone_rows(decoder, sample),
+        monosemanticity=_known(_monosemanticity(codes[:, pairs], sample)),
         stability=match.stability if match else None,
         orderedness=_known(match.orderedness) if match else None,
     )
@@ -149,6 +165,18 @@ def _cone_rows(decoder: Float[Tensor, "d_sae d_model"], sample: Sample) -> float
         found.append(worth.containment(inside / counts[concept] - outside, rows).atoms)
     reached = [count for count in found if count is not None]
     return float(np.mean(reached)) if reached else None
+
+
+def _monosemanticity(codes: csc_matrix, sample: Sample) -> float:
+    """The mean over latents, less the mean over pairs of documents: 0 of latents that fire anywhere. A latent's
+    activation on a document is its largest."""
+    largest = np.zeros((len(sample.alike), codes.shape[1]))
+    there = codes.tocoo()
+    np.maximum.at(largest, (sample.document[there.row], there.col), there.data)
+    scores = worth.monosemanticity(largest, sample.alike)
+    known = scores[~np.isnan(scores)]
+    pairs = sample.alike[~np.eye(len(sample.alike), dtype=bool)]
+    return float(known.mean() - pairs.mean()) if len(known) else math.nan
 
 
 def _known(value: float) -> float | None:

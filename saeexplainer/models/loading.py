@@ -7,7 +7,7 @@ pretrained one: `pointer.open_model` reads either.
 
 import logging
 import re
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -122,14 +122,19 @@ def _loaded(source: Path | str, how: dict[str, Any], where: dict[str, Any], bloc
                 f"{source}: attention {attention!r} cannot be had ({first_line(error)}); choose another, or null"
             ) from None
         raise UserError(f"{source}: no causal language model in it ({first_line(error)}){advice(where)}") from None
-    # transformers fills what is missing, or of another size, with random numbers, and only warns.
+    check_weights(source, found)
+    for name in _SAMPLING if model.generation_config else ():
+        setattr(model.generation_config, name, None)
+    return model.eval()
+
+
+def check_weights(source: Path | str, found: Mapping[str, Iterable[Any]]) -> None:
+    """Raise UserError if weights were missing or of another size, by transformers' loading info: it fills those with
+    random numbers, and only warns."""
     if wrong := sorted({*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}):
         raise UserError(
             f"{source}: {len(wrong)} weights are missing or of another size, {wrong[0]} first; get them again"
         )
-    for name in _SAMPLING if model.generation_config else ():
-        setattr(model.generation_config, name, None)
-    return model.eval()
 
 
 def _check_device(device_map: str | None, source: Path | str) -> None:

