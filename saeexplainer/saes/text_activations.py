@@ -100,6 +100,22 @@ def read_tokens(asked: Sequence[tuple[str, int]], reader: "Reader", sae: str) ->
     return [(tokens, activations) for tokens, activations in found]
 
 
+@torch.no_grad()
+def read_ends(texts: Sequence[str], reader: "Reader", sae: str) -> Float[np.ndarray, "texts d_sae"]:
+    """What all latents of an SAE do on the last valid token of each text, in activation units; nothing if it has none.
+    Equal texts are read once."""
+    distinct = sorted(set(texts))
+    row = {text: at for at, text in enumerate(distinct)}
+    found = np.zeros((len(distinct), reader.saes[sae].cfg.d_sae), np.float32)
+    for indices in reader.batches(distinct, 512):
+        batch = reader.read([distinct[index] for index in indices])
+        there = batch.valid.any(dim=1)
+        last = batch.valid.shape[1] - 1 - batch.valid.long().flip(1).argmax(dim=1)
+        ends = batch.activations[torch.arange(len(last)), last.to(batch.activations.device)]
+        found[np.array(indices)[there.numpy()]] = reader.saes[sae].encode(ends).cpu().numpy()[there.numpy()]
+    return found[[row[text] for text in texts]]
+
+
 def cut_texts(texts: Sequence[str], tokenizer: "PreTrainedTokenizerFast", context_length: int) -> list[list[str]]:
     """The tokens of each text; special tokens are left out.
 

@@ -17,6 +17,7 @@ from typer.exceptions import TyperException
 from saeexplainer.endpoints import web
 from saeexplainer.errors import UserError
 from saeexplainer.records import NOT_EXPLAINED
+from tasks.cli.attribute import attribute
 from tasks.places import REPORT
 from tasks.workspace import progress, surroundings
 from tasks.workspace.printable import failed, printable
@@ -31,6 +32,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+app.command(short_help="Ask what preferences say of sentences alone.")(attribute)
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 

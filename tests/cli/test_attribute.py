@@ -1,0 +1,90 @@
+"""`sae-explainer attribute` on a subject and an SAE of random weights, and pairs that a rule decides."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from pairs_by_hand import pair
+from sae_lens.saes.sae import SAEMetadata
+from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
+from tiny import WIDTH, tiny_model, tiny_tokenizer
+from typed import Typed, typed
+
+from saeexplainer.config.parts import Architecture
+from saeexplainer.records import ExplanationRow, PreferencePair
+from saeexplainer.runs.storage import write_rows
+from saeexplainer.saes.reading import open_reader
+from saeexplainer.saes.text_activations import read_ends
+from tasks.settings import compose
+
+WORDS = ("cedar", "dog", "garden", "cat", "house", "river")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Chosen explanations end in "the dog" and rejected ones in "not ?"."""
+    folder = tmp_path_factory.mktemp("workspace")
+    assert compose.main(["experiment=nano", "--output", str(folder / "params.yaml")]) == 0
+    tiny_model(Architecture.llama).save_pretrained(folder / "data/subject")
+    tiny_tokenizer().save_pretrained(folder / "data/subject")
+    torch.manual_seed(0)
+    site = SAEMetadata(hook_name="blocks.1.hook_resid_post")
+    sae = TopKSAE(TopKSAEConfig(d_in=WIDTH, d_sae=64, k=4, metadata=site))
+    torch.nn.init.normal_(sae.W_enc)
+    sae.save_model(folder / "data/saes/main")
+    pairs = [
+        replace(
+            pair(), feature_id=f"sandbox-llama/main/{at}", split="valid" if at % 3 == 0 else "dpo",
+            chosen_explanation=f"the word {WORDS[at % 6]} the dog", rejected_explanation=f"the {WORDS[at % 6]} not ?",
+        )
+        for at in range(36)
+    ]  # fmt: skip
+    write_rows(folder / "data/rounds/r1/validated.parquet", pairs, PreferencePair)
+    labels = [ExplanationRow(f"sandbox-llama/main/{at}", "dpo", f"label {at}") for at in range(64)]
+    write_rows(folder / "data/labels.parquet", labels, ExplanationRow)
+    (folder / "reports/training").mkdir(parents=True)
+    (folder / "reports/training/r1.csv").write_text("step,epoch,metric,value\n2,1,eval_rewards/accuracies,0.75\n")
+    return folder
+
+
+def asked(folder: Path, *words: str) -> Typed:
+    return typed(folder, "cli.main", "attribute", *words)
+
+
+def test_what_the_sentence_decides_is_told_feature_by_feature(folder: Path) -> None:
+    found = json.loads(asked(folder, "r1", "--json").stdout)
+    assert (found["pairs"], found["held_out_pairs"], found["explainer_ranks_right"]) == (24, 12, 0.75)
+    assert found["ranked_right"] == {"value": 1.0, "low": 1.0, "high": 1.0, "n": 12}
+    largest = [abs(term["adds"]) for term in found["terms"]]
+    assert largest == sorted(largest, reverse=True) and found["terms"][0]["label"].startswith("label ")
+    said = asked(folder, "r1").stdout
+    assert "ranked right by the sentence alone: 1.000 (1.000 to 1.000)" in said and "0.750" in said
+
+
+def test_a_reward_is_the_sum_of_its_terms(folder: Path) -> None:
+    good, bad = (
+        json.loads(asked(folder, "r1", "--explanation", said, "--json").stdout) for said in ("a dog", "a cat not ?")
+    )
+    for found in (good, bad):
+        assert found["reward"] == pytest.approx(sum(term["adds"] for term in found["terms"])) and found["terms"]
+    assert good["reward"] > bad["reward"]
+
+
+def test_mistakes_are_one_line(folder: Path) -> None:
+    failed = asked(folder, "r9")
+    assert failed.returncode == 2 and failed.stderr == "error: r9: no such round; choose from r1, r2\n"
+    write_rows(folder / "data/rounds/r2/validated.parquet", [pair()], PreferencePair)
+    failed = asked(folder, "r2")
+    assert failed.returncode == 2 and "validated.parquet: 1 pairs to fit and 0 held out; both need 10" in failed.stderr
+
+
+def test_ends_are_the_codes_of_the_last_token(folder: Path) -> None:
+    reader = open_reader(folder / "data/subject", folder / "data/saes", ["main"], 64)
+    texts = ["the dog", "a much longer cedar in the garden", "", "the dog"]
+    found = read_ends(texts, reader, "main")
+    for text, codes in zip(texts, found):
+        residual = torch.cat(list(reader.activations([text])))
+        expected = reader.saes["main"].encode(residual[-1]).detach() if len(residual) else torch.zeros(64)
+        assert torch.allclose(torch.tensor(codes), expected, atol=1e-5), text
