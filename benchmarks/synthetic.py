@@ -232,13 +232,13 @@ def _fitted(
     return replace(architecture, coefficient=tuned(l0_of, architecture.coefficient, l0))
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, and with --write keep."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(ARCHITECTURES))
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--write", action="store_true")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     names = given.only.split(",")
     unknown = [name for name in names if name not in ARCHITECTURES]
     if unknown:

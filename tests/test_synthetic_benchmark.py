@@ -1,6 +1,5 @@
 """The benchmark on known features at a tiny size: the pipeline's SAEs through sae-lens' own measurement."""
 
-import subprocess
 import sys
 from dataclasses import replace
 
@@ -11,6 +10,8 @@ from tiny import ROOT
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import synthetic
+
+from saeexplainer.errors import UserError
 
 TINY = synthetic.Size(
     features=170, d_model=32, trees=2, d_sae=64, samples=4096, steps=40, batch=256, measured=1000
@@ -59,6 +60,5 @@ def test_architectures_stand_beside_topk_at_one_l0() -> None:
 
 @pytest.mark.parametrize("given", (["--only", "huge"], ["--seeds", "a"]))
 def test_what_is_unknown_is_refused(given: list[str]) -> None:
-    command = [sys.executable, "benchmarks/synthetic.py", *given]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and done.stderr.startswith(f"error: {given[0]}: {given[1]}: ")
+    with pytest.raises(UserError, match=f"^{given[0]}: {given[1]}: "):
+        synthetic.main(given)

@@ -174,8 +174,11 @@ def sections(ablation: dict[str, Any], plan: str = "ablation") -> Iterator[str]:
     yield "### Differences from the base"
     yield _differences(ablation)
     for group, inputs in ablation["inputs"].items():
-        yield f"### Other inputs: `{group}`"
-        yield "The same explainers, evaluated on other inputs than a feature's own; all seeds together."
+        yield f"### Beside it: `{group}`"
+        yield (
+            "The same explainers on other inputs than a feature's own, and explanations from elsewhere put to the same "
+            "writer; all seeds together."
+        )
         yield evaluations_table("explanations", inputs["levels"], percent)
         yield evaluations_table("last round −", inputs["leads"], bold)
     yield "### Every variant"
