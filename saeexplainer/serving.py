@@ -26,7 +26,7 @@ from jaxtyping import Float
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from saeexplainer.config import GenerateExplanations, TrainSft
+from saeexplainer.config import ExplainerSettings, GenerateExplanations
 from saeexplainer.config.parts import Direction
 from saeexplainer.errors import UserError, first_line
 from saeexplainer.explainer.explainer import Explainer, Prompts, attach
@@ -85,7 +85,7 @@ def write_served(
     explainer: Path,
     features: Sequence[FeatureRow],
     tensors: Mapping[str, Tensor],
-    injection: TrainSft,
+    injection: ExplainerSettings,
     generation: GenerateExplanations,
     evaluated: Sequence[EvaluationRow],
     contexts: Sequence[str] = (),
@@ -114,7 +114,7 @@ def missing_files(folder: Path) -> list[str]:
 class _Loaded(Explainer):
     """An explainer that is loaded once and reads another table of vectors at every request."""
 
-    def __init__(self, folder: Path, injection: TrainSft, generation: GenerateExplanations) -> None:
+    def __init__(self, folder: Path, injection: ExplainerSettings, generation: GenerateExplanations) -> None:
         parts = open_parts(folder)
         self.model, self.tokenizer, self.projection = parts.model, parts.tokenizer, parts.projection
         self.injection, self.generation = injection, generation
@@ -141,7 +141,7 @@ class ServedExplainer:
             raise UserError(f"{folder}: {missing[0]} is missing; register the explainer again")
         settings = read_json(folder / SETTINGS)
         try:
-            injection = TypeAdapter(TrainSft).validate_python(settings["injection"])
+            injection = TypeAdapter(ExplainerSettings).validate_python(settings["injection"])
             generation = GenerateExplanations(**settings["generation"])
             self.calibration = Calibration(**read_json(folder / CALIBRATION))
         except (KeyError, TypeError, ValueError) as error:

@@ -89,7 +89,7 @@ def write_costs(
     from saeexplainer.models.pointer import open_tokenizer
 
     tokenizer, table = open_tokenizer(SUBJECT), FeatureTable(ACTIVATIONS)
-    contexts = table.contexts(params.train_sft.prompt)
+    contexts = table.contexts(params.explainer.prompt)
     rounds = {
         name: bills.RoundCosts(
             features=len({row.feature_id for row in rows}),
@@ -122,7 +122,7 @@ def _sampling_costs(
     from saeexplainer.models.pointer import open_tokenizer
 
     tokenizer = open_tokenizer(EXPLAINERS / params.rounds[item].start)
-    prompts = Prompts(tokenizer, len(tokenizer), params.train_sft, contexts)
+    prompts = Prompts(tokenizer, len(tokenizer), params.explainer, contexts)
     asked = {feature_id: len(prompts.ids(table.number[feature_id])) for feature_id in {row.feature_id for row in rows}}
     read = sum(asked[row.feature_id] for row in rows)
     return bills.sampled(

@@ -22,8 +22,8 @@ def run(params: Params, item: str) -> Report:
     config = params.generate_explanations
     seed_torch(params.seed, f"generate_explanations@{item}")
     table = FeatureTable(ACTIVATIONS)
-    contexts = table.contexts(params.train_sft.prompt)
-    explainer = Explainer(EXPLAINERS / params.rounds[item].start, table.vectors, params.train_sft, config, contexts)
+    contexts = table.contexts(params.explainer.prompt)
+    explainer = Explainer(EXPLAINERS / params.rounds[item].start, table.vectors, params.explainer, config, contexts)
     rows = table.rows
     asked = [(at, rank) for at, row in enumerate(rows) if row.split in SPLITS for rank in range(config.candidates)]
     explanations = explainer.explain([at for at, _ in asked], config.temperature, progress="explanations")

@@ -100,7 +100,7 @@ def from_other_vector(bench: "Bench", folder: Path) -> list[Explanation]:
 
 def from_other_contexts(bench: "Bench", folder: Path) -> list[Explanation]:
     """The greedy explanation of the feature's own vector beside another feature's contexts."""
-    contexts = FeatureTable(ACTIVATIONS).contexts(bench.params.train_sft.prompt)
+    contexts = FeatureTable(ACTIVATIONS).contexts(bench.params.explainer.prompt)
     return _greedy(bench, _explainer(bench, folder, contexts=[contexts[at] for at in _in_a_circle(bench)]))
 
 
@@ -121,7 +121,7 @@ def from_unmodified(bench: "Bench", folder: Path) -> list[Explanation]:
 
 def _vectors(bench: "Bench") -> "Tensor":
     """What the explainer reads of every feature, a row each."""
-    return FeatureTable(ACTIVATIONS).vectors[bench.params.train_sft.direction]
+    return FeatureTable(ACTIVATIONS).vectors[bench.params.explainer.direction]
 
 
 def _in_a_circle(bench: "Bench") -> list[int]:
@@ -289,7 +289,7 @@ def _explainer(
 ) -> Explainer:
     """The explainer of a folder; it reads the features' own vectors and contexts, at the scale of its training, unless
     it is given others."""
-    trained = bench.params.train_sft
+    trained = bench.params.explainer
     settings = replace(trained, injection_scale=scale * trained.injection_scale)
     read = {settings.direction.value: _vectors(bench) if vectors is None else vectors}
     shown = FeatureTable(ACTIVATIONS).contexts(settings.prompt) if contexts is None else contexts

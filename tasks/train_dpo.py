@@ -27,17 +27,17 @@ from tasks.stage import Report, main
 
 def run(params: Params, item: str) -> Report:
     """Train on the dpo pairs, choose the checkpoint on the valid ones."""
-    round_, supervised = params.rounds[item], params.train_sft
+    round_, settings = params.rounds[item], params.explainer
     seed = seed_torch(params.seed, f"train_dpo@{item}")
     features = FeatureTable(ACTIVATIONS)
     start = open_start(
-        EXPLAINERS / round_.start, features.vectors[supervised.direction], supervised, params.train_dpo.direction_noise
+        EXPLAINERS / round_.start, features.vectors[settings.direction], settings, params.train_dpo.direction_noise
     )
     first_id = first_feature_id(start.parts.model, start.parts.tokenizer)
-    prompts = Prompts(start.parts.tokenizer, first_id, supervised, features.contexts(supervised.prompt))
+    prompts = Prompts(start.parts.tokenizer, first_id, settings, features.contexts(settings.prompt))
     pairs = read_rows(ROUNDS / item / "validated.parquet", PreferencePair)
     draw = random.Random(seed)
-    bare = {"dpo": lambda: draw.random() < supervised.contexts_dropped, "valid": lambda: False}
+    bare = {"dpo": lambda: draw.random() < settings.contexts_dropped, "valid": lambda: False}
     datasets = {
         split: dpo.preference_dataset(
             [pair for pair in pairs if pair.split == split], prompts, features.number.__getitem__, without

@@ -63,20 +63,20 @@ class Teacher:
 
 def run(params: Params, item: str) -> Report:
     """Train; the last step's weights are kept."""
-    reinforcement, supervised = params.reinforcements[item], params.train_sft
+    reinforcement, settings = params.reinforcements[item], params.explainer
     seed = seed_torch(params.seed, f"train_grpo@{item}")
     table = FeatureTable(ACTIVATIONS)
     start = open_start(
         EXPLAINERS / reinforcement.start,
-        table.vectors[supervised.direction],
-        supervised,
+        table.vectors[settings.direction],
+        settings,
         params.train_grpo.direction_noise,
     )
     first_id = first_feature_id(start.parts.model, start.parts.tokenizer)
-    prompts = Prompts(start.parts.tokenizer, first_id, supervised, table.contexts(supervised.prompt))
+    prompts = Prompts(start.parts.tokenizer, first_id, settings, table.contexts(settings.prompt))
     draw = random.Random(seed)
     questions = {
-        row.feature_id: prompts.ids(number, bare=draw.random() < supervised.contexts_dropped)
+        row.feature_id: prompts.ids(number, bare=draw.random() < settings.contexts_dropped)
         for number, row in enumerate(table.rows)
         if row.split == SPLIT
     }

@@ -25,11 +25,11 @@ from tasks.stage import Report, main
 
 def run(params: Params) -> Report:
     """Learn the labels with some warm-up examples mixed in, save."""
-    config = params.train_sft
+    config, settings = params.train_sft, params.explainer
     seed = seed_torch(params.seed, "train_sft")
     draw = random.Random(seed)
     table, raw = FeatureTable(ACTIVATIONS), warmup.load(WARMUP)
-    features, shown = table.vectors[config.direction], table.contexts(config.prompt)
+    features, shown = table.vectors[settings.direction], table.contexts(settings.prompt)
     labels = sft_labels(table.number)
     count = min(len(raw.descriptions), replay_count(len(labels), config.replay_share))
     replayed = draw.sample(range(len(raw.descriptions)), count)
@@ -39,7 +39,7 @@ def run(params: Params) -> Report:
     if isinstance(parts.projection, torch.nn.Linear):
         parts.projection.requires_grad_()  # the rounds keep it as the labels leave it
     history = sft.learn(
-        parts, torch.cat([features, raw.vectors[replayed]]), contexts, described, config, config,
+        parts, torch.cat([features, raw.vectors[replayed]]), contexts, described, settings, config,
         section="train_sft", draw=draw, seed=seed,
     )  # fmt: skip
     with replacing(EXPLAINERS / "sft") as folder:

@@ -32,7 +32,7 @@ from tasks.stage import Report, main
 
 def run(params: Params) -> Report:
     """Make the examples, train on them, save both."""
-    config = params.train_sft
+    config = params.explainer
     seed = seed_torch(params.seed, "warm_up")
     draw = random.Random(seed)
     reader = opened(params)
@@ -63,7 +63,7 @@ def opened(params: Params) -> Reader:
 def raw_activations(params: Params, reader: Reader, draw: random.Random) -> warmup.WarmupSet:
     """Residuals of the subject at random tokens of a stream of their own, with something true about each. What the
     prompt shows of promoted tokens is what they promote."""
-    config, prompt = params.warm_up, params.train_sft.prompt
+    config, prompt = params.warm_up, params.explainer.prompt
     limit = ReadingLimit(reader.tokenizer, reader.context_length)
     domain = open_domain(params.prepare_subject.domain, params.seed, params.prepare_subject.corpus, limit)
     documents = domain.documents("warmup", config.examples)

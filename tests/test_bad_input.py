@@ -94,8 +94,8 @@ def chat_explainer_of_a_base_model(workspace: Path) -> None:
     tensors = {"decoder": torch.ones(2, WIDTH), "corpus_mean": torch.zeros(WIDTH)}
     write_tensors(workspace / "data/activations/directions.safetensors", tensors)
     edit(
-        train_sft__pretrained=in_folder("data/subject"), train_sft__direction="decoder",
-        train_sft__prompt={"kind": "chat", "instruction": "What is {feature}?"}
+        explainer__pretrained=in_folder("data/subject"), explainer__direction="decoder",
+        explainer__prompt={"kind": "chat", "instruction": "What is {feature}?"}
         | dict.fromkeys(("shown_contexts", "shown_spread", "shown_promoted"), 0),
     )(workspace)  # fmt: skip
 

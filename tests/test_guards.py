@@ -22,7 +22,8 @@ PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stag
 STAGES = {name: stage.get("do", stage) for name, stage in PIPELINE.items()}
 PACKAGES = ("saeexplainer", "tasks", "flows")
 PYTHON_FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-SHARED_SECTIONS = {"seed", "processes", "rounds", "reinforcements", "evaluations"}  # of params.yaml: no stage's own
+# Of params.yaml: no stage's own.
+SHARED_SECTIONS = {"seed", "processes", "explainer", "rounds", "reinforcements", "evaluations"}
 # What no stage's result depends on, and what is tracked where it has effect: as parameters and as columns.
 NOT_DEPS = {
     *(

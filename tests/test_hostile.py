@@ -227,7 +227,7 @@ OVERRIDES = [
     "seed=\u202e1", "seed=" + "1" * 5000, "seed=" + "9" * 400,     "seed=" + "x" * 10**5, "seed='" + "x" * 10**5,
     "seed=" + "[" * 2000 + "]" * 2000, "seed=" + "[" * 300 + "]" * 300,
     "seed=1e400",     "seed={_target_: os.mkdir, path: 'a pickle ran'}", "experiment=/etc/passwd",
-    "experiment={a: 1}", "subject=sandbox,pydoc",     "rounds={r1: null}", "train_sft=3", "train_sft.prompt=[1]",
+    "experiment={a: 1}", "subject=sandbox,pydoc",     "rounds={r1: null}", "train_sft=3", "explainer.prompt=[1]",
     "+prepare_sae.saes.9.x=1", ".seed=1", "é=1", "size@foo=nano", "@seed=1",
 ]  # fmt: skip
 

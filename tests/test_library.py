@@ -85,7 +85,7 @@ def make_explainer(
     asked = settings()
     prompt = AskedPrompt("chat", instruction, contexts, 0, 0)
     injection = replace(
-        asked.train_sft, direction=direction, injection_block=1, prompt=prompt, contexts_dropped=dropped
+        asked.explainer, direction=direction, injection_block=1, prompt=prompt, contexts_dropped=dropped
     )
     generation = replace(asked.generate_explanations, max_new_tokens=6)
     rows = [FeatureRow(f"model/sae/{index}", "sae", index, "test", 1.0, 0.1) for index in range(4)]

@@ -119,7 +119,7 @@ def base() -> DictConfig:
     composed = compose.composed(
         [
             "experiment=nano", "subject=corpus", "explainer=lora", f"label_features.source={LABELS}",
-            "warm_up.examples=0", "train_sft.replay_share=0", "train_sft.pretrained.source=x",
+            "warm_up.examples=0", "train_sft.replay_share=0", "explainer.pretrained.source=x",
         ]
     )  # fmt: skip
     return OmegaConf.create(composed)
@@ -138,10 +138,11 @@ SMALL = {
     },
     "label_features": {"contexts": 2},
     "probe_features": {"first_rank": 2, "contexts": 2, "silent": 2, "steer": {"max_new_tokens": 3}},
-    "train_sft": {
-        "bf16": False, "gradient_checkpointing": False, "accumulate": 1, "batch_size": 8, "epochs": 4,
-        "learning_rate": 0.005, "prompt": {"instruction": "What is {feature}?"},
+    "explainer": {
+        "bf16": False, "gradient_checkpointing": False, "accumulate": 1,
+        "prompt": {"instruction": "What is {feature}?"},
     },
+    "train_sft": {"batch_size": 8, "epochs": 4, "learning_rate": 0.005},
     # Colder, a tiny model says one word to most features, and too few have a pair.
     "generate_explanations": {"candidates": 5, "temperature": 1.0, "top_p": 0.8, "max_new_tokens": 8},
     "validate_preferences": {"max_words": 60},
@@ -173,7 +174,7 @@ def settings_of(run: Run, base: DictConfig, shelf: Path) -> Params:
             },
         },
         "prepare_sae": {"saes": [{"name": "main", "pretrained": taken, "d_sae": D_SAE}]},
-        "train_sft": {"pretrained": local(explainer_base(run, shelf))},
+        "explainer": {"pretrained": local(explainer_base(run, shelf))},
         "score_explanations": {"writer": writer},
         "evaluate": {"writer": writer, "judges": [judges[run.judge] | {"batch_size": 64}]},
     }  # fmt: skip

@@ -241,10 +241,10 @@ def test_every_baseline_is_measured_and_costs_what_it_asked(workspace, monkeypat
     known = settings_params.load()
     texts = known.score_explanations.writer.texts
     more = {name: Evaluation(EvaluationKind(one["kind"]), one["source"]) for name, one in BASELINES.items()}
-    prompt = replace(known.train_sft.prompt, shown_contexts=0, shown_spread=0, shown_promoted=0)
-    bare = replace(known.train_sft, prompt=prompt)
+    prompt = replace(known.explainer.prompt, shown_contexts=0, shown_spread=0, shown_promoted=0)
+    bare = replace(known.explainer, prompt=prompt)
     for name in more:
-        how = {"train_sft": bare} if name == "zero_vector" else {}
+        how = {"explainer": bare} if name == "zero_vector" else {}
         evaluate.run(replace(known, evaluations=known.evaluations | more, **how), name)
     costs = {name: evaluated(workspace, name) for name in ("sft", *BASELINES)}
     for name in more:  # no part of what dvc.lock knows

@@ -129,6 +129,23 @@ class LabelFeatures:
 
 
 @dataclass(frozen=True, config=CLOSED)
+class ExplainerSettings:
+    """What the explainer is, how it is asked, and what all its trainings share."""
+
+    pretrained: Pretrained | None  # the model that it is made of; null: the subject
+    adapter: AnyAdapter | None  # null: every weight is trained, in all rounds too
+    prompt: ExplainerPrompt  # how the explainer is asked
+    direction: Direction  # what the explainer reads of a feature
+    injection_block: Natural  # the direction is added after this block (0-based) of the explainer
+    injection_scale: Positive  # c in docs/METHOD.md section 2: the added vector's norm over the residual's norm
+    direction_noise: Amount  # on warm-up and labels: standard deviation of relative gaussian noise on the direction
+    contexts_dropped: ShareBelowOne  # share of their prompts without contexts, so that bare vectors are read too
+    bf16: Flag  # all trainings compute in bfloat16, weights as they are
+    gradient_checkpointing: Flag  # these keep few activations and compute the others again: less memory, more time
+    accumulate: Count  # warm-up and labels: batches whose gradients are added up before a step
+
+
+@dataclass(frozen=True, config=CLOSED)
 class WarmUp:
     """What the explainer learns before any label: to say what it is reading at a token."""
 
@@ -142,23 +159,12 @@ class WarmUp:
 
 @dataclass(frozen=True, config=CLOSED)
 class TrainSft:
-    """What the explainer is and how it is asked, in every training; and how it learns the labels."""
+    """How the explainer learns the labels."""
 
-    pretrained: Pretrained | None  # the model that it is made of; null: the subject
-    adapter: AnyAdapter | None  # null: every weight is trained, in all rounds too
-    prompt: ExplainerPrompt  # how the explainer is asked
-    bf16: Flag  # this training and the rounds' compute in bfloat16, weights as they are
-    gradient_checkpointing: Flag  # these keep few activations and compute the others again: less memory, more time
-    accumulate: Count  # batches whose gradients are added up before a step, warm-up's too
-    direction: Direction  # what the explainer reads of a feature
-    injection_block: Natural  # the direction is added after this block (0-based) of the explainer
-    injection_scale: Positive  # c in docs/METHOD.md section 2: the added vector's norm over the residual's norm
     epochs: Positive  # over the labels of the sft split
-    learning_rate: Positive  # peak, AdamW, on the labels
+    learning_rate: Positive  # peak, AdamW
     batch_size: Count  # sequences at once
     replay_share: ShareBelowOne  # share of warm-up examples mixed into the labels; 0 without warm-up
-    direction_noise: Amount  # training only: standard deviation of relative gaussian noise on the injected direction
-    contexts_dropped: ShareBelowOne  # training only: prompts without their contexts, so that bare vectors are read too
 
 
 @dataclass(frozen=True, config=CLOSED)
@@ -258,7 +264,7 @@ class TrainDpo:
     accumulate: Count  # batches whose gradients are added up before a step
     loss: DpoLoss
     sft_weight: Amount  # weight of the negative log-likelihood of chosen beside it
-    direction_noise: Amount  # as in TrainSft
+    direction_noise: Amount  # as in ExplainerSettings
     evaluations_per_epoch: Count  # the best checkpoint by validation accuracy, then margin, is kept
 
 
@@ -277,7 +283,7 @@ class TrainGrpo:
     """What all reinforcements share of GRPO (TRL's GRPOTrainer)."""
 
     features: Count  # a step; each is explained generate_explanations.candidates times
-    direction_noise: Amount  # as in TrainSft
+    direction_noise: Amount  # as in ExplainerSettings
 
 
 @dataclass(frozen=True, config=CLOSED)
@@ -293,7 +299,7 @@ class ScaledEvaluation(Evaluation):
     """An explainer whose vectors are added at another scale than in its training."""
 
     kind: Literal[EvaluationKind.scaled]
-    scale: Positive  # times train_sft.injection_scale
+    scale: Positive  # times explainer.injection_scale
 
 
 def _kind_of_evaluation(given: Any) -> str:
@@ -365,6 +371,7 @@ class Params:
     extract_activations: ExtractActivations
     probe_features: ProbeFeatures
     label_features: LabelFeatures
+    explainer: ExplainerSettings
     warm_up: WarmUp
     train_sft: TrainSft
     generate_explanations: GenerateExplanations

@@ -184,7 +184,7 @@ def context(params: Params) -> int:
 
 def explain_prompt(params: Params) -> int:
     """Tokens of a question to the explainer, an instruction at most."""
-    prompt = params.train_sft.prompt
+    prompt = params.explainer.prompt
     places, promoted = prompt.shown_contexts + prompt.shown_spread, 2 * prompt.shown_promoted  # and a comma each
     if isinstance(prompt, AskedPrompt):
         return prompt_limit(prompt.instruction) + 1 + places * context(params) + promoted

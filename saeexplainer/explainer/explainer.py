@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saeexplainer.config import GenerateExplanations, TrainSft
+from saeexplainer.config import ExplainerSettings, GenerateExplanations
 from saeexplainer.config.explainers import AskedPrompt
 from saeexplainer.domains.domain import ABOUT, EXAMPLE, EXPLAIN, FEATURE, TEXT
 from saeexplainer.errors import UserError
@@ -41,7 +41,7 @@ class Prompts:
         self,
         tokenizer: "PreTrainedTokenizerFast",
         first_id: int,
-        config: TrainSft,
+        config: ExplainerSettings,
         contexts: Sequence[str] = (),
     ) -> None:
         """first_id: token id of row 0 of the directions. contexts: lines as `FeatureTable.contexts` gives them; a
@@ -86,7 +86,7 @@ def _token_sides(tokenizer: "PreTrainedTokenizerFast") -> tuple[str, str]:
     for mark in (EXPLAIN, ABOUT):
         if tokenizer.convert_tokens_to_ids(mark) in (None, tokenizer.unk_token_id):
             raise UserError(
-                f"train_sft.prompt.kind: tokens, but the tokenizer of {tokenizer.name_or_path} has no {mark}; give "
+                f"explainer.prompt.kind: tokens, but the tokenizer of {tokenizer.name_or_path} has no {mark}; give "
                 "chat or text"
             )
     return tokenizer.bos_token + EXPLAIN, ABOUT
@@ -101,8 +101,8 @@ def _sides(tokenizer: "PreTrainedTokenizerFast", prompt: AskedPrompt) -> tuple[s
         return begin + before, after
     if tokenizer.chat_template is None:
         raise UserError(
-            f"train_sft.prompt.kind: chat, but the tokenizer of {tokenizer.name_or_path} has no chat template; name an "
-            "instruction-tuned model in train_sft.pretrained, or put chat_template.jinja into the model's folder"
+            f"explainer.prompt.kind: chat, but the tokenizer of {tokenizer.name_or_path} has no chat template; name an "
+            "instruction-tuned model in explainer.pretrained, or put chat_template.jinja into the model's folder"
         )
     said = [{"role": "user", "content": prompt.instruction}]
     text = cast("str", tokenizer.apply_chat_template(said, tokenize=False, **CHAT))
@@ -126,7 +126,7 @@ def attach(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerFast",
     directions: Float[Tensor, "rows d_in"],
-    config: TrainSft,
+    config: ExplainerSettings,
     noise: float = 0.0,
     projection: nn.Linear | AffineMap | None = None,
 ) -> FeatureTokens:
@@ -150,7 +150,7 @@ class Explainer:
         self,
         folder: Path,
         tensors: Mapping[str, Tensor],
-        injection: TrainSft,
+        injection: ExplainerSettings,
         generation: GenerateExplanations,
         contexts: Sequence[str] = (),
     ) -> None:

@@ -87,7 +87,7 @@ class FeatureTokens:
 
         Raises UserError if the model has no such block, ValueError if what is added would have another width.
         """
-        check_block(model, block, "train_sft.injection_block")
+        check_block(model, block, "explainer.injection_block")
         width = text_config(model).hidden_size
         if directions.shape[1] != (width if projection is None else projection.in_features):
             raise ValueError(f"directions have width {directions.shape[1]}, the explainer {width}")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 
 from torch import nn
 
-from saeexplainer.config import TrainSft
+from saeexplainer.config import ExplainerSettings
 from saeexplainer.config.explainers import Adapter, Affine
 from saeexplainer.config.parts import Pretrained
 from saeexplainer.errors import UserError, first_line
@@ -41,7 +41,7 @@ class Parts:
     adapted: bool  # LoRA is all that was trained
 
 
-def start(config: TrainSft, subject: Path, width: int, seed: int) -> Parts:
+def start(config: ExplainerSettings, subject: Path, width: int, seed: int) -> Parts:
     """The explainer before any training: a pretrained model, or the subject in folder `subject`, whose residual stream
     has `width`. A new adapter draws from torch's generator, a new projection from `seed`.
 
@@ -54,8 +54,8 @@ def start(config: TrainSft, subject: Path, width: int, seed: int) -> Parts:
     if isinstance(config.adapter, Affine):
         if own != width:
             raise UserError(
-                f"train_sft.adapter: scales and shifts vectors of {width} numbers, but {base.pretrained.source} has "
-                f"embeddings of {own}; name the subject in train_sft.pretrained, or choose LoRA"
+                f"explainer.adapter: scales and shifts vectors of {width} numbers, but {base.pretrained.source} has "
+                f"embeddings of {own}; name the subject in explainer.pretrained, or choose LoRA"
             )
         model.requires_grad_(False)
         return Parts(model, tokenizer, new_affine_map(model, config.adapter.length), base, False)
@@ -67,7 +67,7 @@ def start(config: TrainSft, subject: Path, width: int, seed: int) -> Parts:
     return Parts(model, tokenizer, projection, None if ordinary else replace(base, pretrained=here), False)
 
 
-def _base(config: TrainSft, subject: Path) -> Pointer:
+def _base(config: ExplainerSettings, subject: Path) -> Pointer:
     """Where the model is that the explainer is made of. All of a model is trained in float32 alone: steps are too small
     for the digits of another type."""
     found = Pointer(Pretrained(subject.as_posix(), None, "float32", None, None), None)

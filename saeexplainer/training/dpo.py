@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from saeexplainer.config import Params, Round, TrainDpo, TrainSft
+from saeexplainer.config import Params, Round
 from saeexplainer.errors import UserError
 from saeexplainer.explainer.explainer import Prompts
 from saeexplainer.records import PreferencePair
@@ -51,7 +51,7 @@ def train(
     seed: int,
     scratch: Path,
 ) -> list[dict[str, float]]:
-    """Train the start's model in place; returns TRL's log. `params` says how: train_dpo, and of train_sft how it
+    """Train the start's model in place; returns TRL's log. `params` says how: train_dpo, and of explainer how it
     computes.
 
     Raises UserError if there are no pairs or too few for two steps, RuntimeError if training left the weights
@@ -64,7 +64,7 @@ def train(
         )
     model = start.parts.model
     before, best = trained_weights(model), best_checkpoint()
-    arguments = _arguments(params.train_dpo, round_, params.train_sft, len(training), seed, scratch)
+    arguments = _arguments(params, round_, len(training), seed, scratch)
     trainer = prepared_trainer()(
         model=model, ref_model=start.reference, args=cast("DPOConfig", on_one_device(arguments)),
         train_dataset=training, eval_dataset=validation, processing_class=start.parts.tokenizer, callbacks=[best],
@@ -76,9 +76,10 @@ def train(
     return trainer.state.log_history
 
 
-def _arguments(config: TrainDpo, round_: Round, how: TrainSft, pairs: int, seed: int, scratch: Path) -> "DPOConfig":
+def _arguments(params: Params, round_: Round, pairs: int, seed: int, scratch: Path) -> "DPOConfig":
     from trl import DPOConfig
 
+    config, how = params.train_dpo, params.explainer
     steps = max(1, -(-pairs // (config.batch_size * config.accumulate)))
     sft = config.sft_weight > 0
     return DPOConfig(

@@ -33,7 +33,7 @@ def train(
     scratch: Path,
 ) -> list[dict[str, float]]:
     """Train the start's model in place; returns TRL's log. `params` says how: train_grpo, generate_explanations, and of
-    train_sft how it computes.
+    explainer how it computes.
 
     `questions` are the prompts of features, as token ids, by the features' ids. A group is as many explanations as
     there are candidates in a round; `rewards` is asked about those of a step at once. The reference is the start, from
@@ -75,7 +75,7 @@ def train(
 def _arguments(params: Params, reinforcement: Reinforcement, seed: int, scratch: Path) -> "GRPOConfig":
     from trl import GRPOConfig
 
-    sampling, how = params.generate_explanations, params.train_sft
+    sampling, how = params.generate_explanations, params.explainer
     return GRPOConfig(
         output_dir=str(scratch), num_train_epochs=reinforcement.epochs, learning_rate=reinforcement.learning_rate,
         per_device_train_batch_size=params.train_grpo.features * sampling.candidates, steps_per_generation=1,

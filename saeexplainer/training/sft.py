@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saeexplainer.config import TrainSft, WarmUp
+from saeexplainer.config import ExplainerSettings, TrainSft, WarmUp
 from saeexplainer.errors import UserError
 from saeexplainer.explainer.explainer import Prompts, attach
 from saeexplainer.explainer.feature_tokens import first_feature_id
@@ -28,7 +28,7 @@ def learn(
     vectors: Float[Tensor, "rows d_in"],
     contexts: Sequence[str],
     described: Iterable[tuple[int, str]],
-    config: TrainSft,
+    config: ExplainerSettings,
     how: WarmUp | TrainSft,
     *,
     section: str,
@@ -56,7 +56,7 @@ def supervised_fine_tuning(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerFast",
     examples: list[dict[str, list[int]]],
-    config: TrainSft,
+    config: ExplainerSettings,
     *,
     epochs: float,
     learning_rate: float,
@@ -76,7 +76,7 @@ def supervised_fine_tuning(
 
     if not examples:
         raise UserError("train_sft: no label to train on; raise extract_activations.sft_share or label more features")
-    check_context(model, max(len(example["input_ids"]) for example in examples), "train_sft.prompt with its answer")
+    check_context(model, max(len(example["input_ids"]) for example in examples), "explainer.prompt with its answer")
     before = trained_weights(model)
     arguments = SFTConfig(
         output_dir=str(scratch), num_train_epochs=epochs, learning_rate=learning_rate, max_length=None,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from jaxtyping import Float
 from torch import Tensor
 
-from saeexplainer.config import TrainSft
+from saeexplainer.config import ExplainerSettings
 from saeexplainer.explainer.explainer import attach
 from saeexplainer.explainer.feature_tokens import FeatureTokens
 from saeexplainer.explainer.folder import Parts, open_parts
@@ -25,7 +25,7 @@ class Start:
     reference: "PreTrainedModel | None"  # None with LoRA: TRL copies and freezes the adapter
 
 
-def open_start(folder: Path, directions: Float[Tensor, "rows d_in"], config: TrainSft, noise: float) -> Start:
+def open_start(folder: Path, directions: Float[Tensor, "rows d_in"], config: ExplainerSettings, noise: float) -> Start:
     """The explainer of a folder. `noise` is on the directions of what is trained alone. Raises UserError."""
     parts, reference = open_parts(folder, trainable=True), None
     hooks = attach(parts.model, parts.tokenizer, directions, config, noise, projection=parts.projection)

@@ -91,8 +91,8 @@ def _folder(model: str) -> Path:
 def _explanations(folder: Path, table: "FeatureTable", numbers: list[int], params: Params) -> list[str]:
     from saeexplainer.explainer.explainer import Explainer
 
-    contexts = table.contexts(params.train_sft.prompt)
-    explainer = Explainer(folder, table.vectors, params.train_sft, params.generate_explanations, contexts)
+    contexts = table.contexts(params.explainer.prompt)
+    explainer = Explainer(folder, table.vectors, params.explainer, params.generate_explanations, contexts)
     return explainer.explain(numbers, temperature=0.0, progress="explanations")
 
 

@@ -1,8 +1,6 @@
 """`sae-explainer`: ask, list, exchange, compose, plan, add rounds, count, fill MLflow, repeat the study, check.
 
-Every mistake is one line on stderr and exit status 2.
-
-Commands import what they need when they run, so that `--help` is there at once.
+Every mistake is one line on stderr and exit status 2. Commands import what they need as they run: `--help` is quick.
 """
 
 import json
@@ -32,7 +30,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-app.command(short_help="Ask what preferences say of sentences alone.")(attribute)
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
@@ -219,6 +216,9 @@ def rounds(
 
     surroundings.unwind_on_sigterm()
     print(f"rounds: {preference_rounds.run(at_most)}")
+
+
+app.command(short_help="Ask what preferences say of sentences alone.")(attribute)
 
 
 @app.command(short_help="Show the report page.")

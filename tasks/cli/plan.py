@@ -34,8 +34,8 @@ class Choice:
 
     model: str | None  # a name or hub id of conf/shapes.yaml, or a folder with a config.json; None: prepare_subject's
     dtype: str | None  # of BYTES, all models'; None: their own
-    lora_rank: int | None  # of the explainer's adapters; 0: all weights are trained; None: train_sft's
-    checkpointing: bool  # training keeps block inputs alone, whatever train_sft says
+    lora_rank: int | None  # of the explainer's adapters; 0: all weights are trained; None: the settings'
+    checkpointing: bool  # training keeps block inputs alone, whatever the settings say
     hardware: str  # a machine of conf/throughput.yaml
 
 
@@ -89,16 +89,16 @@ def _models(params: Params, choice: Choice) -> Models:
 
 
 def _explainer(params: Params, choice: Choice, subject: Held) -> Held:
-    """The model that train_sft makes the explainer of, with its adapters."""
-    config = params.train_sft
-    found = subject if config.pretrained is None else _held(config.pretrained, "train_sft.pretrained", choice)
+    """The model that the explainer is made of, with its adapters."""
+    config = params.explainer
+    found = subject if config.pretrained is None else _held(config.pretrained, "explainer.pretrained", choice)
     rank = config.adapter.rank if isinstance(config.adapter, Adapter) else 0
     setup = replace(
         found.setup,
         lora_rank=rank if choice.lora_rank is None else choice.lora_rank,
         checkpointing=choice.checkpointing or config.gradient_checkpointing,
     )
-    return Held(found.shape, setup, "train_sft")
+    return Held(found.shape, setup, "explainer")
 
 
 def _held(pretrained: Pretrained, key: str, choice: Choice) -> Held:

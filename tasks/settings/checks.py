@@ -31,8 +31,8 @@ ABOUT_CONTEXTS = (EvaluationKind.vector_alone, EvaluationKind.other_vector, Eval
 ORDERED = (
     ("label_features.contexts", "probe_features.first_rank", LATER),
     ("extract_activations.direction_contexts", "probe_features.first_rank", LATER),
-    ("train_sft.prompt.shown_contexts", "probe_features.first_rank", LATER),
-    ("train_sft.prompt.shown_spread", "extract_activations.spread_contexts", "no more are kept"),
+    ("explainer.prompt.shown_contexts", "probe_features.first_rank", LATER),
+    ("explainer.prompt.shown_spread", "extract_activations.spread_contexts", "no more are kept"),
     ("validate_preferences.min_words", "validate_preferences.max_words", "no explanation has both"),
     ("validate_preferences.max_words", "validate_preferences.max_characters", "a word has at least one"),
 )
@@ -62,10 +62,10 @@ def check(params: Params) -> None:
 def _order(params: Params) -> Iterator[str]:
     """Of what is not trained here the limits are not known before it is there."""
     subject_here = params.prepare_subject.pretrained is None
-    explainer_here = subject_here and params.train_sft.pretrained is None
+    explainer_here = subject_here and params.explainer.pretrained is None
     below = [*BELOW, *[IN_THE_EXPLAINER] * explainer_here]
     if explainer_here:
-        below.append(("train_sft.injection_block", "prepare_subject.blocks", COUNTED))
+        below.append(("explainer.injection_block", "prepare_subject.blocks", COUNTED))
     if subject_here and any(isinstance(sae, TrainedSae) for sae in params.prepare_sae.saes):
         below.append(("prepare_sae.hook_block", "prepare_subject.blocks", COUNTED))
     for entry in ORDERED:
@@ -147,16 +147,16 @@ def _hub(key: str, corpus: Corpus) -> Iterator[str]:
 
 
 def _explainer(params: Params) -> Iterator[str]:
-    config, prompt = params.train_sft, params.train_sft.prompt
+    config, prompt = params.explainer, params.explainer.prompt
     if isinstance(prompt, AskedPrompt):
         wanted = ["{feature}", *["{contexts}"] * shows_any(prompt)]
         if sorted(re.findall(r"{\w*}", prompt.instruction)) != sorted(wanted):
             needed = " and ".join(wanted)
-            yield f"train_sft.prompt.instruction: is {prompt.instruction!r}; must hold {needed}, each once"
+            yield f"explainer.prompt.instruction: is {prompt.instruction!r}; must hold {needed}, each once"
     if config.adapter is None and config.pretrained is not None and config.pretrained.dtype != "float32":
         yield (
-            f"train_sft.pretrained.dtype: is {config.pretrained.dtype!r}; without train_sft.adapter every weight is "
-            "trained, which needs float32 (train_sft.bf16 computes in bfloat16 all the same)"
+            f"explainer.pretrained.dtype: is {config.pretrained.dtype!r}; without explainer.adapter every weight is "
+            "trained, which needs float32 (explainer.bf16 computes in bfloat16 all the same)"
         )
 
 
@@ -246,9 +246,9 @@ def _features(params: Params) -> Iterator[str]:
                 f"evaluations.{name}.kind: is truth; must have extract_activations.truth_documents above 0, on which "
                 "every concept is compared with what fires"
             )
-        if evaluation.kind in ABOUT_CONTEXTS and not params.train_sft.prompt.shown_contexts:
+        if evaluation.kind in ABOUT_CONTEXTS and not params.explainer.prompt.shown_contexts:
             yield (
-                f"evaluations.{name}.kind: is {evaluation.kind}; must have train_sft.prompt.shown_contexts above 0, or "
+                f"evaluations.{name}.kind: is {evaluation.kind}; must have explainer.prompt.shown_contexts above 0, or "
                 "there is nothing to take away"
             )
     if params.train_sft.replay_share and not params.warm_up.examples:

@@ -18,8 +18,8 @@ ROWS, IN, OUT = 1024, 576, 1536  # 1,024 tokens through one matrix of a model of
 TIMES = 12  # of which the quickest counts
 MARGIN = 1.2  # by so much bfloat16 must be faster: it costs digits
 
-FLOAT32 = "prepare_subject.pretrained.dtype=float32 train_sft.bf16=false"
-BFLOAT16 = "prepare_subject.pretrained.dtype=bfloat16 train_sft.bf16=true"
+FLOAT32 = "prepare_subject.pretrained.dtype=float32 explainer.bf16=false"
+BFLOAT16 = "prepare_subject.pretrained.dtype=bfloat16 explainer.bf16=true"
 
 
 def overrides() -> str:

@@ -101,7 +101,7 @@ class _Result:
             raise UserError(f"{ACTIVATIONS}: does not hold the features that were evaluated; run `dvc repro`")
         self.features = [rows[at] for at in explained]
         self.tensors = {name: table.vectors[name][explained] for name in KINDS}
-        contexts = table.contexts(params.train_sft.prompt)
+        contexts = table.contexts(params.explainer.prompt)
         self.contexts = [contexts[at] for at in explained] if contexts else []
 
     @property
@@ -130,7 +130,7 @@ def _add_version(client: "MlflowClient", name: str, item: str, result: _Result) 
         run = _run_of(client, experiment, result.key, item)
         served = Path(scratch, "served")
         write_served(
-            served, _explainer(item), result.features, result.tensors, result.params.train_sft,
+            served, _explainer(item), result.features, result.tensors, result.params.explainer,
             result.params.generate_explanations, result.evaluated[item], result.contexts,
         )  # fmt: skip
         tags = _tags(item, result)

@@ -219,8 +219,8 @@ def test_without_data_it_says_what_makes_it(tmp_path: Path, command: str) -> Non
 def test_help_names_every_command_and_loads_nothing_heavy(folder: Path) -> None:
     shown = typed(folder).stdout
     assert [line.split()[0] for line in shown.split("Commands:\n")[1].splitlines()] == [
-        "explain", "features", "import", "export", "compose", "rounds", "report", "costs", "plan", "data-docs",
-        "promote", "readme", "study", "doctor", "tracking",
+        "explain", "features", "import", "export", "compose", "rounds", "attribute", "report", "costs", "plan",
+        "data-docs", "promote", "readme", "study", "doctor", "tracking",
     ]  # fmt: skip
     heavy = ["torch", "transformers", "mlflow", "prefect", "pyarrow", "hydra", "dvc", "pandas"]
     code = f"import sys; from tasks.cli import main; main.main([]); print(set({heavy}) & set(sys.modules))"
@@ -252,14 +252,14 @@ def test_doctor_names_calls_without_a_limit_and_models_beside_an_idle_gpu(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert list(doctor._models()) == []  # nothing is served, and no model is pretrained
     limited = ["evaluate.writer.endpoint.max_cost=5", "evaluate.writer.endpoint.million_prompt_tokens=1"]
-    local = ["explainer=lora", "train_sft.pretrained.source=folder"]
+    local = ["explainer=lora", "explainer.pretrained.source=folder"]
     config = OmegaConf.create(compose.composed(["writer=endpoint", *limited, *local]))
     Path("params.yaml").write_text(params.text(config, "test"), encoding="utf-8")
     found = list(doctor._models())
     assert [finding.level for finding in found] == ["warn", "warn"]
     assert [finding.what for finding in found] == [
         "paid calls: no limit at score_explanations.writer.endpoint",
-        "GPU: with device_map null train_sft.pretrained reads and writes on the CPU",
+        "GPU: with device_map null explainer.pretrained reads and writes on the CPU",
     ]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert len(list(doctor._models())) == 1

@@ -116,11 +116,8 @@ def test_a_corpus_labels_itself_and_warms_up(workspace: Path, monkeypatch: pytes
         given,
         label_features=replace(given.label_features, source="data/activations/contexts.parquet"),
         warm_up=replace(given.warm_up, examples=60, batch_size=30, places=1),
-        train_sft=replace(
-            given.train_sft,
-            replay_share=0.3,
-            prompt=replace(given.train_sft.prompt, shown_contexts=0),
-        ),
+        explainer=replace(given.explainer, prompt=replace(given.explainer.prompt, shown_contexts=0)),
+        train_sft=replace(given.train_sft, replay_share=0.3),
     )
     torch.set_grad_enabled(False)
     extract_activations.run(given)
@@ -134,10 +131,10 @@ def test_a_corpus_labels_itself_and_warms_up(workspace: Path, monkeypatch: pytes
     reader = warm_up.opened(given)
     warmup = warm_up.raw_activations(given, reader, random.Random(0))
     assert warmup.vectors.shape == (60, WIDTH) and all(map(domain.parse, warmup.descriptions)) and not warmup.contexts
-    shown = replace(given.train_sft, prompt=replace(given.train_sft.prompt, shown_contexts=1, shown_promoted=2))
+    shown = replace(given.explainer, prompt=replace(given.explainer.prompt, shown_contexts=1, shown_promoted=2))
     lines = [
         one.splitlines()
-        for one in warm_up.raw_activations(replace(given, train_sft=shown), reader, random.Random(0)).contexts
+        for one in warm_up.raw_activations(replace(given, explainer=shown), reader, random.Random(0)).contexts
     ]
     assert len(lines) == 60 and all(own[0].startswith("- ") and own[1].startswith("promotes: ") for own in lines)
     assert all(len(own) == 2 and own[1].count(", ") == 1 for own in lines) and len({own[1] for own in lines}) > 30

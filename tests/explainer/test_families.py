@@ -18,7 +18,7 @@ from tiny import ROOT, WIDTH as SUBJECT_WIDTH, settings, tiny_model, tiny_tokeni
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
-from saeexplainer.config import Round, TrainSft
+from saeexplainer.config import ExplainerSettings, Round, TrainSft
 from saeexplainer.config.explainers import Adapter, AskedPrompt, TokensPrompt
 from saeexplainer.config.parts import Architecture, Direction, Pretrained
 from saeexplainer.errors import UserError
@@ -64,14 +64,14 @@ def make(name: str, folder: Path, template: str | None = TEMPLATE) -> Path:
     return folder
 
 
-def settings_of(folder: Path, **changes: object) -> TrainSft:
+def settings_of(folder: Path, **changes: object) -> ExplainerSettings:
     own = {
         "pretrained": Pretrained(folder.as_posix(), None, "float32", None, None),
         "adapter": Adapter(rank=4, alpha=8.0, dropout=0.05),
         "prompt": AskedPrompt("chat", "What is {feature}?", 0, 0, 0),
         "direction": Direction.decoder, "injection_block": 1, "direction_noise": 0.0,
     }  # fmt: skip
-    return replace(PARAMS.train_sft, **own | changes)
+    return replace(PARAMS.explainer, **own | changes)
 
 
 def directions(width: int) -> torch.Tensor:
@@ -86,7 +86,7 @@ def frozen(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     }  # fmt: skip
 
 
-def supervised(config: TrainSft, width: int, folder: Path, scratch: Path) -> dict[str, torch.Tensor]:
+def supervised(config: ExplainerSettings, width: int, folder: Path, scratch: Path) -> dict[str, torch.Tensor]:
     """Two steps on labels, saved; the base's weights as they came out."""
     torch.manual_seed(0)
     parts = explainer_folder.start(config, scratch / "no subject", width, seed=3)
@@ -102,7 +102,9 @@ def supervised(config: TrainSft, width: int, folder: Path, scratch: Path) -> dic
     return frozen(parts.model)
 
 
-def preferred(config: TrainSft, width: int, start: Path, folder: Path, scratch: Path) -> list[dict[str, float]]:
+def preferred(
+    config: ExplainerSettings, width: int, start: Path, folder: Path, scratch: Path
+) -> list[dict[str, float]]:
     """One round on all pairs at once with a lot of noise, saved; the log."""
     torch.manual_seed(0)
     opened = open_start(start, directions(width), config, noise=0.5)
@@ -114,7 +116,7 @@ def preferred(config: TrainSft, width: int, start: Path, folder: Path, scratch: 
     ]
     data = dpo.preference_dataset(pairs, prompts, lambda feature_id: int(feature_id[-1]), lambda: False)
     training = replace(PARAMS.train_dpo, epochs=2.0, batch_size=4, sft_weight=0.0, evaluations_per_epoch=1)
-    params = replace(PARAMS, train_dpo=training, train_sft=config)
+    params = replace(PARAMS, train_dpo=training, explainer=config)
     history = dpo.train(opened, data, data, Round("sft", BETA, 0.02), params, seed=0, scratch=scratch)
     opened.hooks.remove()
     explainer_folder.save(parts, folder)
@@ -127,7 +129,7 @@ class Trained:
 
     folder: Path
     base: Path
-    config: TrainSft
+    config: ExplainerSettings
     width: int  # of the subject
     after_sft: dict[str, torch.Tensor]
     history: list[dict[str, float]]  # of r2
@@ -264,9 +266,9 @@ def test_a_chat_prompt_is_the_template_with_the_features_ids_in_it(name):
 
 def test_what_the_tokenizer_lacks_is_one_line():
     tokenizer = TOKENIZERS["qwen"]()
-    with pytest.raises(UserError, match=r"train_sft.prompt.kind: chat, .* no chat template; name an instruction-tuned"):
+    with pytest.raises(UserError, match=r"explainer.prompt.kind: chat, .* no chat template; name an instruction-tuned"):
         Prompts(tokenizer, 1000, settings_of(Path("base")))
-    with pytest.raises(UserError, match=r"train_sft.prompt.kind: tokens, .* has no <explain>; give chat"):
+    with pytest.raises(UserError, match=r"explainer.prompt.kind: tokens, .* has no <explain>; give chat"):
         Prompts(tokenizer, 1000, replace(settings_of(Path("base")), prompt=TokensPrompt("tokens", 0, 0, 0)))
 
 
@@ -364,11 +366,12 @@ def test_the_stages_train_an_explainer_of_another_family(tmp_path, monkeypatch):
     config = settings_of(
         base, pretrained=Pretrained(base.as_posix(), None, "bfloat16", None, None), bf16=True,
         prompt=AskedPrompt("chat", "{contexts}\n{feature}?", 1, 0, 0), gradient_checkpointing=True, accumulate=2,
-        batch_size=2, epochs=3.0, replay_share=0.1, learning_rate=0.01, contexts_dropped=0.0,
+        contexts_dropped=0.0,
     )  # fmt: skip
     round_ = replace(PARAMS.rounds["r1"], learning_rate=0.01)
     params = replace(
-        PARAMS, train_sft=config, warm_up=replace(PARAMS.warm_up, examples=8, batch_size=2, learning_rate=0.01),
+        PARAMS, explainer=config, warm_up=replace(PARAMS.warm_up, examples=8, batch_size=2, learning_rate=0.01),
+        train_sft=TrainSft(epochs=3.0, learning_rate=0.01, batch_size=2, replay_share=0.1),
         generate_explanations=replace(GENERATION, candidates=2),
         train_dpo=replace(PARAMS.train_dpo, batch_size=1, accumulate=2, epochs=2.0),
         rounds={"r1": round_, "r2": replace(round_, start="r1")},

@@ -19,7 +19,7 @@ from saeexplainer.models.blocks import transformer_blocks
 from saeexplainer.models.generation import generate
 
 ROWS, SCALE, BLOCK = 6, 1.5, 1
-INJECTION = replace(settings().train_sft, injection_block=BLOCK)
+INJECTION = replace(settings().explainer, injection_block=BLOCK)
 TOKENIZER = tiny_tokenizer()
 BASE = len(TOKENIZER)
 PLACEHOLDER = TOKENIZER.convert_tokens_to_ids("<feature>")
@@ -215,7 +215,7 @@ def test_another_width_or_a_missing_block_is_refused(plain):
         put(plain, directions=torch.ones(2, WIDTH + 1))
     for block in (BLOCKS, -1):
         with pytest.raises(
-            UserError, match=f"train_sft.injection_block: {block}, but the model has blocks 0 to {BLOCKS - 1}"
+            UserError, match=f"explainer.injection_block: {block}, but the model has blocks 0 to {BLOCKS - 1}"
         ):
             put(plain, block=block)
     with torch.no_grad():  # a refused attempt leaves no hook behind
@@ -264,7 +264,7 @@ def test_log_probabilities_are_those_of_one_plain_forward_pass_each(architecture
     tiny_model(architecture).save_pretrained(tmp_path)
     TOKENIZER.save_pretrained(tmp_path)
     params = settings()
-    injection = replace(params.train_sft, direction=Direction.decoder, injection_block=1)
+    injection = replace(params.explainer, direction=Direction.decoder, injection_block=1)
     tensors = {"decoder": torch.randn(3, WIDTH, generator=torch.Generator().manual_seed(5))}
     explainer = Explainer(tmp_path, tensors, injection, replace(params.generate_explanations, batch_size=2))
     explanations = ["the word dog", "", "any animal", "the word dog"]

@@ -21,7 +21,7 @@ from saeexplainer.training.sft import trained_weights
 from saeexplainer.training.start import open_start
 
 PARAMS = settings()
-CONFIG = replace(PARAMS.train_sft, adapter=Affine(length=2.0), direction_noise=0.0)
+CONFIG = replace(PARAMS.explainer, adapter=Affine(length=2.0), direction_noise=0.0)
 PLAIN = tiny_tokenizer()
 FEATURES = 4
 DIRECTIONS = 5.0 * torch.randn(FEATURES, WIDTH, generator=torch.Generator().manual_seed(2))
@@ -104,7 +104,7 @@ def test_a_round_goes_on_from_it_with_its_start_as_reference(subject, tmp_path):
     ]
     data = dpo.preference_dataset(pairs, PROMPTS, lambda feature_id: int(feature_id[-1]), lambda: False)
     training = replace(PARAMS.train_dpo, epochs=10.0, batch_size=4, sft_weight=0.0, evaluations_per_epoch=1)
-    params = replace(PARAMS, train_dpo=training, train_sft=CONFIG)
+    params = replace(PARAMS, train_dpo=training, explainer=CONFIG)
     history = dpo.train(start, data, data, Round("sft", 0.2, 0.02), params, seed=0, scratch=tmp_path)
     margins = [entry["eval_rewards/margins"] for entry in history if "eval_rewards/margins" in entry]
     assert max(margins) > 0
@@ -114,5 +114,5 @@ def test_a_round_goes_on_from_it_with_its_start_as_reference(subject, tmp_path):
 
 
 def test_another_width_is_one_line(subject):
-    with pytest.raises(UserError, match=r"train_sft\.adapter: scales and shifts vectors of 24 .* has embeddings of 16"):
+    with pytest.raises(UserError, match=r"explainer\.adapter: scales and shifts vectors of 24 .* has embeddings of 16"):
         explainer_folder.start(CONFIG, subject, 24, seed=0)

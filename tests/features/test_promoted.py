@@ -62,7 +62,7 @@ def test_the_prompt_shows_them_after_the_contexts(tmp_path):
     write_rows(tmp_path / "contexts.parquet", [context], ContextRow)
     words = [PromotedRow(row.feature_id, ["cat", "dog", "the"]) for row in rows]
     write_rows(tmp_path / "promoted.parquet", words, PromotedRow)
-    config = replace(settings().train_sft, prompt=TokensPrompt("tokens", 1, 0, 2))
+    config = replace(settings().explainer, prompt=TokensPrompt("tokens", 1, 0, 2))
     shown = FeatureTable(tmp_path).contexts(config.prompt)
     assert shown == ["- the <<dog>> .\npromotes: cat, dog", "promotes: cat, dog"]
     prompts = Prompts(TOKENIZER, 1000, config, shown)

@@ -81,7 +81,7 @@ def test_the_judges_endpoint_begins_as_those_of_writers_and_labellers() -> None:
     assert {key: found[key] for key in found.keys() - differ} == {key: own[key] for key in own.keys() - differ}
 
 
-OF_OTHERS = ["explainer=lora", "train_sft.pretrained.source=folder"]  # what the choices named explainer need
+OF_OTHERS = ["explainer=lora", "explainer.pretrained.source=folder"]  # what the choices named explainer need
 
 
 @pytest.mark.parametrize("judge", sorted(path.stem for path in (ROOT / "conf" / "judge").glob("*.yaml")))
@@ -119,9 +119,9 @@ def test_every_agent_composes_and_is_evaluated_on_a_corpus_too(agent: str) -> No
 
 
 def test_an_explainer_of_others_composes_once_its_model_is_named() -> None:
-    with pytest.raises(UserError, match="train_sft.pretrained.source: missing"):
+    with pytest.raises(UserError, match="explainer.pretrained.source: missing"):
         compose.composed(["explainer=lora"])
-    found = yaml.safe_load(compose.composed(["explainer=lora", "train_sft.pretrained.source=folder"]))["train_sft"]
+    found = yaml.safe_load(compose.composed(["explainer=lora", "explainer.pretrained.source=folder"]))["explainer"]
     assert found["pretrained"]["source"] == "folder" and found["adapter"]["rank"] == 32
 
 
@@ -160,7 +160,7 @@ def test_a_real_experiment_takes_another_writer_and_judge(name: str) -> None:
     assert [judge["kind"] for judge in served["evaluate"]["judges"]] == ["endpoint", "likelihood"]
     own = yaml.safe_load(compose.composed([f"experiment={name}"]))
     asked = [own["score_explanations"]["writer"], own["evaluate"]["writer"], own["evaluate"]["judges"][0]]
-    assert [one["model"] for one in asked] == [own["train_sft"]["pretrained"]] * 3
+    assert [one["model"] for one in asked] == [own["explainer"]["pretrained"]] * 3
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def edited(tmp_path: Path, **edits: Any) -> Path:
 def test_the_committed_file_loads_as_frozen_dataclasses() -> None:
     loaded = params.load(COMMITTED)
     assert isinstance(loaded.prepare_subject.architecture, Architecture)
-    assert isinstance(loaded.train_sft.direction, Direction)
+    assert isinstance(loaded.explainer.direction, Direction)
     assert isinstance(loaded.evaluations["open_loop"].kind, EvaluationKind)
     assert type(loaded.prepare_sae.saes) is list and type(loaded.rounds) is dict
     with pytest.raises(FrozenInstanceError):
@@ -69,20 +69,20 @@ WRONG = {
     "unknown section": ({"train_sfd": 3}, "train_sfd", "did you mean train_sft?"),
     "wrong type": ({"train_sft__epochs": "two"}, "train_sft.epochs", "'two'"),
     "fraction for a count": ({"prepare_subject__steps": 2.5}, "prepare_subject.steps", "2.5"),
-    "chat without an instruction": ({"train_sft__prompt__kind": "chat"}, "train_sft.prompt.instruction", "missing"),
+    "chat without an instruction": ({"explainer__prompt__kind": "chat"}, "explainer.prompt.instruction", "missing"),
     "a batch that cannot be shared": (
         {"processes": 3, "warm_up__batch_size": 96},
         "train_sft.batch_size",
         "multiple",
     ),
     "contexts without their place": (
-        {"train_sft__prompt": SHOWN | {"instruction": "What is {feature}?", "shown_contexts": 2}},
-        "train_sft.prompt.instruction",
+        {"explainer__prompt": SHOWN | {"instruction": "What is {feature}?", "shown_contexts": 2}},
+        "explainer.prompt.instruction",
         "{contexts}",
     ),
     "spread contexts that are not kept": (
-        {"train_sft__prompt__shown_spread": 2},
-        "train_sft.prompt.shown_spread",
+        {"explainer__prompt__shown_spread": 2},
+        "explainer.prompt.shown_spread",
         "no more are kept",
     ),
     "promoted tokens for a domain": (
@@ -91,19 +91,19 @@ WRONG = {
         "give 0 or a labeller",
     ),
     "contexts of the evaluation": (
-        {"train_sft__prompt": SHOWN | {"instruction": "{feature} {contexts}", "shown_contexts": 99}},
-        "train_sft.prompt.shown_contexts",
+        {"explainer__prompt": SHOWN | {"instruction": "{feature} {contexts}", "shown_contexts": 99}},
+        "explainer.prompt.shown_contexts",
         "first_rank",
     ),
     "an instruction that nobody reads": (
-        {"train_sft__prompt__instruction": "What is {feature}?"},
-        "train_sft.prompt.instruction",
+        {"explainer__prompt__instruction": "What is {feature}?"},
+        "explainer.prompt.instruction",
         "unknown key",
     ),
-    "whole training in bfloat16": ({"train_sft__pretrained": BFLOAT16}, "train_sft.pretrained.dtype", "float32"),
+    "whole training in bfloat16": ({"explainer__pretrained": BFLOAT16}, "explainer.pretrained.dtype", "float32"),
     "a branch for a commit": (
-        {"train_sft__pretrained": PRETRAINED | {"revision": "main"}},
-        "train_sft.pretrained.revision",
+        {"explainer__pretrained": PRETRAINED | {"revision": "main"}},
+        "explainer.pretrained.revision",
         "40 hex digits",
     ),
     "a judge of an unknown number type": (
@@ -112,12 +112,12 @@ WRONG = {
         "'float8'; must be 'float32'",
     ),
     "an adapter that nothing reaches": (
-        {"train_sft__adapter": {"rank": 4, "alpha": 8, "dropout": 1.0}},
-        "train_sft.adapter.dropout",
+        {"explainer__adapter": {"rank": 4, "alpha": 8, "dropout": 1.0}},
+        "explainer.adapter.dropout",
         "is 1.0",
     ),
     "no value": ({"prepare_subject__steps": None}, "prepare_subject.steps", ""),
-    "unknown choice": ({"train_sft__direction": "up"}, "train_sft.direction", "mean_activation"),
+    "unknown choice": ({"explainer__direction": "up"}, "explainer.direction", "mean_activation"),
     "missing key": ({"train_sft__epochs": REMOVED}, "train_sft.epochs", "missing"),
     "missing section": ({"train_sft": REMOVED}, "train_sft", "missing"),
     "negative count": ({"prepare_subject__documents": -1}, "prepare_subject.documents", "-1"),
@@ -135,7 +135,7 @@ WRONG = {
     "heads": ({"prepare_subject__heads": 3}, "prepare_subject.d_model", "128"),
     "odd head width": ({"prepare_subject__d_model": 132}, "prepare_subject.heads", "33"),
     "hook block": ({"prepare_sae__hook_block": 4}, "prepare_sae.hook_block", "4"),
-    "injection block": ({"train_sft__injection_block": 9}, "train_sft.injection_block", "9"),
+    "injection block": ({"explainer__injection_block": 9}, "explainer.injection_block", "9"),
     "texts longer than the context": ({"evaluate__writer__max_new_tokens": 64}, "evaluate.writer.max_new_tokens", "64"),
     "one candidate": ({"generate_explanations__candidates": 1}, "generate_explanations.candidates", "1"),
     "no reward": (
@@ -161,7 +161,7 @@ WRONG = {
     ),
     "writer without a kind": ({"evaluate__writer__kind": REMOVED}, "evaluate.writer.kind", "missing"),
     "a text for a number": ({"prepare_subject__steps": "12"}, "prepare_subject.steps", "is '12'"),
-    "a text for a switch": ({"train_sft__bf16": "yes"}, "train_sft.bf16", "is 'yes'"),
+    "a text for a switch": ({"explainer__bf16": "yes"}, "explainer.bf16", "is 'yes'"),
     "a number for a section": ({"train_sft": 3}, "train_sft", "must be a mapping"),
     "a round that names no file": (
         {"rounds__R-1": {"start": "sft", "beta": 0.1, "learning_rate": 0.1}},
@@ -330,7 +330,7 @@ OF_OTHERS: dict[str, Any] = {"prepare_subject__pretrained": PUBLISHED, "prepare_
 
 
 def test_the_shape_of_what_is_not_trained_here_is_not_asked_about(tmp_path: Path) -> None:
-    shape = {"prepare_subject__heads": 3, "prepare_sae__hook_block": 20, "train_sft__injection_block": 9}
+    shape = {"prepare_subject__heads": 3, "prepare_sae__hook_block": 20, "explainer__injection_block": 9}
     loaded = params.load(edited(tmp_path, **OF_OTHERS, **shape, prepare_subject__prepend_bos=False))
     assert loaded.prepare_subject.pretrained is not None and isinstance(loaded.prepare_sae.saes[0], TakenSae)
 

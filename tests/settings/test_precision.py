@@ -19,8 +19,8 @@ def chosen(monkeypatch: pytest.MonkeyPatch, bfloat16: float, float32: float) -> 
 def test_bfloat16_is_taken_where_it_is_clearly_quicker(monkeypatch, bfloat16, float32, dtype):
     found = chosen(monkeypatch, bfloat16, float32)
     assert found["prepare_subject"]["pretrained"]["dtype"] == dtype
-    assert found["train_sft"]["pretrained"]["dtype"] == found["evaluate"]["writer"]["model"]["dtype"] == dtype
-    assert found["train_sft"]["bf16"] == (dtype == "bfloat16")
+    assert found["explainer"]["pretrained"]["dtype"] == found["evaluate"]["writer"]["model"]["dtype"] == dtype
+    assert found["explainer"]["bf16"] == (dtype == "bfloat16")
 
 
 def test_a_product_takes_time():

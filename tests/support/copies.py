@@ -13,7 +13,7 @@ LEFT_OUT = ("reports/", "tests/", "docs/")
 # The nano experiment with all that a prompt can show. Who composes it shares what was trained (`nano_cache`).
 READING = (
     "experiment=nano", "warm_up.places=3", "extract_activations.spread_contexts=4",
-    "train_sft.prompt.shown_contexts=2", "train_sft.prompt.shown_spread=1", "train_sft.prompt.shown_promoted=3",
+    "explainer.prompt.shown_contexts=2", "explainer.prompt.shown_spread=1", "explainer.prompt.shown_promoted=3",
 )  # fmt: skip
 
 

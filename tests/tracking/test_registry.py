@@ -184,7 +184,7 @@ def test_explanations_by_id_number_and_vector_agree(workspace):
     assert by_id == again and by_id.feature_id == "sandbox/main/5" and 0.6 <= by_id.expected_accuracy <= 0.67
     with tracking_champion.opened(f"models:/{NAME}/2") as folder:
         served = ServedExplainer(folder)
-    assert served.shown_contexts == SETTINGS.train_sft.prompt.shown_contexts > 0
+    assert served.shown_contexts == SETTINGS.explainer.prompt.shown_contexts > 0
     vector = workspace["mean_activation"][1 + INDICES.index(5)].tolist()
     assert served.explain_vector(vector, "- the <<cat>>") == replace(by_id, feature_id="")
     (raw,) = served.reply([{"mean_activation": vector}])
@@ -245,7 +245,7 @@ def served(explainers, tmp_path_factory):
     features = [FeatureRow(f"sandbox/main/{index}", "main", index, "test", 1.0, 0.01) for index in INDICES]
     tensors = {"mean_activation": torch.ones(len(features), WIDTH)}
     write_served(
-        folder, explainers / "r1", features, tensors, SETTINGS.train_sft, SETTINGS.generate_explanations, rows(0.5)
+        folder, explainers / "r1", features, tensors, SETTINGS.explainer, SETTINGS.generate_explanations, rows(0.5)
     )
     return ServedExplainer(folder)
 

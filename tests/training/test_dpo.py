@@ -20,10 +20,10 @@ from saeexplainer.training.sft import check_trained, on_one_device, trained_weig
 
 FEATURES = 4
 PARAMS = settings()
-SFT = PARAMS.train_sft
+EXPLAINER = PARAMS.explainer
 DIRECTIONS = torch.randn(FEATURES, WIDTH, generator=torch.Generator().manual_seed(3))
 PLAIN = tiny_tokenizer()
-PROMPTS = Prompts(PLAIN, len(PLAIN), SFT)
+PROMPTS = Prompts(PLAIN, len(PLAIN), EXPLAINER)
 BETA = 0.2
 SAID = [
     ("the word dog", "any animal in a question"), ("the subject", "the word cat"),
@@ -45,7 +45,7 @@ def dataset(pairs: list[PreferencePair]):
 
 def explainer(architecture: Architecture) -> PreTrainedModel:
     model = tiny_model(architecture)
-    attach(model, PLAIN, DIRECTIONS, SFT)
+    attach(model, PLAIN, DIRECTIONS, EXPLAINER)
     return model
 
 
@@ -102,7 +102,7 @@ def trained(
     config: TrainDpo = CONFIG,
     round_: Round = ROUND,
 ):
-    start = started(architecture, DIRECTIONS, SFT)
+    start = started(architecture, DIRECTIONS, EXPLAINER)
     data = [dataset(pairs) for pairs in (PAIRS, validation)]
     torch.manual_seed(0)
     params = replace(PARAMS, train_dpo=config)
@@ -184,7 +184,7 @@ def test_the_best_checkpoint_is_by_accuracy_then_margin():
 
 def test_a_round_of_one_step_is_one_line(tmp_path):
     """Its learning rate is 0, so it would leave the start as it was."""
-    few, start = dataset(PAIRS[:2]), started(Architecture.llama, DIRECTIONS, SFT)
+    few, start = dataset(PAIRS[:2]), started(Architecture.llama, DIRECTIONS, EXPLAINER)
     once = replace(CONFIG, epochs=1.0, batch_size=2, accumulate=1)
     with pytest.raises(UserError, match="^train_dpo: one step in all, and the first one's learning rate is 0; lower"):
         dpo.train(start, few, few, ROUND, replace(PARAMS, train_dpo=once), seed=0, scratch=tmp_path)
@@ -193,7 +193,7 @@ def test_a_round_of_one_step_is_one_line(tmp_path):
 @pytest.mark.parametrize(("training", "validation"), [(0, 4), (4, 0)])
 def test_a_side_without_pairs_is_one_line(training, validation, tmp_path):
     sides = [dataset(PAIRS[:count]) for count in (training, validation)]
-    start = started(Architecture.llama, DIRECTIONS, SFT)
+    start = started(Architecture.llama, DIRECTIONS, EXPLAINER)
     with pytest.raises(UserError, match=f"{training} training and {validation} validation pairs"):
         dpo.train(start, *sides, ROUND, PARAMS, seed=0, scratch=tmp_path)
 

@@ -19,10 +19,10 @@ from saeexplainer.training.grpo import Rewards
 
 FEATURES = ["subject/main/0", "subject/main/1"]
 PARAMS = settings()
-SFT = PARAMS.train_sft
+EXPLAINER = PARAMS.explainer
 DIRECTIONS = torch.randn(len(FEATURES), WIDTH, generator=torch.Generator().manual_seed(3))
 PLAIN = tiny_tokenizer()
-PROMPTS = Prompts(PLAIN, len(PLAIN), SFT)
+PROMPTS = Prompts(PLAIN, len(PLAIN), EXPLAINER)
 SAMPLING = replace(PARAMS.generate_explanations, candidates=16, max_new_tokens=1, temperature=1.0)
 CONFIG = TrainGrpo(features=2, direction_noise=0.0)
 REINFORCEMENT = Reinforcement(start="sft", epochs=60.0, beta=0.0, learning_rate=1e-2)
@@ -31,7 +31,7 @@ SIGN = {FEATURES[0]: -1.0, FEATURES[1]: 1.0}
 
 def explainer(architecture: Architecture) -> PreTrainedModel:
     model = tiny_model(architecture)
-    attach(model, PLAIN, DIRECTIONS, SFT)
+    attach(model, PLAIN, DIRECTIONS, EXPLAINER)
     return model
 
 
@@ -42,7 +42,7 @@ def trained(
     reinforcement: Reinforcement = REINFORCEMENT,
     config: TrainGrpo = CONFIG,
 ) -> tuple[PreTrainedModel, list[dict[str, float]]]:
-    start = started(architecture, DIRECTIONS, SFT)
+    start = started(architecture, DIRECTIONS, EXPLAINER)
     params = replace(PARAMS, train_grpo=config, generate_explanations=SAMPLING)
     questions = {feature_id: PROMPTS.ids(number) for number, feature_id in enumerate(FEATURES)}
     history = grpo.train(start, questions, rewards, reinforcement, params, seed=0, scratch=folder)

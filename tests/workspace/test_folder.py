@@ -29,7 +29,7 @@ def run(params):
     replies = Path(params.score_explanations.writer.endpoint.cache)
     paid = sorted(path.name for path in replies.iterdir())
     (replies / f"of_seed_{params.seed}").write_text("a reply that was paid for")
-    Path("data/subject").write_text(f"{paid} {Path(params.train_sft.pretrained.source, 'config.json').read_text()}")
+    Path("data/subject").write_text(f"{paid} {Path(params.explainer.pretrained.source, 'config.json').read_text()}")
     return Report({}, [f"replies that are there: {paid}"])
 if __name__ == "__main__":
     main(run)
@@ -52,7 +52,7 @@ def dvc(folder: Path, *arguments: str, fails: bool = False) -> str:
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
     """A git repository with two stages, and beside what git tracks a model, an imported table and a paid reply."""
-    settings = composed(["writer=endpoint", "explainer=lora", "train_sft.pretrained.source=models/own"])
+    settings = composed(["writer=endpoint", "explainer=lora", "explainer.pretrained.source=models/own"])
     for name, text in {
         "dvc.yaml": PIPELINE,
         "prepare_subject.py": STAGE,
