@@ -23,6 +23,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainingArguments
 
 
+# A step's examples are computed in parts of like length, which transformers takes from them: prompts with and without
+# contexts differ fivefold, and padding was 0.43 of the work. The loss is a mean over all tokens of the step, however
+# many parts it has.
+PARTS, FEWEST = (4, 2, 1), 8  # of a batch, the first that divides it and leaves so many sequences in each
+
+
 def learn(
     parts: Parts,
     vectors: Float[Tensor, "rows d_in"],
@@ -77,14 +83,15 @@ def supervised_fine_tuning(
     if not examples:
         raise UserError("train_sft: no label to train on; raise extract_activations.sft_share or label more features")
     check_context(model, max(len(example["input_ids"]) for example in examples), "explainer.prompt with its answer")
-    before = trained_weights(model)
+    before, at_once = trained_weights(model), batch_size // processes.count()
+    parts = next(count for count in PARTS if at_once % count == 0 and at_once // count >= FEWEST or count == 1)
     arguments = SFTConfig(
         output_dir=str(scratch), num_train_epochs=epochs, learning_rate=learning_rate, max_length=None,
-        per_device_train_batch_size=batch_size // processes.count(), lr_scheduler_type="cosine", warmup_steps=0.05,
+        per_device_train_batch_size=at_once // parts, train_sampling_strategy="batch_rebalance",
+        gradient_accumulation_steps=parts * config.accumulate, lr_scheduler_type="cosine", warmup_steps=0.05,
         weight_decay=0.0, seed=seed, data_seed=seed, save_strategy="no", logging_steps=25, report_to="none",
         bf16=config.bf16, dataset_kwargs={"skip_prepare_dataset": True}, use_cpu=not torch.cuda.is_available(),
-        gradient_checkpointing=config.gradient_checkpointing, gradient_accumulation_steps=config.accumulate,
-        dataloader_pin_memory=False, loss_type="nll",
+        gradient_checkpointing=config.gradient_checkpointing, dataloader_pin_memory=False, loss_type="nll",
     )  # fmt: skip
     dataset = Dataset.from_list(examples)
     trainer = SFTTrainer(model=model, args=on_one_device(arguments), train_dataset=dataset, processing_class=tokenizer)
