@@ -104,6 +104,21 @@ def pooled_mean(strata: Sequence[Values], resamples: int, seed: int) -> Interval
     return Interval(value, *_ends(samples, mean, value, resamples, seed), n)
 
 
+def difference_of_means(a: Values, b: Values, resamples: int, seed: int) -> Interval:
+    """Mean of a less mean of b, of different features that nothing pairs, each resampled by itself; n counts both.
+
+    Raises ValueError if one is empty or not finite, or has a single value.
+    """
+    samples = [np.asarray(a, dtype=float), np.asarray(b, dtype=float)]
+    n = _count(samples)
+
+    def difference(*drawn: np.ndarray, axis: int = -1) -> np.ndarray | np.floating:
+        return drawn[0].mean(axis=axis) - drawn[1].mean(axis=axis)
+
+    value = float(difference(*samples))
+    return Interval(value, *_ends(samples, difference, value, resamples, seed), n)
+
+
 def _count(samples: Sequence[np.ndarray]) -> int:
     """Values in all strata. Raises ValueError unless each has some and all are finite."""
     if not samples or any(sample.size == 0 for sample in samples):

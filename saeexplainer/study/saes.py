@@ -18,6 +18,7 @@ from saeexplainer.figures.comparison import ACCURACY, BASELINE, HALLUCINATION, S
 from saeexplainer.figures.intervals import bootstrap_rows
 from saeexplainer.figures.notation import DASH, heading, literal, percent, plain, table
 from saeexplainer.saes.worth import elbow
+from saeexplainer.study import claims
 from saeexplainer.study.figures import BOOTSTRAP_SEED, COMPLETE, Variant, described, last_round, mean, of_group, state
 
 TITLES = {  # of the plans that have a page of this kind
@@ -53,6 +54,7 @@ def summarise(variants: Sequence[Variant], resamples: int) -> dict[str, Any]:
         "groups": {group: _group(of_group(variants, group), resamples) for group in groups},
         "predictors": {figure: _predictor(variants, figure, resamples) for figure in FIGURES},
         "elbow": _elbow(variants),
+        "claims": claims.summarise(variants, resamples),
     }
 
 
@@ -141,6 +143,7 @@ def page(found: dict[str, Any], plan: str) -> str:
                 _predictors(found),
                 "## The right L0",
                 _told_elbow(found),
+                *claims.sections(found["claims"], FIGURES),
                 "## Every run",
                 _runs(found),
             ]
