@@ -87,8 +87,8 @@ def sections(claims: Sequence[Mapping[str, Any]], of_saes: Mapping[str, Any]) ->
     yield "## Published claims, asked again"
     yield (
         "The first group less the second. For a figure of the SAE it is the mean difference of runs of one seed, and "
-        "the interval is over seeds; for a metric of explanations, in points, the interval is over features. Of a claim "
-        "that two are the same, yes means that no difference was shown. All of it is of this subject and these settings."
+        "the interval is over seeds; for a metric of explanations, in points, it is over features. Of a claim "
+        "that two are the same, yes means that no difference was shown. It is all of this subject and these settings."
     )
     rows = []
     for one in claims:
