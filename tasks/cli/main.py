@@ -15,6 +15,7 @@ from typer.exceptions import TyperException
 from saeexplainer.endpoints import web
 from saeexplainer.errors import UserError
 from saeexplainer.records import NOT_EXPLAINED
+from tasks.cli import tracking
 from tasks.cli.attribute import attribute
 from tasks.places import REPORT
 from tasks.workspace import progress, surroundings
@@ -30,6 +31,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}  # to a command line of its own
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
@@ -301,34 +303,6 @@ def data_docs(
     raise typer.Exit(pages.main([] if show else ["--no-open"]))
 
 
-tracking_commands = typer.Typer(help="Fill or correct MLflow's store.", rich_markup_mode=None)
-app.add_typer(tracking_commands, name="tracking", short_help="Fill or correct MLflow's store.")
-
-
-@tracking_commands.command(short_help="Log what lies in reports/.")
-def rebuild() -> None:
-    """Log what lies in reports/ unless it is logged, and register its explainers where data/ has them."""
-    from tasks.tracking import rebuild as tracking_rebuild
-
-    raise typer.Exit(tracking_rebuild.main(["rebuild"]))
-
-
-@tracking_commands.command(short_help="After the workspace was moved.")
-def relocate() -> None:
-    """Name the artifacts of a moved or copied workspace where they are."""
-    from tasks.tracking import rebuild as tracking_rebuild
-
-    raise typer.Exit(tracking_rebuild.main(["relocate"]))
-
-
-@tracking_commands.command(short_help="Register the explainers.")
-def register() -> None:
-    """Register the explainers of the result that lies in reports/ and data/."""
-    from tasks.tracking import registry
-
-    raise typer.Exit(registry.main(["register"]))
-
-
 @app.command(short_help="Make a version the champion by hand.")
 def promote(
     version: Annotated[int, typer.Option(min=1, metavar="N", help="Its number, as MLflow's Models page shows it.")],
@@ -347,15 +321,20 @@ def readme() -> None:
     raise typer.Exit(pages.main())
 
 
-@app.command(
-    short_help="Repeat the study behind the figures.", add_help_option=False,
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-)  # fmt: skip
+@app.command(add_help_option=False, context_settings=PASSED_ON, short_help="Repeat the study behind the figures.")
 def study(context: typer.Context) -> None:
     """Run the experiments behind a page of docs/, such as STUDY.md, and write the page."""
     from tasks.cli import study as experiments
 
     raise typer.Exit(experiments.main(context.args))
+
+
+@app.command(add_help_option=False, context_settings=PASSED_ON, short_help="Search the settings of an SAE.")
+def search(context: typer.Context) -> None:
+    """Search the settings of an SAE for those whose features are best explained (docs/SEARCH.md)."""
+    from tasks.cli import search as searching
+
+    raise typer.Exit(searching.main(context.args))
 
 
 @app.command(short_help="Check this machine.")
@@ -376,6 +355,9 @@ def doctor(as_json: AsJson = False) -> None:
     if as_json:
         print(json.dumps([asdict(finding) for finding in found], indent=2))
     raise typer.Exit(int(any(finding.level == "fail" for finding in found)))
+
+
+app.add_typer(tracking.commands, name="tracking", short_help="Fill or correct MLflow's store.")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -302,16 +302,16 @@ def write_report(plan: str, variants: Sequence[figures.Variant], resamples: int)
     """A plan's figures and page under docs/; what was found, one a line. Raises UserError."""
     if plan in ablation.TITLES:
         found = ablation.summarise(variants, resamples)
-        _write(f"{plan}.json", figures.as_json(found))
-        _write(f"{plan.upper()}.md", ablation.page(found, plan))
+        write(f"{plan}.json", figures.as_json(found))
+        write(f"{plan.upper()}.md", ablation.page(found, plan))
         return ablation.verdict_lines(found)
     if plan in saes.TITLES:
         found = saes.summarise(variants, resamples)
-        _write(f"{plan}.json", figures.as_json(found))
-        _write(f"{plan.upper()}.md", saes.page(found, plan))
+        write(f"{plan}.json", figures.as_json(found))
+        write(f"{plan.upper()}.md", saes.page(found, plan))
         return []
     study = page.summarise(variants, resamples)
-    _write(f"{plan}.json", figures.as_json(study))
+    write(f"{plan}.json", figures.as_json(study))
     for name, plot, drawn in (
         ("seeds", pictures.plot_seeds, bool(study["pooled"])),
         ("labels", pictures.plot_labels, page.has_labels(study)),
@@ -321,11 +321,12 @@ def write_report(plan: str, variants: Sequence[figures.Variant], resamples: int)
         if drawn:
             with replacing(picture) as temporary:
                 plot(study, temporary)
-    _write(f"{plan.upper()}.md", page.page(study, plan))
+    write(f"{plan.upper()}.md", page.page(study, plan))
     return []
 
 
-def _write(name: str, text: str) -> None:
+def write(name: str, text: str) -> None:
+    """A page or its figures, under docs/."""
     with replacing(DOCS / name) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

@@ -220,7 +220,7 @@ def test_help_names_every_command_and_loads_nothing_heavy(folder: Path) -> None:
     shown = typed(folder).stdout
     assert [line.split()[0] for line in shown.split("Commands:\n")[1].splitlines()] == [
         "explain", "features", "import", "export", "compose", "rounds", "attribute", "report", "costs", "plan",
-        "data-docs", "promote", "readme", "study", "doctor", "tracking",
+        "data-docs", "promote", "readme", "study", "search", "doctor", "tracking",
     ]  # fmt: skip
     heavy = ["torch", "transformers", "mlflow", "prefect", "pyarrow", "hydra", "dvc", "pandas"]
     code = f"import sys; from tasks.cli import main; main.main([]); print(set({heavy}) & set(sys.modules))"
