@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 PLAN = Path("conf/search.yaml")
 TRIALS = STUDY / "search" / "trials.db"
 SAMPLERS = ("random", "tpe")
+STARTUP = 6  # trials that TPE draws at random too; with the same seed they are those of the other, and are restored
 FIELDS = {
     "trials": int, "resamples": int, "until": str, "evaluation": str, "metric": str, "overrides": list, "space": dict,
 }  # fmt: skip
@@ -102,7 +103,8 @@ def _study(sampler: str, storage: str, plan: Plan) -> "optuna.Study":
 
     study = optuna.create_study(storage=storage, study_name=sampler, direction="maximize", load_if_exists=True)
     seed = len(study.trials)  # so that what goes on does not draw again what it drew
-    study.sampler = optuna.samplers.TPESampler(seed=seed) if sampler == "tpe" else optuna.samplers.RandomSampler(seed)
+    learning = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP)
+    study.sampler = learning if sampler == "tpe" else optuna.samplers.RandomSampler(seed)
     for trial in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)  # without values it does not count
         study.enqueue_trial(trial.params)
