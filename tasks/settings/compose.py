@@ -84,19 +84,26 @@ def _explained(error: Exception, overrides: list[str], source: str) -> str:
             return f"conf/{group.name}: {value!r} is unknown; choose from {', '.join(known)}"
     message = params.one_line(error)
     for override in overrides:
-        key = override.partition("=")[0]
-        if "=" in override and f"'{key}'" in message:
-            return f"{source}: {key}: unknown key; {_advice(key)}"
+        key, given, value = override.partition("=")
+        if given and f"'{key}'" in message:
+            known = _known()
+            if any(one == key or one.startswith(f"{key}.") for one in known):
+                return f"{source}: {key}: has other keys than {value}; replace it whole: ~{key} '+{override}'"
+            return f"{source}: {key}: unknown key; {_advice(key, known)}"
     return f"{source}: {message}; correct the override"
 
 
-def _advice(key: str) -> str:
+def _known() -> list[str]:
+    """Every key of the default."""
+    return [leaf for leaf, _, _ in params.leaves(params.build(_compose(CONFIG, [], "conf"), "conf"))]
+
+
+def _advice(key: str, known: list[str]) -> str:
     section, _, name = key.rpartition(".")
     if name in OPEN:
         return f"to add an entry write +{key}.NAME=..."
     if section.rpartition(".")[2] in OPEN:
         return f"to add it write +{key}=..."
-    known = [leaf for leaf, _, _ in params.leaves(params.build(_compose(CONFIG, [], "conf"), "conf"))]
     groups = [path.name for path in CONF.iterdir() if path.is_dir() and path != STAGES]
     close = get_close_matches(key, known + groups, n=1)
     return f"did you mean {close[0]}?" if close else f"to add a new entry write +{key}=..."

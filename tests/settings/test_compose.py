@@ -132,6 +132,10 @@ WRONG = {
     "no key": ("=3", "correct the override"),
     "group": ("sise=nano", "did you mean size?"),
     "key": ("train_sft.epoch=3", "did you mean train_sft.epochs?"),
+    "other keys": (
+        "explainer.prompt={instruction: x}",
+        "replace it whole: ~explainer.prompt '+explainer.prompt={instruction: x}'",
+    ),
     "added key": ("+train_sft.foo=3", "train_sft.foo: unknown key"),
     "type": ("train_sft.epochs=two", "train_sft.epochs"),
     "value": ("prepare_sae.hook_block=7", "prepare_sae.hook_block: is 7"),
@@ -226,3 +230,13 @@ def test_there_is_nothing_to_keep_where_nothing_was_composed(
 ) -> None:
     assert compose.main(["--keep", "seed=3", "--output", str(tmp_path / "params.yaml")]) == 2
     assert "params.yaml: No such file or directory; write it with" in capsys.readouterr().err
+
+
+def test_what_has_other_keys_is_replaced_whole() -> None:
+    given = ["experiment=smollm2", "explainer.adapter={length: 1.0}"]
+    with pytest.raises(
+        UserError, match=r"^conf: explainer\.adapter: has other keys than {length: 1\.0}; replace it whole: "
+    ):
+        compose.composed(given)
+    cured = compose.composed([given[0], "~explainer.adapter", f"+{given[1]}"])
+    assert yaml.safe_load(cured)["explainer"]["adapter"] == {"length": 1.0}
