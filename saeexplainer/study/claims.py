@@ -27,7 +27,9 @@ class Claim:
 CLAIMS = (
     Claim("a meta-SAE in the loss lowers phi, by 7.5 %", "2604.03436", "meta", "topk", "phi", -1),
     Claim("and raises fuzzing, by 7.6 %", "2604.03436", "meta", "topk", "fuzzing_auc", 1),
-    Claim("gated fires half as many latents as an L1 penalty", "2404.16014", "gated", "standard", "l0", -1),
+    Claim(
+        "gated fires fewer latents than an L1 penalty (published: half)", "2404.16014", "gated", "standard", "l0", -1
+    ),
     Claim("at equal fidelity", "2404.16014", "gated", "standard", "fraction_variance_unexplained", 0),
     Claim("p-annealing covers known concepts as gated does", "2408.00113", "p_anneal", "gated", "coverage", 0),
     Claim("too low an L0 makes decoder rows alike", "2508.16560", "k2", "topk", "c_dec", 1),

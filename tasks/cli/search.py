@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from saeexplainer.errors import UserError
+from saeexplainer.figures.comparison import METRICS
 from saeexplainer.figures.intervals import known_values
 from saeexplainer.records import EvaluationRow
 from saeexplainer.runs.storage import read_rows, write_json
 from saeexplainer.study import search
 from saeexplainer.study.plans import STUDY, VariantSpec
 from tasks.cli import study as runs
-from tasks.workspace import surroundings
+from tasks.workspace import repro, surroundings
 from tasks.workspace.printable import failed
 
 if TYPE_CHECKING:
@@ -35,9 +36,7 @@ PLAN = Path("conf/search.yaml")
 TRIALS = STUDY / "search" / "trials.db"
 SAMPLERS = ("random", "tpe")
 STARTUP = 6  # trials that TPE draws at random too; with the same seed they are those of the other, and are restored
-FIELDS = {
-    "trials": int, "resamples": int, "until": str, "evaluation": str, "metric": str, "overrides": list, "space": dict,
-}  # fmt: skip
+FIELDS = {"trials": int, "resamples": int, "evaluation": str, "metric": str, "overrides": list, "space": dict}
 VALUES, SECONDS = "values", "seconds"  # what is kept of a trial beside its settings
 Measure = Callable[[VariantSpec], list[float]]
 
@@ -48,8 +47,7 @@ class Plan:
 
     trials: int  # of each sampler
     resamples: int
-    until: str  # the last stage of a run
-    evaluation: str  # whose rows are measured
+    evaluation: str  # with which a run ends, and whose rows are measured
     metric: str  # a column of them
     overrides: list[str]
     space: dict[str, list[float]]  # setting: default, lowest, highest
@@ -66,6 +64,8 @@ def load_plan(path: Path) -> Plan:
     for name, kind in FIELDS.items():
         if not isinstance(given[name], kind) or not given[name]:
             raise UserError(f"{path}: {name}: is {given[name]!r}; must be {kind.__name__}, and not empty or 0")
+    if given["metric"] not in METRICS.values():
+        raise UserError(f"{path}: metric: is {given['metric']!r}; choose from {', '.join(METRICS.values())}")
     for name, limits in given["space"].items():
         numbers = isinstance(limits, list) and len(limits) == 3 and all(isinstance(one, (int, float)) for one in limits)
         if not numbers or not 0 < limits[1] <= limits[0] <= limits[2] or limits[1] == limits[2]:
@@ -106,6 +106,9 @@ def _study(sampler: str, storage: str, plan: Plan) -> "optuna.Study":
     learning = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP)
     study.sampler = learning if sampler == "tpe" else optuna.samplers.RandomSampler(seed)
     for trial in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
+        if values := trial.user_attrs.get(VALUES):  # it was stopped when all but this was written
+            study.tell(trial.number, sum(values) / len(values))
+            continue
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)  # without values it does not count
         study.enqueue_trial(trial.params)
     if not study.trials:
@@ -129,7 +132,9 @@ def _distribution(limits: list[float]) -> "optuna.distributions.BaseDistribution
 
 def _spec(plan: Plan, sampler: str, number: int, settings: Mapping[str, Any]) -> VariantSpec:
     drawn = [f"{name}={value}" for name, value in settings.items()]
-    return VariantSpec("search", f"{sampler}{number}", sampler, [*plan.overrides, *drawn], None, plan.until)
+    return VariantSpec(
+        "search", f"{sampler}{number}", sampler, [*plan.overrides, *drawn], None, f"evaluate@{plan.evaluation}"
+    )
 
 
 def measured(plan: Plan) -> Measure:
@@ -137,8 +142,12 @@ def measured(plan: Plan) -> Measure:
     files = runs.repository_files()
 
     def measure(spec: VariantSpec) -> list[float]:
-        runs.prepare(spec, files)
-        runs.bring_up_to_date(spec)
+        try:
+            with repro.holding(f"trial {spec.name}", spec.folder):
+                runs.prepare(spec, files)
+                runs.bring_up_to_date(spec)
+        except repro.WorkspaceBusy as error:
+            raise UserError(str(error)) from None
         rows = read_rows(spec.folder / "data/evaluations" / f"{plan.evaluation}.parquet", EvaluationRow)
         return known_values({row.feature_id: getattr(row, plan.metric) for row in rows})
 

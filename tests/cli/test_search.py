@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from saeexplainer.errors import UserError
 from saeexplainer.study.plans import VariantSpec
@@ -82,7 +83,18 @@ def test_the_page_has_the_best_and_what_it_is_above_the_default(storage: str) ->
     assert "| random | 8 | `prepare_sae.architecture.k=" in page and "| failed |" in page
 
 
+def test_a_kill_before_the_last_write_loses_no_trial(storage: str) -> None:
+    specs: list[VariantSpec] = []
+    study = search._study("random", storage, PLAN)
+    trial = study.ask({name: search._distribution(limits) for name, limits in PLAN.space.items()})
+    trial.set_user_attr(search.VALUES, [0.25, 0.75])
+    search.sampled(replace(PLAN, trials=2), "random", lambda spec: specs.append(spec) or [0.5], storage)
+    assert [spec.name for spec in specs] == ["random1"]
+    assert [trial.values for trial in search.trials_of(storage, PLAN)] == [[0.25, 0.75], [0.5]]
+
+
 BAD = {
+    "a metric that is none": {"metric": "beauty"},
     "a key too many": {"more": 1},
     "no trials": {"trials": 0},
     "a space that is none": {"space": {"prepare_sae.steps": [450, 900, 150]}},
@@ -102,4 +114,6 @@ def test_a_plan_that_is_none_is_one_line(change: dict, tmp_path: Path) -> None:
 
 def test_every_edge_of_the_space_composes() -> None:
     for at in range(3):
-        compose.composed([*PLAN.overrides, *(f"{name}={limits[at]}" for name, limits in PLAN.space.items())])
+        drawn = [f"{name}={limits[at]}" for name, limits in PLAN.space.items()]
+        found = OmegaConf.create(compose.composed([*PLAN.overrides, *drawn]))
+        assert all(OmegaConf.select(found, name) == limits[at] for name, limits in PLAN.space.items())
