@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 
 # A step's examples are computed in parts of like length, which transformers takes from them: prompts with and without
-# contexts differ fivefold, and padding was 0.43 of the work. The loss is a mean over all tokens of the step, however
-# many parts it has.
+# contexts differ much, and this takes 0.57 of the time (docs/LOG.md). The loss is a mean over all tokens of the step,
+# however many parts it has.
 PARTS, FEWEST = (4, 2, 1), 8  # of a batch, the first that divides it and leaves so many sequences in each
 
 

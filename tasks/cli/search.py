@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from saeexplainer.errors import UserError
-from saeexplainer.figures.comparison import METRICS
+from saeexplainer.figures.comparison import LOWER_IS_BETTER, METRICS
 from saeexplainer.figures.intervals import known_values
 from saeexplainer.records import EvaluationRow
 from saeexplainer.runs.storage import read_rows, write_json
@@ -64,8 +64,8 @@ def load_plan(path: Path) -> Plan:
     for name, kind in FIELDS.items():
         if not isinstance(given[name], kind) or not given[name]:
             raise UserError(f"{path}: {name}: is {given[name]!r}; must be {kind.__name__}, and not empty or 0")
-    if given["metric"] not in METRICS.values():
-        raise UserError(f"{path}: metric: is {given['metric']!r}; choose from {', '.join(METRICS.values())}")
+    if given["metric"] not in (known := [name for name, shown in METRICS.items() if shown not in LOWER_IS_BETTER]):
+        raise UserError(f"{path}: metric: is {given['metric']!r}; choose from {', '.join(known)}: more of it is better")
     for name, limits in given["space"].items():
         numbers = isinstance(limits, list) and len(limits) == 3 and all(isinstance(one, (int, float)) for one in limits)
         if not numbers or not 0 < limits[1] <= limits[0] <= limits[2] or limits[1] == limits[2]:

@@ -95,6 +95,7 @@ def test_a_kill_before_the_last_write_loses_no_trial(storage: str) -> None:
 
 BAD = {
     "a metric that is none": {"metric": "beauty"},
+    "a metric of which less is better": {"metric": "hallucination"},
     "a key too many": {"more": 1},
     "no trials": {"trials": 0},
     "a space that is none": {"space": {"prepare_sae.steps": [450, 900, 150]}},
