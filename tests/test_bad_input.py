@@ -8,9 +8,7 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import OmegaConf
-from sae_lens.saes.sae import SAEMetadata
-from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
-from tiny import WIDTH, tiny_model, tiny_tokenizer
+from tiny import WIDTH, random_sae, tiny_model, tiny_tokenizer
 from typed import typed
 
 from saeexplainer.config.parts import Architecture
@@ -32,15 +30,6 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         random_sae(folder / "data/saes" / name, WIDTH)
     write_site(folder / SITE, Site(1, Place.resid_post))
     return folder
-
-
-def random_sae(folder: Path, width: int) -> None:
-    torch.manual_seed(0)
-    metadata = SAEMetadata(hook_name="blocks.1.hook_resid_post")
-    sae = TopKSAE(TopKSAEConfig(d_in=width, d_sae=64, k=4, metadata=metadata))
-    torch.nn.init.normal_(sae.W_enc)
-    shutil.rmtree(folder, ignore_errors=True)
-    sae.save_model(folder)
 
 
 @pytest.fixture

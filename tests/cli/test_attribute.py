@@ -7,9 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from pairs_by_hand import pair
-from sae_lens.saes.sae import SAEMetadata
-from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
-from tiny import WIDTH, tiny_model, tiny_tokenizer
+from tiny import random_sae, tiny_model, tiny_tokenizer
 from typed import Typed, typed
 
 from saeexplainer.config.parts import Architecture
@@ -29,11 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert compose.main(["experiment=nano", "--output", str(folder / "params.yaml")]) == 0
     tiny_model(Architecture.llama).save_pretrained(folder / "data/subject")
     tiny_tokenizer().save_pretrained(folder / "data/subject")
-    torch.manual_seed(0)
-    site = SAEMetadata(hook_name="blocks.1.hook_resid_post")
-    sae = TopKSAE(TopKSAEConfig(d_in=WIDTH, d_sae=64, k=4, metadata=site))
-    torch.nn.init.normal_(sae.W_enc)
-    sae.save_model(folder / "data/saes/main")
+    random_sae(folder / "data/saes/main")
     pairs = [
         replace(
             pair(), feature_id=f"sandbox-llama/main/{at}", split="valid" if at % 3 == 0 else "dpo",

@@ -18,10 +18,8 @@ import torch
 import yaml
 from omegaconf import OmegaConf
 from rows import evaluated
-from sae_lens.saes.sae import SAEMetadata
-from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
 from served import serving
-from tiny import ROOT, WIDTH, tiny_model, tiny_tokenizer
+from tiny import ROOT, WIDTH, random_sae, tiny_model, tiny_tokenizer
 from typed import Typed, typed as in_a_process
 
 from saeexplainer.config.parts import Architecture
@@ -46,11 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for at, name in enumerate(("data/subject", "data/explainers/sft", "data/explainers/r1")):
         tiny_model(Architecture.llama, seed=at).save_pretrained(folder / name)
         tiny_tokenizer().save_pretrained(folder / name)
-    torch.manual_seed(0)
-    site = SAEMetadata(hook_name="blocks.1.hook_resid_post")
-    sae = TopKSAE(TopKSAEConfig(d_in=WIDTH, d_sae=64, k=4, metadata=site))
-    torch.nn.init.normal_(sae.W_enc)
-    sae.save_model(folder / "data/saes/main")
+    random_sae(folder / "data/saes/main")
     ids = [f"sandbox-llama/main/{index}" for index in LATENTS]
     rows = [
         FeatureRow(name, "main", index, split, maximum, density)

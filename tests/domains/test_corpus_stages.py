@@ -10,9 +10,7 @@ from typing import cast
 import pytest
 import torch
 from omegaconf import OmegaConf
-from sae_lens.saes.sae import SAEMetadata
-from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
-from tiny import WIDTH, tiny_model, tiny_tokenizer
+from tiny import WIDTH, random_sae, tiny_model, tiny_tokenizer
 
 from saeexplainer.config import Corpus, Params
 from saeexplainer.config.parts import Architecture, DomainName
@@ -39,11 +37,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_model(Architecture.llama).save_pretrained(folder / "data/subject")
     tiny_tokenizer().save_pretrained(folder / "data/subject")
     for seed, name in enumerate(("main", "lender1")):
-        torch.manual_seed(seed)
-        site = SAEMetadata(hook_name="blocks.1.hook_resid_post")
-        sae = TopKSAE(TopKSAEConfig(d_in=WIDTH, d_sae=64, k=4, metadata=site))
-        torch.nn.init.normal_(sae.W_enc)
-        sae.save_model(folder / "data/saes" / name)
+        random_sae(folder / "data/saes" / name, seed=seed)
     write_site(folder / SITE, Site(1, Place.resid_post))
     rows = (json.dumps({"text": document.text}) for document in World(0).documents("subject", 400))
     (folder / "texts.jsonl").write_text("\n".join(rows), encoding="utf-8")

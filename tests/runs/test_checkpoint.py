@@ -11,9 +11,7 @@ import pytest
 import torch
 import typed
 from omegaconf import OmegaConf
-from sae_lens.saes.sae import SAEMetadata
-from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
-from tiny import WIDTH, tiny_model, tiny_tokenizer
+from tiny import random_sae, tiny_model, tiny_tokenizer
 
 from saeexplainer.config import Corpus
 from saeexplainer.config.parts import Architecture
@@ -48,12 +46,7 @@ def untouched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_model(Architecture.llama).save_pretrained(folder / "data/subject")
     tiny_tokenizer().save_pretrained(folder / "data/subject")
     for seed, name in enumerate(("main", "lender1")):
-        torch.manual_seed(seed)
-        sae = TopKSAE(
-            TopKSAEConfig(d_in=WIDTH, d_sae=64, k=4, metadata=SAEMetadata(hook_name="blocks.1.hook_resid_post"))
-        )
-        torch.nn.init.normal_(sae.W_enc)
-        sae.save_model(folder / "data/saes" / name)
+        random_sae(folder / "data/saes" / name, seed=seed)
     config = OmegaConf.create(compose.composed(SETTINGS))
     (folder / "params.yaml").write_text(params.text(config, "test"), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:

@@ -27,6 +27,18 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return build_tokenizer()
 
 
+def random_sae(folder: Path, width: int = WIDTH, k: int = 4, seed: int = 0) -> None:
+    """Save a TopK SAE of 64 latents with random weights, on the residual stream after block 1."""
+    from sae_lens.saes.sae import SAEMetadata
+    from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
+
+    torch.manual_seed(seed)
+    site = SAEMetadata(hook_name="blocks.1.hook_resid_post")
+    sae = TopKSAE(TopKSAEConfig(d_in=width, d_sae=64, k=k, metadata=site))
+    torch.nn.init.normal_(sae.W_enc)
+    sae.save_model(folder)
+
+
 def tiny_model(architecture: Architecture, seed: int = 0, blocks: int = BLOCKS) -> PreTrainedModel:
     """An untrained model in eval mode, its weights spread so far that argmax never hangs on a last digit."""
     shape = replace(

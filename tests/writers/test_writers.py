@@ -14,10 +14,8 @@ import torch
 from control_room import free_port, program
 from omegaconf import OmegaConf
 from rows import evaluation
-from sae_lens.saes.sae import SAEMetadata
-from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
 from served import WORDS, Mood, Server, endpoint, pretrained, saying, serving
-from tiny import WIDTH, settings, tiny_model, tiny_tokenizer
+from tiny import random_sae, settings, tiny_model, tiny_tokenizer
 from toy import wait_for
 from typed import begun, typed
 
@@ -228,11 +226,7 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scored")
     tiny_model(Architecture.llama).save_pretrained(folder / "data/subject")
     tiny_tokenizer().save_pretrained(folder / "data/subject")
-    torch.manual_seed(0)
-    site = SAEMetadata(hook_name="blocks.1.hook_resid_post")
-    sae = TopKSAE(TopKSAEConfig(d_in=WIDTH, d_sae=64, k=32, metadata=site))
-    torch.nn.init.normal_(sae.W_enc)
-    sae.save_model(folder / "data/saes/main")
+    random_sae(folder / "data/saes/main", k=32)
     features = [FeatureRow(f"s/main/{at}", "main", at, "dpo", 20.0, 0.1) for at in range(6)]
     near = [NeighbourRow(row.feature_id, (row.index + 1) % 6, 0.1, 0.1) for row in features]
     write_rows(folder / "data/activations/features.parquet", features, FeatureRow)
