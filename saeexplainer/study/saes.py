@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,7 @@ FIGURES = {  # of reports/sae.json: as a heading, and how it is written
     "orderedness": ("orderedness", ".3f"),
 }
 EXPLAINED = (ACCURACY, HALLUCINATION, "detection_auc", "output_accuracy", "truth_f1")
+BEST = {"coverage": "coverage", "accuracy": "generative accuracy"}  # what the right L0 is said to make best
 FEWEST = 4  # runs behind a rank correlation
 
 
@@ -83,7 +85,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _predictor(variants: Sequence[Variant], figure: str, resamples: int) -> dict[str, Any] | None:
-    """Spearman's correlation of a figure of the SAE with the last round's accuracy, over runs; None of too few."""
+    """Spearman's correlation of a figure of the SAE with accuracy, over runs; None of too few."""
     points = np.array([point for variant in variants if (point := _point(variant, figure))])
     if len(points) < FEWEST or len(set(points[:, 0])) == 1:
         return None
@@ -98,26 +100,38 @@ def _predictor(variants: Sequence[Variant], figure: str, resamples: int) -> dict
 
 
 def _point(variant: Variant, figure: str) -> tuple[float, float] | None:
-    last, value = last_round(variant.evaluations), (variant.sae or {}).get(figure)
-    if last is None or value is None:
+    """The figure, and the generative accuracy of the last round; of the labels where there is no round."""
+    rows = variant.evaluations.get(last_round(variant.evaluations) or BASELINE, [])
+    value = (variant.sae or {}).get(figure)
+    known = [row.generative_accuracy for row in rows if not math.isnan(row.generative_accuracy)]
+    if value is None:
         return None
-    known = [row.generative_accuracy for row in variant.evaluations[last] if not math.isnan(row.generative_accuracy)]
     return (float(value), float(np.mean(known))) if known else None
 
 
 def _elbow(variants: Sequence[Variant]) -> dict[str, Any] | None:
-    """c_dec over the L0 of TopK's runs, means by group, and where its elbow is; None without a sweep."""
+    """TopK's groups by L0, where c_dec has its elbow, and where what the elbow stands for is best; None without a
+    sweep."""
     swept = [one for one in variants if one.group == TOPK or re.fullmatch(SWEEP, one.group)]
     points = []
     for group in dict.fromkeys(one.group for one in swept):
-        saes = [one.sae for one in of_group(swept, group) if one.sae]
-        l0, c_dec = (_mean([sae.get(figure) for sae in saes]) for figure in ("l0", "c_dec"))
+        complete = [one for one in of_group(swept, group) if one.status == COMPLETE]
+        l0, c_dec, coverage = (
+            _mean([(one.sae or {}).get(figure) for one in complete]) for figure in ("l0", "c_dec", "coverage")
+        )
+        accuracy = _mean([point[1] for one in complete if (point := _point(one, "l0"))])
         if l0 is not None and c_dec is not None:
-            points.append((l0, c_dec))
+            points.append({"group": group, "l0": l0, "c_dec": c_dec, "coverage": coverage, "accuracy": accuracy})
     if len(points) < 3:
         return None
-    points.sort()
-    return {"points": points, "l0": elbow([l0 for l0, _ in points], [c_dec for _, c_dec in points])}
+    points.sort(key=itemgetter("l0"))
+    best = {
+        name: max(known, key=itemgetter(name))["l0"]
+        if (known := [one for one in points if one[name] is not None])
+        else None
+        for name in ("coverage", "accuracy")
+    }
+    return {"points": points, "l0": elbow(*([one[name] for one in points] for name in ("l0", "c_dec"))), "best": best}
 
 
 def page(found: dict[str, Any], plan: str) -> str:
@@ -138,8 +152,9 @@ def page(found: dict[str, Any], plan: str) -> str:
                 "The labels, the explainer after SFT, and after the last round.",
                 _explained(found),
                 "## Which figure of an SAE tells how well it is explained?",
-                "Spearman's correlation with the generative accuracy of the last round, over runs, and its interval "
-                "over runs. All architectures and seeds are in it, so it also holds what else differs between them.",
+                "Spearman's correlation with the generative accuracy of the last round (of the labels where a plan has "
+                "no rounds), and its interval, both over runs. All architectures and seeds are in it, so it also holds "
+                "what else differs between them.",
                 _predictors(found),
                 "## The right L0",
                 _told_elbow(found),
@@ -182,9 +197,21 @@ def _told_elbow(found: Mapping[str, Any]) -> str:
     sweep = found["elbow"]
     if sweep is None:
         return "No sweep over L0 has been run."
-    listed = ", ".join(f"{c_dec:.4f} at {l0:.1f}" for l0, c_dec in sweep["points"])
-    where = f"Its elbow is at an L0 of {sweep['l0']:.1f}." if sweep["l0"] is not None else "It has no elbow."
-    return f"c_dec of TopK by L0: {listed}. {where}"
+    rows = [
+        [
+            literal(one["group"]),
+            plain(one["l0"], ".1f"),
+            plain(one["c_dec"], ".4f"),
+            plain(one["coverage"], ".3f"),
+            *(percent(found["groups"][one["group"]]["explained"][name][ACCURACY]) for name in (BASELINE, "last")),
+        ]
+        for one in sweep["points"]
+    ]
+    where = f"The elbow of c_dec is at an L0 of {sweep['l0']:.1f}" if sweep["l0"] is not None else "c_dec has no elbow"
+    best = (f"{said} is best at {sweep['best'][name]:.1f}" for name, said in BEST.items() if sweep["best"][name])
+    told = "; ".join([where, *best])
+    header = ["TopK", "L0", "c_dec", "coverage", "labels, percent", "last round, percent"]
+    return f"{told}.\n\n{table(header, rows)}"
 
 
 def _runs(found: Mapping[str, Any]) -> str:

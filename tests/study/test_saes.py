@@ -1,5 +1,6 @@
 """docs/SAES.md: means over seeds, levels pooled, and which figure of an SAE ranks as accuracy does."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,13 +52,33 @@ def test_a_figure_that_ranks_as_accuracy_does_predicts_it():
 
 def test_the_elbow_of_a_sweep_over_k():
     sweep = [
-        variant(f"k{k}", group, 0, [0.5, 0.5], l0=float(k), c_dec=c_dec)
+        variant(f"k{k}", group, 0, [0.5, 0.75 if k == 4 else 0.5], l0=float(k), c_dec=c_dec, coverage=0.3)
         for k, group, c_dec in ((2, "k2", 1.0), (4, "k4", 0.5), (8, "topk", 0.2), (16, "k16", 0.15), (32, "k32", 0.1))
     ]
+    sweep[3].sae["coverage"] = 0.5
     found = saes.summarise(sweep, 200)
-    assert found["elbow"]["l0"] == 8.0 and [l0 for l0, _ in found["elbow"]["points"]] == [2.0, 4.0, 8.0, 16.0, 32.0]
-    assert "Its elbow is at an L0 of 8.0." in saes.page(found, "saes")
+    assert found["elbow"]["l0"] == 8.0 and [one["l0"] for one in found["elbow"]["points"]] == [
+        2.0,
+        4.0,
+        8.0,
+        16.0,
+        32.0,
+    ]
+    assert found["elbow"]["best"] == {"coverage": 16.0, "accuracy": 4.0}
+    text = saes.page(found, "saes")
+    assert (
+        "The elbow of c_dec is at an L0 of 8.0; coverage is best at 16.0; generative accuracy is best at 4.0." in text
+    )
+    assert "| k4 | 4.0 | 0.5000 | 0.300 | – | 62.5 (" in text
     assert saes.summarise(RUNS, 200)["elbow"] is None
+
+
+def test_without_rounds_the_labels_are_what_a_figure_may_predict():
+    labelled = [
+        replace(variant(name, name, 0, [], coverage=coverage), evaluations={"open_loop": evaluated([accuracy])})
+        for name, coverage, accuracy in (("a", 0.1, 0.25), ("b", 0.2, 0.5), ("c", 0.3, 0.75), ("d", 0.4, 1.0))
+    ]
+    assert saes.summarise(labelled, 200)["predictors"]["coverage"]["value"] == pytest.approx(1)
 
 
 def test_the_page_shows_every_group_and_run_from_the_json_alone():
