@@ -125,7 +125,7 @@ def build(folder: Path) -> None:
         {name: folder / f"{name}.parquet" for name in EVALUATIONS}, {name: folder / name for name in ROUNDS}, CONTEXTS,
         folder / "rounds.png",
     )  # fmt: skip
-    page_page.write(folder / "report.html", comparison(), sources, {}, {"r1": "sft", "r2": "r1"})
+    page_page.write(folder / "report.html", comparison(), sources, {}, {"r1": "sft", "r2": "r1"}, {})
 
 
 def comparison() -> dict:

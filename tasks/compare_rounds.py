@@ -23,6 +23,7 @@ from saeexplainer.records import EvaluationRow, PreferencePair, ScoreRow, Usage
 from saeexplainer.reports import tables
 from saeexplainer.reports.page import page
 from saeexplainer.runs.storage import read_notes, read_rows, replacing, write_json
+from tasks import attribution
 from tasks.places import ACTIVATIONS, EVALUATIONS, EXPLAINERS, LABELS, REPORTS, ROUNDS, SUBJECT
 from tasks.stage import Report, main
 
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 
 
 def run(params: Params) -> Report:
-    """Write reports/: comparison, metrics, confidence, costs, page, table, picture and the plots' csv files; log them.
+    """Write reports/: comparison, metrics, confidence, costs, attribution, page, table, picture and the plots' csv
+    files; log them.
 
     Raises UserError if an evaluation or a round's scores are missing, or if it measures other features than the rest.
     """
@@ -45,7 +47,9 @@ def run(params: Params) -> Report:
     write_csv(REPORTS / "reward_hallucination.csv", against, tables.RewardHallucinationRow)
     write_confidence(params, evaluations)
     write_costs(params, evaluations, scores)
-    write_page(params, comparison)
+    attributions = attribution.of_rounds(params)
+    write_json(REPORTS / "attribution.json", attributions)
+    write_page(params, comparison, attributions)
     return Report(metrics=_metrics(comparison), lines=[*_lines(comparison), *_tracked(params, comparison)])
 
 
@@ -130,7 +134,7 @@ def _sampling_costs(
     )
 
 
-def write_page(params: Params, comparison: dict) -> None:
+def write_page(params: Params, comparison: dict, attributions: Mapping[str, dict[str, Any] | None]) -> None:
     """report.html: every evaluation, round and feature."""
     sources = page.Sources(
         features=ACTIVATIONS / "features.parquet",
@@ -145,7 +149,7 @@ def write_page(params: Params, comparison: dict) -> None:
     table = ACTIVATIONS / "truth.safetensors"
     known = domain.truth_known and table.is_file()
     truth = page.true_concepts(table, sources.features, comparison["sae"], domain) if known else {}
-    page.write(REPORTS / "report.html", comparison, sources, truth, _starts(params))
+    page.write(REPORTS / "report.html", comparison, sources, truth, _starts(params), attributions)
 
 
 def _starts(params: Params) -> dict[str, str]:

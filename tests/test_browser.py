@@ -99,7 +99,7 @@ def written(folder: Path, features: list[FeatureRow], nasty: bool = False) -> st
     )  # fmt: skip
     comparison = summarise({name: rows[:50] for name, rows in measured.items()}, 20, 0)
     plot_rounds(comparison, sources.picture)
-    page.write(folder / "report.html", comparison, sources, truth, {"r1": "sft"})
+    page.write(folder / "report.html", comparison, sources, truth, {"r1": "sft"}, {})
     return (folder / "report.html").as_uri()
 
 

@@ -122,7 +122,7 @@ def test_the_report_page_holds_it_and_its_markup_does_not(tmp_path: Path, kind: 
         {"r1": tmp_path / "r1.parquet"}, {}, 2, tmp_path / "rounds.png",
     )  # fmt: skip
     comparison = summarise({"r1": [evaluated()]}, 10, 0) | {"subject": text}
-    page.write(tmp_path / "report.html", comparison, sources, {FEATURE.feature_id: [(text, 0.5)]}, {})
+    page.write(tmp_path / "report.html", comparison, sources, {FEATURE.feature_id: [(text, 0.5)]}, {}, {})
     written = (tmp_path / "report.html").read_text(encoding="utf-8")
     index, (detail,) = packed(written, "index"), packed(written, "block-0")
     assert index["features"]["label"] == [text] and index["measured"]["r1"][0][0] == text

@@ -113,7 +113,7 @@ def _elbow(variants: Sequence[Variant]) -> dict[str, Any] | None:
     """TopK's groups by L0, where c_dec has its elbow, and where what the elbow stands for is best; None without a
     sweep."""
     swept = [one for one in variants if one.group == TOPK or re.fullmatch(SWEEP, one.group)]
-    points = []
+    points: list[dict[str, Any]] = []
     for group in dict.fromkeys(one.group for one in swept):
         complete = [one for one in of_group(swept, group) if one.status == COMPLETE]
         l0, c_dec, coverage = (

@@ -11,7 +11,7 @@ from tiny import random_sae, tiny_model, tiny_tokenizer
 from typed import Typed, typed
 
 from saeexplainer.config.parts import Architecture
-from saeexplainer.records import ExplanationRow, PreferencePair
+from saeexplainer.records import ExplanationRow, PreferencePair, ScoreRow
 from saeexplainer.runs.storage import write_rows
 from saeexplainer.saes.reading import open_reader
 from saeexplainer.saes.text_activations import read_ends
@@ -36,6 +36,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for at in range(36)
     ]  # fmt: skip
     write_rows(folder / "data/rounds/r1/validated.parquet", pairs, PreferencePair)
+    scores = [
+        ScoreRow("sandbox-llama/main/0", "valid", rank, said, [], [], [], reward)
+        for rank, (said, reward) in enumerate([("a cat not ?", 0.75), ("a dog", 0.25), ("a dog", None)])
+    ]
+    write_rows(folder / "data/rounds/r1/scores.parquet", scores, ScoreRow)
     labels = [ExplanationRow(f"sandbox-llama/main/{at}", "dpo", f"label {at}") for at in range(64)]
     write_rows(folder / "data/labels.parquet", labels, ExplanationRow)
     (folder / "reports/training").mkdir(parents=True)
@@ -53,7 +58,10 @@ def test_what_the_sentence_decides_is_told_feature_by_feature(folder: Path) -> N
     assert found["ranked_right"] == {"value": 1.0, "low": 1.0, "high": 1.0, "n": 12}
     largest = [abs(term["adds"]) for term in found["terms"]]
     assert largest == sorted(largest, reverse=True) and found["terms"][0]["label"].startswith("label ")
+    picked = {name: one["value"] for name, one in found["candidates"].items()}
+    assert picked == {"ranked_first": 0.25, "any": 0.5, "best": 0.75}, "it likes the dog, which earned less"
     said = asked(folder, "r1").stdout
+    assert "mean reward of held-out candidates that it ranks first 0.250, drawn at random 0.500, " in said
     assert "ranked right by the sentence alone: 1.000 (1.000 to 1.000)" in said and "0.750" in said
 
 

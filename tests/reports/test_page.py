@@ -202,11 +202,13 @@ def tables(tmp_path):
     return tmp_path
 
 
-def written(folder: Path, starts=None, **changes) -> str:
+def written(folder: Path, starts=None, paid=None, **changes) -> str:
     path = folder / "report.html"
     given = sources(folder, **changes)
     found = comparison()
-    page_page.write(path, found, given, {"sandbox/main/0": [("the word dog", 0.5)]}, starts or {"r1": "sft"})
+    page_page.write(
+        path, found, given, {"sandbox/main/0": [("the word dog", 0.5)]}, starts or {"r1": "sft"}, paid or {}
+    )
     return path.read_text(encoding="utf-8")
 
 
@@ -261,9 +263,24 @@ def test_the_page_says_what_its_words_mean(tables):
 
 def test_names_of_evaluations_and_rounds_are_escaped(tables):
     found = comparison() | {"subject": "<img src=x onerror=alert(2)>"}
-    page_page.write(tables / "report.html", found, sources(tables), {}, {"r1": "<b>sft</b>"})
+    page_page.write(tables / "report.html", found, sources(tables), {}, {"r1": "<b>sft</b>"}, {})
     page = (tables / "report.html").read_text()
     assert "<img" not in page and "&lt;img src=x" in page and "<b>sft</b>" not in page
+
+
+def test_what_the_pairs_pay_for_whatever_the_feature(tables):
+    share = {"value": 0.625, "low": 0.5, "high": 0.75, "n": 9}
+    found = {
+        "pairs": 20, "held_out_pairs": 11, "ranked_right": share, "explainer_ranks_right": None,
+        "candidates": {name: {"value": value} for name, value in (("ranked_first", 0.31), ("any", 0.3), ("best", 0.6))},
+        "terms": [{"latent": 7, "label": NASTY, "adds": -0.456}] + 9 * [{"latent": 8, "label": None, "adds": 0.125}],
+    }  # fmt: skip
+    page = written(tables, paid={"r1": found, "r2": None})
+    assert "<td>62.5<small>50.0 to 75.0</small></td>" in page and "<td>0.31</td>" in page and "<td>0.60</td>" in page
+    row = re.search(r"−0.46 7 <bdi>.*", page)[0]
+    assert row.count("+0.12 8 <bdi>–</bdi>") == 5, "the six largest are shown"
+    assert "&lt;script&gt;" in page and "<script>alert" not in page
+    assert "What the pairs pay for" not in written(tables, paid={"r1": None})
 
 
 def test_what_is_not_there_leaves_its_part_empty(tables):

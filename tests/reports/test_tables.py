@@ -167,9 +167,9 @@ def test_stage_writes_its_files_and_outlives_a_dead_tracking_server(tmp_path, mo
     write_rows(tmp_path / "data/activations/contexts.parquet", [context], ContextRow)
     report = compare_rounds.run(settings)
     assert sorted(path.name for path in (tmp_path / "reports").iterdir()) == [
-        "comparison.json", "confidence.csv", "confidence.json", "costs.json", "generative_accuracy.json",
-        "metrics.json", "report.html", "results.md", "reward_hallucination.csv", "rewards.csv", "rounds.csv",
-        "rounds.png",
+        "attribution.json", "comparison.json", "confidence.csv", "confidence.json", "costs.json",
+        "generative_accuracy.json", "metrics.json", "report.html", "results.md", "reward_hallucination.csv",
+        "rewards.csv", "rounds.csv", "rounds.png",
     ]  # fmt: skip
     written = json.loads((tmp_path / "reports/comparison.json").read_text())
     assert list(written["rounds"]) == list(settings.evaluations), "the order of the evaluations survives the file"

@@ -41,6 +41,39 @@ def differences(comparison: Mapping) -> list[Line]:
     ]
 
 
+@dataclass(frozen=True)
+class Paid:
+    """What the pairs of a round say of sentences alone."""
+
+    name: str  # of the round
+    cells: list[Cell]  # held-out pairs ranked right by the sentence, then by the explainer; as RANKED has them
+    rewards: list[str]  # mean measured reward of held-out candidates, as REWARDS has them
+    terms: list[tuple[str, str, str]]  # feature, what its label says, and what it adds; the largest first
+
+
+RANKED = ("pairs ranked right by the sentence alone", "by the explainer")
+REWARDS = {"ranked_first": "reward of the candidates it ranks first", "any": "of any", "best": "of the best"}
+TERMS = 6  # of a round
+
+
+def paid(attributions: Mapping[str, Mapping | None]) -> list[Paid]:
+    """One entry a round that has pairs enough."""
+    return [
+        Paid(
+            name,
+            [_percent(found["ranked_right"]), _share(found["explainer_ranks_right"])],
+            [f"{found['candidates'][key]['value']:.2f}" if found["candidates"] else DASH for key in REWARDS],
+            [(str(term["latent"]), term["label"] or DASH, _signed(term["adds"], 2)) for term in found["terms"][:TERMS]],
+        )
+        for name, found in attributions.items()
+        if found
+    ]
+
+
+def _share(value: float | None) -> Cell:
+    return Cell(DASH if value is None else f"{100 * value:.1f}", "")
+
+
 def _percent(interval: Mapping | None) -> Cell:
     if interval is None:
         return Cell(DASH, "")
@@ -56,8 +89,8 @@ def _points(interval: Mapping | None, metric: str) -> Cell:
     return Cell(_signed(value), f"{_signed(low)} to {_signed(high)}", sure=way != 0, good=way > 0)
 
 
-def _signed(value: float) -> str:
-    return f"{value:+.1f}".replace("-", "−")
+def _signed(value: float, digits: int = 1) -> str:
+    return f"{value:+.{digits}f}".replace("-", "−")
 
 
 def headline(comparison: Mapping) -> str:

@@ -237,16 +237,22 @@ SUMMARY = ("id", "split", "maximum", "density", "tokens", "label", "truth")
 
 
 def write(
-    path: Path, comparison: Mapping, sources: Sources, truth: Mapping[str, Sequence], starts: Mapping[str, str]
+    path: Path,
+    comparison: Mapping,
+    sources: Sources,
+    truth: Mapping[str, Sequence],
+    starts: Mapping[str, str],
+    attributions: Mapping[str, Mapping | None],
 ) -> None:
-    """Write the page. `truth` is `true_concepts`, empty where it is unknown; `starts` has each round's start.
+    """Write the page. `truth` is `true_concepts`, empty where it is unknown; `starts` has each round's start;
+    `attributions` what a round's pairs say of sentences alone (`tasks.attribution`), None of one with too few.
 
     Raises UserError if a table is of another shape than its record.
     """
     tables = Tables(sources)
     index = Index(list(sources.evaluations), list(sources.rounds))
     facts = [round_facts(name, starts[name], table) for name, table in tables.rounds.items()]
-    context = _context(comparison, facts, len(tables.ids), sources.picture)
+    context = _context(comparison, facts, attributions, len(tables.ids), sources.picture)
     with replacing(path) as temporary, temporary.open("wb") as file:
         _template().stream(
             **context,
@@ -286,7 +292,13 @@ def deflated(value: Any) -> str:
     return base64.b64encode(zlib.compress(text.encode("utf-8"), 9)).decode("ascii")
 
 
-def _context(comparison: Mapping, facts: list[RoundFacts], features: int, picture: Path) -> dict[str, Any]:
+def _context(
+    comparison: Mapping,
+    facts: list[RoundFacts],
+    attributions: Mapping[str, Mapping | None],
+    features: int,
+    picture: Path,
+) -> dict[str, Any]:
     """What the template shows beside the features."""
     style, script = (_asset(name) for name in ("page.css", "page.js"))
     return {
@@ -298,6 +310,9 @@ def _context(comparison: Mapping, facts: list[RoundFacts], features: int, pictur
         "results": glance.results(comparison),
         "differences": glance.differences(comparison),
         "rounds": facts,
+        "paid": glance.paid(attributions),
+        "ranked": glance.RANKED,
+        "rewards": glance.REWARDS,
         "features": features,
         "legend": payload.LEGEND,
         "style": style,
