@@ -43,7 +43,9 @@ FIGURES = {  # of reports/sae.json: as a heading, and how it is written
     "orderedness": ("orderedness", ".3f"),
 }
 EXPLAINED = (ACCURACY, HALLUCINATION, "detection_auc", "output_accuracy", "truth_f1")
-BEST = {"coverage": "coverage", "accuracy": "generative accuracy"}  # what the right L0 is said to make best
+BEST = {"coverage": "coverage", "accuracy": "the labels' generative accuracy"}  # what the right L0 is said to make best
+LAST = "last"  # round
+SAID = {LAST: "the last round", BASELINE: "the labels"}
 FEWEST = 4  # runs behind a rank correlation
 
 
@@ -54,7 +56,8 @@ def summarise(variants: Sequence[Variant], resamples: int) -> dict[str, Any]:
         "resamples": resamples,
         "variants": {variant.name: described(variant) for variant in variants},
         "groups": {group: _group(of_group(variants, group), resamples) for group in groups},
-        "predictors": {figure: _predictor(variants, figure, resamples) for figure in FIGURES},
+        "predicted": (predicted := _predicted(variants)),
+        "predictors": {figure: _predictor(variants, figure, predicted, resamples) for figure in FIGURES},
         "elbow": _elbow(variants),
         "claims": claims.summarise(variants, resamples),
     }
@@ -67,7 +70,7 @@ def _group(variants: Sequence[Variant], resamples: int) -> dict[str, Any]:
     rows = {
         BASELINE: [variant.evaluations[BASELINE] for variant in complete if BASELINE in variant.evaluations],
         START: [variant.evaluations[START] for variant in complete if START in variant.evaluations],
-        "last": [variant.evaluations[name] for variant in complete if (name := last[variant.name])],
+        LAST: [variant.evaluations[name] for variant in complete if (name := last[variant.name])],
     }
     return {
         "runs": len(complete),
@@ -84,9 +87,14 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _predictor(variants: Sequence[Variant], figure: str, resamples: int) -> dict[str, Any] | None:
+def _predicted(variants: Sequence[Variant]) -> str:
+    """Whose accuracy figures of SAEs are held against: the last round's, or the labels' where no run has a round."""
+    return LAST if any(last_round(variant.evaluations) for variant in variants) else BASELINE
+
+
+def _predictor(variants: Sequence[Variant], figure: str, predicted: str, resamples: int) -> dict[str, Any] | None:
     """Spearman's correlation of a figure of the SAE with accuracy, over runs; None of too few."""
-    points = np.array([point for variant in variants if (point := _point(variant, figure))])
+    points = np.array([point for variant in variants if (point := _point(variant, figure, predicted))])
     if len(points) < FEWEST or len(set(points[:, 0])) == 1:
         return None
 
@@ -99,14 +107,13 @@ def _predictor(variants: Sequence[Variant], figure: str, resamples: int) -> dict
     return asdict(bootstrap_rows(correlation, len(points), resamples, BOOTSTRAP_SEED))
 
 
-def _point(variant: Variant, figure: str) -> tuple[float, float] | None:
-    """The figure, and the generative accuracy of the last round; of the labels where there is no round."""
-    rows = variant.evaluations.get(last_round(variant.evaluations) or BASELINE, [])
+def _point(variant: Variant, figure: str, explained: str) -> tuple[float, float] | None:
+    """A figure of a run's SAE, and the mean generative accuracy of its labels, or of its last round."""
+    name = last_round(variant.evaluations) if explained == LAST else explained
     value = (variant.sae or {}).get(figure)
+    rows = variant.evaluations.get(name or "", [])
     known = [row.generative_accuracy for row in rows if not math.isnan(row.generative_accuracy)]
-    if value is None:
-        return None
-    return (float(value), float(np.mean(known))) if known else None
+    return (float(value), float(np.mean(known))) if known and value is not None else None
 
 
 def _elbow(variants: Sequence[Variant]) -> dict[str, Any] | None:
@@ -119,7 +126,7 @@ def _elbow(variants: Sequence[Variant]) -> dict[str, Any] | None:
         l0, c_dec, coverage = (
             _mean([(one.sae or {}).get(figure) for one in complete]) for figure in ("l0", "c_dec", "coverage")
         )
-        accuracy = _mean([point[1] for one in complete if (point := _point(one, "l0"))])
+        accuracy = _mean([point[1] for one in complete if (point := _point(one, "l0", BASELINE))])
         if l0 is not None and c_dec is not None:
             points.append({"group": group, "l0": l0, "c_dec": c_dec, "coverage": coverage, "accuracy": accuracy})
     if len(points) < 3:
@@ -152,9 +159,9 @@ def page(found: dict[str, Any], plan: str) -> str:
                 "The labels, the explainer after SFT, and after the last round.",
                 _explained(found),
                 "## Which figure of an SAE tells how well it is explained?",
-                "Spearman's correlation with the generative accuracy of the last round (of the labels where a plan has "
-                "no rounds), and its interval, both over runs. All architectures and seeds are in it, so it also holds "
-                "what else differs between them.",
+                f"Spearman's correlation with the generative accuracy of {SAID[found['predicted']]}, and its interval, "
+                "both over runs. All architectures and seeds are in it, so it also holds what else differs between "
+                "them.",
                 _predictors(found),
                 "## The right L0",
                 _told_elbow(found),
@@ -179,7 +186,7 @@ def _explained(found: Mapping[str, Any]) -> str:
     rows = [
         [literal(group), name, *(percent(one["explained"][name][metric]) for metric in EXPLAINED)]
         for group, one in found["groups"].items()
-        for name in (BASELINE, START, "last")
+        for name in (BASELINE, START, LAST)
     ]
     return table(["SAE", "explanations", *map(heading, EXPLAINED)], rows)
 
@@ -203,7 +210,7 @@ def _told_elbow(found: Mapping[str, Any]) -> str:
             plain(one["l0"], ".1f"),
             plain(one["c_dec"], ".4f"),
             plain(one["coverage"], ".3f"),
-            *(percent(found["groups"][one["group"]]["explained"][name][ACCURACY]) for name in (BASELINE, "last")),
+            *(percent(found["groups"][one["group"]]["explained"][name][ACCURACY]) for name in (BASELINE, LAST)),
         ]
         for one in sweep["points"]
     ]

@@ -52,24 +52,22 @@ def test_a_figure_that_ranks_as_accuracy_does_predicts_it():
 
 def test_the_elbow_of_a_sweep_over_k():
     sweep = [
-        variant(f"k{k}", group, 0, [0.5, 0.75 if k == 4 else 0.5], l0=float(k), c_dec=c_dec, coverage=0.3)
+        replace(
+            variant(f"k{k}", group, 0, [], l0=float(k), c_dec=c_dec, coverage=0.3),
+            evaluations={"open_loop": evaluated([0.5, 0.75 if k == 4 else 0.5])},
+        )
         for k, group, c_dec in ((2, "k2", 1.0), (4, "k4", 0.5), (8, "topk", 0.2), (16, "k16", 0.15), (32, "k32", 0.1))
     ]
     sweep[3].sae["coverage"] = 0.5
     found = saes.summarise(sweep, 200)
-    assert found["elbow"]["l0"] == 8.0 and [one["l0"] for one in found["elbow"]["points"]] == [
-        2.0,
-        4.0,
-        8.0,
-        16.0,
-        32.0,
-    ]
-    assert found["elbow"]["best"] == {"coverage": 16.0, "accuracy": 4.0}
+    assert found["predicted"] == "open_loop"
+    elbow = found["elbow"]
+    assert elbow["l0"] == 8.0 and [one["l0"] for one in elbow["points"]] == [2.0, 4.0, 8.0, 16.0, 32.0]
+    assert elbow["best"] == {"coverage": 16.0, "accuracy": 4.0}
     text = saes.page(found, "saes")
-    assert (
-        "The elbow of c_dec is at an L0 of 8.0; coverage is best at 16.0; generative accuracy is best at 4.0." in text
-    )
-    assert "| k4 | 4.0 | 0.5000 | 0.300 | – | 62.5 (" in text
+    assert "The elbow of c_dec is at an L0 of 8.0; coverage is best at 16.0; the labels' " in text
+    assert "generative accuracy is best at 4.0." in text
+    assert "| k4 | 4.0 | 0.5000 | 0.300 | 62.5 (" in text
     assert saes.summarise(RUNS, 200)["elbow"] is None
 
 
