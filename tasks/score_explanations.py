@@ -2,8 +2,9 @@
 
     python -m tasks.score_explanations r1
 
-A description is written and read once, for all features of all SAEs that it was proposed for. Writes
-data/rounds/<round>/scores.parquet.
+A description is written and read once, for all features of all SAEs that it was proposed for. A round that
+`score_explanations.by_sentence` names has no texts: its candidates earn what an earlier round's pairs say of sentences
+alone. Writes data/rounds/<round>/scores.parquet.
 """
 
 from collections.abc import Sequence
@@ -25,6 +26,8 @@ from tasks.stage import Report, main
 
 def run(params: Params, item: str) -> Report:
     """Write, read, reward; with `reward.shuffle` the rewards are permuted within each feature (the control)."""
+    if item in params.score_explanations.by_sentence:
+        return by_sentence(params, item)
     seed_torch(params.seed, f"score_explanations@{item}")
     config = params.score_explanations
     candidates = read_rows(ROUNDS / item / "candidates.parquet", CandidateRow)
@@ -39,9 +42,7 @@ def run(params: Params, item: str) -> Report:
         [(row.feature_id, row.explanation) for row in candidates], author, near,
         lambda texts: text_activations.read_texts(texts, reader, asked),
     )  # fmt: skip
-    scored = score_rows(candidates, outcomes, config.reward)
-    if config.reward.shuffle:
-        scored = rewards.shuffled(scored, stage_seed(params.seed, f"shuffle@{item}"))
+    scored = _perhaps_shuffled(score_rows(candidates, outcomes, config.reward), params, item)
     described = {row.explanation for row in candidates if row.explanation}
     usage = author.usage(described)
     notes = None if usage is None else {"usage": usage}
@@ -52,6 +53,31 @@ def run(params: Params, item: str) -> Report:
     if unknown:
         lines.append(f"{unknown} candidates have no reward, because every call for their texts failed")
     return Report(means(scored), [*lines, *author.notes()])
+
+
+def by_sentence(params: Params, item: str) -> Report:
+    """Reward each explanation by itself. Raises UserError if the earlier round has too few pairs."""
+    from tasks.sentence_reward import codes_of, fitted
+
+    source = params.score_explanations.by_sentence[item]
+    candidates = read_rows(ROUNDS / item / "candidates.parquet", CandidateRow)
+    earned = fitted(source, codes_of(params)).rewards([row.explanation for row in candidates])
+    scored = [
+        ScoreRow(row.feature_id, row.split, row.rank, row.explanation, [], [], [], reward)
+        for row, reward in zip(candidates, earned, strict=True)
+    ]
+    scored = _perhaps_shuffled(scored, params, item)
+    write_rows(ROUNDS / item / "scores.parquet", scored, ScoreRow)
+    told = (
+        f"{len(scored)} candidates scored by the sentence alone, as the pairs of {source} have it; no text was written"
+    )
+    return Report(means(scored), [told])
+
+
+def _perhaps_shuffled(rows: list[ScoreRow], params: Params, item: str) -> list[ScoreRow]:
+    if not params.score_explanations.reward.shuffle:
+        return rows
+    return rewards.shuffled(rows, stage_seed(params.seed, f"shuffle@{item}"))
 
 
 def means(rows: Sequence[ScoreRow]) -> dict[str, float]:

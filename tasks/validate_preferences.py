@@ -84,7 +84,7 @@ def examined(params: Params, item: str) -> Examination:
     with replacing(DATA_DOCS / item) as docs:
         validator = Validator(docs)
         columns = pair_suite.pair_columns(pairs, features, params)
-        about_pairs = validator.check("pair", columns, pair_suite.pair_expectations(params))
+        about_pairs = validator.check("pair", columns, pair_suite.pair_expectations(params, item))
         sound = sorted(set(range(len(pairs))) - _reasons(about_pairs).keys())
         columns = pair_suite.measured_columns(pairs, scores, sound)
         about_pairs += validator.check("measured", columns, pair_suite.measured_expectations())

@@ -201,6 +201,7 @@ class ScoreExplanations:
 
     writer: Writer  # its prompt and seeds are not those of the evaluation's
     reward: Reward
+    by_sentence: dict[str, str]  # rounds without a writer, and the earlier one whose pairs say what a sentence earns
 
 
 @dataclass(frozen=True, config=CLOSED)

@@ -117,13 +117,11 @@ def loads(params: Params, lengths: Lengths, split: Features, trained_here: bool)
         "train_sft": _supervised(params, lengths, split),
     }
     for name in params.rounds:
-        found |= {
-            f"generate_explanations@{name}": _candidates(params, lengths, split),
-            f"score_explanations@{name}": _texts(
-                params.score_explanations.writer, lengths, params.generate_explanations.candidates * asked_about(split)
-            ),
-            f"train_dpo@{name}": _preferences(params, lengths, split),
-        }
+        found[f"generate_explanations@{name}"] = _candidates(params, lengths, split)
+        if name not in params.score_explanations.by_sentence:
+            asked = params.generate_explanations.candidates * asked_about(split)
+            found[f"score_explanations@{name}"] = _texts(params.score_explanations.writer, lengths, asked)
+        found[f"train_dpo@{name}"] = _preferences(params, lengths, split)
     for name, reinforcement in params.reinforcements.items():
         found[f"train_grpo@{name}"] = _reinforced(params, lengths, reinforcement.epochs * split.dpo)
     count = getattr(split, params.evaluate.split)

@@ -36,14 +36,15 @@ def attribute(
 def fitted(name: str, explanation: str = "") -> dict[str, Any]:
     """The summary of a round's reward model; or, of one explanation, the terms of its reward. Raises UserError if there
     is no such round, or too few pairs."""
-    from tasks.attribution import Attributed, Ends
+    from tasks.attribution import Attributed
+    from tasks.sentence_reward import codes_of
     from tasks.settings import params
 
     settings = params.load()
     known = [*settings.rounds]
     if name not in known:
         raise UserError(f"{name}: no such round; choose from {', '.join(known) or 'none: there are no rounds'}")
-    found = Attributed(Ends(settings), name)
+    found = Attributed(settings, name, codes_of(settings))
     return found.of_one(explanation) if explanation else found.summary()
 
 

@@ -164,6 +164,21 @@ def _sampling(params: Params) -> Iterator[str]:
     reward = params.score_explanations.reward
     if not any((reward.weight_share, reward.weight_any, reward.weight_mean, reward.weight_max)):
         yield "score_explanations.reward: every weight is 0; raise at least one"
+    for name, source in params.score_explanations.by_sentence.items():
+        key = f"score_explanations.by_sentence.{name}"
+        if name not in params.rounds:
+            yield f"{key}: there is no such round; choose from {', '.join(params.rounds) or 'none: there are none'}"
+        elif source not in (before := rounds_before(name, params)):
+            yield f"{key}: is {source!r}; must be a round that {name} comes from: {', '.join(before) or 'it has none'}"
+
+
+def rounds_before(name: str, params: Params) -> list[str]:
+    """The rounds that a round comes from, the nearest first."""
+    found, start = [], params.rounds[name].start
+    while start in params.rounds and start not in found:
+        found.append(start)
+        start = params.rounds[start].start
+    return found
 
 
 def _writers(params: Params) -> Iterator[str]:

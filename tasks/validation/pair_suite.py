@@ -32,6 +32,7 @@ TRAINING_SPLITS = ("dpo", "valid")
 # Scores are differences and quotients of rewards near 1: far above their rounding, far below any gap that matters.
 TOLERANCE = 1e-6
 SIDES = ("chosen", "rejected")
+BEST_TEXTS = tuple(f"{side}_best_text" for side in SIDES)  # empty in a round that is rewarded by the sentence
 # GX hands patterns to one of two engines, and in one of them \s is ASCII: the others are spelt out.
 BLANK = "\\s" + "".join(map(chr, (0x85, 0xA0, 0x1680, *range(0x2000, 0x2010), 0x2028, 0x2029, 0x202F, 0x205F, 0x2060,
                                   0x3000, 0xFEFF)))  # fmt: skip
@@ -155,9 +156,10 @@ def _feature_columns(pair: PreferencePair, split_of: dict[str, str], params: Par
     }
 
 
-def pair_expectations(params: Params) -> "list[Expectation]":
-    """The suite about single pairs, over the columns of `pair_columns`; `meta` has the names of the rules."""
-    about_texts = [*_field_expectations(), *_text_expectations(params), *_side_expectations(params)]
+def pair_expectations(params: Params, item: str) -> "list[Expectation]":
+    """The suite about single pairs of a round, over the columns of `pair_columns`; `meta` names the rules."""
+    unwritten = BEST_TEXTS if item in params.score_explanations.by_sentence else ()
+    about_texts = [*_field_expectations(unwritten), *_text_expectations(params), *_side_expectations(params)]
     return [*about_texts, *_score_expectations(params), *_feature_expectations(params)]
 
 
@@ -166,14 +168,15 @@ def named(rule: str, limit: str = "") -> dict:
     return {"meta": {"rule": rule, "limit": limit}, "notes": f"{rule.replace('_', ' ')} {limit}".strip()}
 
 
-def _field_expectations() -> "list[Expectation]":
+def _field_expectations(unwritten: Sequence[str]) -> "list[Expectation]":
+    """`unwritten` are columns that may be empty."""
     import great_expectations.expectations as gxe
 
     found: list[Expectation] = []
     for column in fields(PreferencePair):
         name = column.name
         found.append(gxe.ExpectColumnValuesToNotBeNull(column=name, **named(f"{name}_known")))
-        if column.type is str:
+        if column.type is str and name not in unwritten:
             found.append(
                 gxe.ExpectColumnValuesToNotMatchRegex(column=name, regex=f"^[{BLANK}]*$", **named(f"{name}_not_empty"))
             )

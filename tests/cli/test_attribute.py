@@ -6,16 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from pairs_by_hand import pair
 from tiny import random_sae, tiny_model, tiny_tokenizer
 from typed import Typed, typed
 
 from saeexplainer.config.parts import Architecture
-from saeexplainer.records import ExplanationRow, PreferencePair, ScoreRow
-from saeexplainer.runs.storage import write_rows
+from saeexplainer.records import CandidateRow, ExplanationRow, PreferencePair, ScoreRow
+from saeexplainer.runs.storage import read_rows, write_rows
 from saeexplainer.saes.reading import open_reader
 from saeexplainer.saes.text_activations import read_ends
-from tasks.settings import compose
+from tasks.settings import compose, params
+from tasks.validation import pair_suite
 
 WORDS = ("cedar", "dog", "garden", "cat", "house", "river")
 
@@ -74,12 +76,43 @@ def test_a_reward_is_the_sum_of_its_terms(folder: Path) -> None:
     assert good["reward"] > bad["reward"]
 
 
+def test_a_round_of_sentences_needs_no_text_and_its_pairs_are_valid(folder: Path) -> None:
+    """Its candidates earn what the pairs of r1 say of their sentences."""
+    given = yaml.safe_load((folder / "params.yaml").read_text())
+    given["score_explanations"]["by_sentence"] = {"r2": "r1"}
+    given["build_preferences"] |= {"floor": 0.4, "min_gap": 0.05, "min_spread": 0.05}
+    (folder / "params.yaml").write_text(yaml.safe_dump(given))
+    said = ("a dog", "a cat not ?", "", "the cedar")
+    candidates = [
+        CandidateRow(f"sandbox-llama/main/{at}", "valid" if at % 3 == 0 else "dpo", rank, words)
+        for at in range(6)
+        for rank, words in enumerate(said)
+    ]
+    write_rows(folder / "data/rounds/r2/candidates.parquet", candidates, CandidateRow)
+    told = typed(folder, "score_explanations", "r2").stdout
+    assert "24 candidates scored by the sentence alone, as the pairs of r1 have it; no text was written" in told
+    rows = read_rows(folder / "data/rounds/r2/scores.parquet", ScoreRow)
+    assert [row.explanation for row in rows] == 6 * list(said) and all(row.texts == [] for row in rows)
+    earned = {row.explanation: row.reward for row in rows}
+    assert earned["a dog"] > earned["a cat not ?"] > earned[""] == 0 and len({row.reward for row in rows}) == 4
+    assert typed(folder, "build_preferences", "r2").returncode == 0
+    pairs = read_rows(folder / "data/rounds/r2/pairs.parquet", PreferencePair)
+    assert {(pair.chosen_explanation, pair.rejected_explanation) for pair in pairs} >= {("a dog", "a cat not ?")}
+    known = params.load(folder / "params.yaml")
+    asked = [{rule.meta["rule"] for rule in pair_suite.pair_expectations(known, name)} for name in ("r1", "r2")]
+    assert asked[0] - asked[1] == {"chosen_best_text_not_empty", "rejected_best_text_not_empty"}
+    assert asked[1] < asked[0]
+
+
 def test_mistakes_are_one_line(folder: Path) -> None:
     failed = asked(folder, "r9")
     assert failed.returncode == 2 and failed.stderr == "error: r9: no such round; choose from r1, r2\n"
     write_rows(folder / "data/rounds/r2/validated.parquet", [pair()], PreferencePair)
     failed = asked(folder, "r2")
-    assert failed.returncode == 2 and "validated.parquet: 1 pairs to fit and 0 held out; both need 10" in failed.stderr
+    assert (
+        failed.returncode == 2
+        and "validated.parquet: 0 pairs of the valid split; a reward of sentences needs 10" in failed.stderr
+    )
 
 
 def test_ends_are_the_codes_of_the_last_token(folder: Path) -> None:

@@ -209,6 +209,13 @@ def test_calls_are_those_of_the_finished_run_but_for_duplicates() -> None:
         assert found.calls + found.measuring.calls <= most
 
 
+def test_a_round_of_sentences_writes_nothing() -> None:
+    scoring = replace(settings().score_explanations, by_sentence={"r2": "r1"})
+    loads = planned(Features(sft=0, dpo=100, valid=120, test=280), score_explanations=scoring)
+    assert "score_explanations@r1" in loads and "score_explanations@r2" not in loads
+    assert loads["generate_explanations@r2"].calls == loads["generate_explanations@r1"].calls
+
+
 def test_lengths_give_the_tokens_of_the_finished_run() -> None:
     """A token of the run and of the plan are the same thing, so the means agree: within a fifth, as distinct
     descriptions are longer than all of them."""

@@ -1,7 +1,10 @@
 """A reward that is a sum over features: what was planted is found, and every reward is its terms."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from pairs_by_hand import pair
 
 from saeexplainer.preferences import attribution
 
@@ -33,3 +36,12 @@ def test_by_hand():
     assert attribution.ranked(weights, chosen, rejected).tolist() == [1, 0, 0.5]
     assert attribution.parts(weights, np.array([1.0, 4.0, 2.0, 0.0])) == {1: -4.0, 0: 2.0, 2: 1.0}
     assert list(attribution.parts(weights, np.array([1.0, 4.0, 2.0, 0.0]))) == [1, 0, 2]
+
+
+def test_the_reward_of_a_sentence_is_between_zero_and_one_and_says_nothing_of_an_empty_one():
+    seen = {"a dog": [3.0, 0.0], "a cat": [0.0, 3.0], "": [0.0, 0.0], "a fox": [0.0, 0.0]}
+    pairs = 20 * [replace(pair(), chosen_explanation="a dog", rejected_explanation="a cat")]
+    model = attribution.SentenceReward(pairs, lambda sentences: np.array([seen[each] for each in sentences]))
+    dog, fox, cat, nothing = model.rewards(["a dog", "a fox", "a cat", ""])
+    assert 1 > dog > fox == 0.5 > cat > nothing == 0.0
+    assert dog == pytest.approx(1 / (1 + np.exp(-3 * model.weights[0]))) == pytest.approx(1 - cat)

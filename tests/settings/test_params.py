@@ -183,6 +183,16 @@ WRONG = {
         "there before the labels",
     ),
     "labels from no table": ({"label_features__source": "np.jsonl"}, "label_features.source", "sae-explainer import"),
+    "sentences of a later round": (
+        {"score_explanations__by_sentence": {"r1": "r2"}},
+        "score_explanations.by_sentence.r1",
+        "'r2'",
+    ),
+    "sentences of no round": (
+        {"score_explanations__by_sentence": {"r9": "r1"}},
+        "score_explanations.by_sentence.r9",
+        "r1, r2",
+    ),
     "unknown start": ({"rounds__r1__start": "r0"}, "rounds.r1.start", "'r0'"),
     "later start": ({"rounds__r1__start": "r2"}, "rounds.r1.start", "'r2'"),
     "own start": ({"rounds__r2__start": "r2"}, "rounds.r2.start", "'r2'"),

@@ -49,7 +49,7 @@ def test_nulls_are_caught_in_every_field(settings, tmp_path, field):
     table = pair_suite.pair_columns([pair(0), pair(1)], [], settings)
     table[field] = table[field].astype(object)
     table.loc[1, field] = None
-    known = [rule for rule in pair_suite.pair_expectations(settings) if rule.meta["rule"] == f"{field}_known"]
+    known = [rule for rule in pair_suite.pair_expectations(settings, "r1") if rule.meta["rule"] == f"{field}_known"]
     (outcome,) = data_docs.Validator(tmp_path).check("pair", table, known)
     assert (outcome.success, outcome.rows, outcome.unexpected_count) == (False, (1,), 1)
 
@@ -277,5 +277,5 @@ def test_rewards_at_the_edge_of_the_rule_pass(settings, tmp_path, rule):
     settings = replace(settings, build_preferences=built)
     features = [FeatureRow("sandbox/main/0", "main", 0, "dpo", 2.0, 0.01)]
     table = pair_suite.pair_columns(pairs, features, settings)
-    outcomes = data_docs.Validator(tmp_path).check("pair", table, pair_suite.pair_expectations(settings))
+    outcomes = data_docs.Validator(tmp_path).check("pair", table, pair_suite.pair_expectations(settings, "r1"))
     assert len(pairs) == 2 and [outcome.name for outcome in outcomes if not outcome.success] == []
