@@ -49,15 +49,23 @@ def load_specs(path: Path) -> tuple[list[VariantSpec], int]:
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
         entries, resamples = document["variants"].items(), int(document["resamples"])
+        everywhere = document.get("overrides", [])
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{path}: must hold `resamples` and a mapping `variants` ({error})") from None
     specs: dict[str, VariantSpec] = {}
+    everywhere = _overrides(everywhere, f"{path}: overrides")
     for name, entry in entries:
-        specs[name] = _spec(path, str(name), entry, specs)
+        specs[name] = _spec(path, str(name), entry, specs, everywhere)
     return list(specs.values()), resamples
 
 
-def _spec(path: Path, name: str, entry: Any, above: dict[str, VariantSpec]) -> VariantSpec:
+def _overrides(given: Any, place: str) -> list[str]:
+    if not isinstance(given, list) or not all(isinstance(override, str) for override in given):
+        raise UserError(f"{place}: is {given!r}; must be a list of texts (quote what holds a colon)")
+    return given
+
+
+def _spec(path: Path, name: str, entry: Any, above: dict[str, VariantSpec], everywhere: list[str]) -> VariantSpec:
     place = f"{path}: variants.{name}"
     known = ("group", "overrides", "from", "until", "extends")
     if not re.fullmatch(r"[a-z0-9_]+", name):
@@ -67,9 +75,7 @@ def _spec(path: Path, name: str, entry: Any, above: dict[str, VariantSpec]) -> V
     for key in ("from", "extends"):
         if entry.get(key) is not None and entry[key] not in above:
             raise UserError(f"{place}.{key}: is {entry[key]!r}; must be a variant above: {', '.join(above) or 'none'}")
-    overrides = entry.get("overrides", [])
-    if not isinstance(overrides, list) or not all(isinstance(override, str) for override in overrides):
-        raise UserError(f"{place}.overrides: is {overrides!r}; must be a list of texts (quote what holds a colon)")
+    overrides = _overrides(entry.get("overrides", []), f"{place}.overrides")
     base = above.get(entry.get("extends"))
     group = entry.get("group", base and base.group)
     if not group:
@@ -78,7 +84,7 @@ def _spec(path: Path, name: str, entry: Any, above: dict[str, VariantSpec]) -> V
         plan=path.stem,
         name=name,
         group=group,
-        overrides=[*(base.overrides if base else []), *overrides],
+        overrides=[*(base.overrides if base else everywhere), *overrides],
         source=entry.get("from", base and base.source),
         until=entry.get("until", base and base.until),
     )

@@ -469,3 +469,13 @@ def test_a_folder_is_read_only_if_it_came_to_its_end(tmp_path: Path, monkeypatch
     child = plans.VariantSpec("study", "child", CONTROL, ["seed=3"], "seed0", None)
     shutil.copytree(spec.folder, child.folder, ignore=shutil.ignore_patterns(".cache"))
     assert (lambda read: (read.seconds, read.own_seconds))(study.collect(child, [spec, child])) == (15.0, 0)
+
+
+def test_overrides_of_the_plan_come_before_those_of_every_variant(tmp_path):
+    plan = tmp_path / "some.yaml"
+    plan.write_text("overrides: [sae=topk]\n" + VARIANTS)
+    specs = {spec.name: spec.overrides for spec in plans.load_specs(plan)[0]}
+    assert specs["seed0"] == ["sae=topk", "seed=0"] and specs["seed1"] == ["sae=topk", "seed=0", "seed=1"]
+    plan.write_text("overrides: sae=topk\n" + VARIANTS)
+    with pytest.raises(UserError, match=r"some.yaml: overrides: is 'sae=topk'; must be a list"):
+        plans.load_specs(plan)
