@@ -56,6 +56,11 @@ def summarise(variants: Sequence[Variant], resamples: int) -> dict[str, Any]:
         "resamples": resamples,
         "variants": {variant.name: described(variant) for variant in variants},
         "groups": {group: _group(of_group(variants, group), resamples) for group in groups},
+        "less_topk": {
+            group: {name: _less_topk(of_group(variants, group), variants, name) for name in (BASELINE, START, LAST)}
+            for group in groups
+            if group != TOPK
+        },
         "predicted": (predicted := _predicted(variants)),
         "predictors": {figure: _predictor(variants, figure, predicted, resamples) for figure in FIGURES},
         "elbow": _elbow(variants),
@@ -80,6 +85,21 @@ def _group(variants: Sequence[Variant], resamples: int) -> dict[str, Any]:
             name: {metric: mean(tables, metric, resamples) for metric in EXPLAINED} for name, tables in rows.items()
         },
     }
+
+
+def _less_topk(group: Sequence[Variant], variants: Sequence[Variant], explained: str) -> dict[int | None, float]:
+    """Mean generative accuracy less that of TopK's run of the same seed, whose subject is the same; by seed."""
+    of_topk = {one.seed: _accuracy(one, explained) for one in of_group(variants, TOPK)}
+    pairs = {one.seed: (_accuracy(one, explained), of_topk.get(one.seed)) for one in group}
+    return {seed: a - b for seed, (a, b) in pairs.items() if a is not None and b is not None}
+
+
+def _accuracy(variant: Variant, explained: str) -> float | None:
+    """The mean generative accuracy of a run's labels, its SFT, or its last round."""
+    name = last_round(variant.evaluations) if explained == LAST else explained
+    rows = variant.evaluations.get(name or "", [])
+    known = [row.generative_accuracy for row in rows if not math.isnan(row.generative_accuracy)]
+    return float(np.mean(known)) if known else None
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -108,12 +128,9 @@ def _predictor(variants: Sequence[Variant], figure: str, predicted: str, resampl
 
 
 def _point(variant: Variant, figure: str, explained: str) -> tuple[float, float] | None:
-    """A figure of a run's SAE, and the mean generative accuracy of its labels, or of its last round."""
-    name = last_round(variant.evaluations) if explained == LAST else explained
-    value = (variant.sae or {}).get(figure)
-    rows = variant.evaluations.get(name or "", [])
-    known = [row.generative_accuracy for row in rows if not math.isnan(row.generative_accuracy)]
-    return (float(value), float(np.mean(known))) if known and value is not None else None
+    """A figure of a run's SAE, and the accuracy."""
+    value, accuracy = (variant.sae or {}).get(figure), _accuracy(variant, explained)
+    return None if value is None or accuracy is None else (float(value), accuracy)
 
 
 def _elbow(variants: Sequence[Variant]) -> dict[str, Any] | None:
@@ -126,7 +143,7 @@ def _elbow(variants: Sequence[Variant]) -> dict[str, Any] | None:
         l0, c_dec, coverage = (
             _mean([(one.sae or {}).get(figure) for one in complete]) for figure in ("l0", "c_dec", "coverage")
         )
-        accuracy = _mean([point[1] for one in complete if (point := _point(one, "l0", BASELINE))])
+        accuracy = _mean([_accuracy(one, BASELINE) for one in complete])
         if l0 is not None and c_dec is not None:
             points.append({"group": group, "l0": l0, "c_dec": c_dec, "coverage": coverage, "accuracy": accuracy})
     if len(points) < 3:
@@ -158,6 +175,10 @@ def page(found: dict[str, Any], plan: str) -> str:
                 "## How well their features are explained, in percent",
                 "The labels, the explainer after SFT, and after the last round.",
                 _explained(found),
+                "Generative accuracy less that of TopK's run of the same seed, whose subject is the same: in points, "
+                "the mean and every seed. An interval over features does not know that another seed trains another SAE; "
+                "this does.",
+                _seed_by_seed(found),
                 "## Which figure of an SAE tells how well it is explained?",
                 f"Spearman's correlation with the generative accuracy of {SAID[found['predicted']]}, and its interval, "
                 "both over runs. All architectures and seeds are in it, so it also holds what else differs between "
@@ -189,6 +210,22 @@ def _explained(found: Mapping[str, Any]) -> str:
         for name in (BASELINE, START, LAST)
     ]
     return table(["SAE", "explanations", *map(heading, EXPLAINED)], rows)
+
+
+def _seed_by_seed(found: Mapping[str, Any]) -> str:
+    rows = [
+        [literal(group), *(_differences(by_seed) for by_seed in one.values())]
+        for group, one in found["less_topk"].items()
+        if any(one.values())
+    ]
+    return table([f"SAE − {TOPK}", BASELINE, START, LAST], rows)
+
+
+def _differences(by_seed: Mapping[Any, float]) -> str:
+    if not by_seed:
+        return DASH
+    every = ", ".join(f"{100 * value:+.1f}" for value in by_seed.values())
+    return f"{100 * sum(by_seed.values()) / len(by_seed):+.1f} ({every})"
 
 
 def _predictors(found: Mapping[str, Any]) -> str:

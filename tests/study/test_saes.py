@@ -41,6 +41,14 @@ def test_figures_are_means_over_seeds_and_levels_pool_their_features():
     assert found["gated"]["sae"]["stability"] is None, "what no seed knows"
 
 
+def test_runs_of_one_seed_are_held_against_each_other():
+    found = saes.summarise(RUNS, 200)
+    assert found["less_topk"]["gated"] == {"open_loop": {}, "sft": {0: 0.0, 1: 0.0}, "last": {0: -0.375, 1: 0.5}}
+    assert found["less_topk"]["meta"]["last"] == {} and "topk" not in found["less_topk"]
+    page = saes.page(found, "saes")
+    assert "| gated | – | +0.0 (+0.0, +0.0) | +6.2 (-37.5, +50.0) |" in page and "| meta | – |" not in page
+
+
 def test_a_figure_that_ranks_as_accuracy_does_predicts_it():
     # Mean accuracy of the runs: 0.5, 0.5, 0.125, 1.0. Coverage ranks alike but for the tie, c_dec the other way.
     found = saes.summarise(RUNS, 500)["predictors"]
