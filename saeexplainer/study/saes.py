@@ -176,8 +176,8 @@ def page(found: dict[str, Any], plan: str) -> str:
                 "The labels, the explainer after SFT, and after the last round.",
                 _explained(found),
                 "Generative accuracy less that of TopK's run of the same seed, whose subject is the same: in points, "
-                "the mean and every seed. An interval over features does not know that another seed trains another SAE; "
-                "this does.",
+                "the mean and every seed. An interval over features does not know that another seed trains another "
+                "SAE; this does.",
                 _seed_by_seed(found),
                 "## Which figure of an SAE tells how well it is explained?",
                 f"Spearman's correlation with the generative accuracy of {SAID[found['predicted']]}, and its interval, "
