@@ -197,7 +197,7 @@ WRONG = {
     "later start": ({"rounds__r1__start": "r2"}, "rounds.r1.start", "'r2'"),
     "own start": ({"rounds__r2__start": "r2"}, "rounds.r2.start", "'r2'"),
     "more active latents than there are": (
-        {"prepare_sae__architecture__k": 769},
+        {"prepare_sae__architecture": {"kind": "topk", "k": 769}},
         "prepare_sae.architecture.k",
         "is 769; must be at most d_sae of main (768)",
     ),
