@@ -199,6 +199,7 @@ def _dictionaries(found: Mapping[str, Any]) -> str:
     rows = [
         [literal(group), str(one["runs"]), *(plain(one["sae"][figure], form) for figure, (_, form) in FIGURES.items())]
         for group, one in found["groups"].items()
+        if one["runs"]
     ]
     return table(["SAE", "runs", *(name for name, _ in FIGURES.values())], rows)
 
@@ -208,6 +209,7 @@ def _explained(found: Mapping[str, Any]) -> str:
         [literal(group), name, *(percent(one["explained"][name][metric]) for metric in EXPLAINED)]
         for group, one in found["groups"].items()
         for name in (BASELINE, START, LAST)
+        if any(one["explained"][name].values())
     ]
     return table(["SAE", "explanations", *map(heading, EXPLAINED)], rows)
 
