@@ -17,6 +17,8 @@ from saeexplainer.runs.storage import read_rows
 from tasks.places import LABELS, REPORTS, ROUNDS
 from tasks.sentence_reward import Codes, TooFewPairs, codes_of, fitted, pairs_of
 
+LARGEST = 12  # terms of a round that reports/ shows
+
 
 class Attributed:
     """The reward of sentences that a round's pairs of the dpo split give; those of valid are held out."""
@@ -76,13 +78,15 @@ class Attributed:
 
 
 def of_rounds(params: Params) -> dict[str, dict[str, Any] | None]:
-    """The summary of every round; None of one that has too few pairs."""
+    """The summary of every round, with its LARGEST terms; None of one that has too few pairs."""
     codes, found = codes_of(params), {}
     for name in params.rounds:
         try:
-            found[name] = Attributed(params, name, codes).summary()
+            summary = Attributed(params, name, codes).summary()
         except TooFewPairs:
             found[name] = None
+        else:
+            found[name] = summary | {"terms": summary["terms"][:LARGEST]}
     return found
 
 
