@@ -398,7 +398,7 @@ def test_one_trained_here_stands_beside_one_of_others_at_the_same_site(gpt2: Pat
     prepare_subject.run(params)
     prepare_sae.run(replace(params, prepare_sae=replace(config, hook_block=1)))
     stored = [json.loads(Path(f"data/saes/{name}/cfg.json").read_text()) for name in ("main", "own")]
-    assert [one["architecture"] for one in stored] == ["standard", "topk"]
+    assert [one["architecture"] for one in stored] == ["standard", "gated"]
     assert len({one["metadata"]["hook_name"] for one in stored}) == 1
     said = fails(prepare_sae.run, replace(params, prepare_sae=replace(config, hook_block=2)))
     assert said.startswith("prepare_sae.saes: main reads blocks.1.hook_resid_post, own blocks.2.hook_resid_post;")
