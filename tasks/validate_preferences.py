@@ -91,7 +91,7 @@ def examined(params: Params, item: str) -> Examination:
         reasons = _reasons(about_pairs)
         left = [pair for row, pair in enumerate(pairs) if row not in reasons]
         now = figures(left, pairs, dropped)
-        not_applicable = _without_drift(params.rounds[item].start, before, now)
+        not_applicable = _without_drift(params, item, before, now)
         drifted = None if before is None or not_applicable else drift(now, before)
         rules = set_suite.set_rules(left, pairs, dropped, drifted, params)
         columns, suite = set_suite.set_columns(rules), set_suite.set_expectations(rules)
@@ -108,12 +108,15 @@ def _figures_before(start: str) -> Figures | None:
     return None if start == "sft" else read_figures(EXPLAINERS / start / "preferences.json")
 
 
-def _without_drift(start: str, before: Figures | None, now: Figures) -> dict[str, str]:
+def _without_drift(params: Params, item: str, before: Figures | None, now: Figures) -> dict[str, str]:
     """The rules about drift and why they cannot be asked, if they cannot."""
+    start, by_sentence = params.rounds[item].start, params.score_explanations.by_sentence
     if before is None:
         why = f"the round starts from {start}, which no preference set has trained"
     elif not now.features:
         why = "no pair is left to compare"
+    elif (item in by_sentence) != (start in by_sentence):
+        why = f"of {item} and {start} one is rewarded by the sentence alone and one by what texts do"
     else:
         return {}
     return dict.fromkeys(set_suite.DRIFT_RULES, why)

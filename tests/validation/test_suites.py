@@ -118,6 +118,10 @@ def test_a_later_round_is_held_against_the_set_its_start_was_trained_on(settings
     listed = (workspace / "reports/data_docs/index.html").read_text()
     assert listed.index("r1/index.html") < listed.index("r2/index.html")
     assert "may train" in listed and "refused: scores as before" in listed
+    # A reward of another kind is no drift.
+    scoring = replace(settings.score_explanations, by_sentence={"r2": "r1"})
+    report = validate_preferences.run(replace(settings, score_explanations=scoring), "r2")
+    assert any("of r2 and r1 one is rewarded by the sentence alone" in line for line in report.lines)
     (workspace / "data/explainers/r1/preferences.json").write_text('{"features": 0}')
     with pytest.raises(UserError, match=r"preferences.json: holds no figures of a preference set"):
         validate_preferences.run(settings, "r2")
