@@ -26,7 +26,7 @@ from selenium.webdriver.chrome.service import Service
 TOUR = Path("docs/tour")
 SIZE = (1440, 1000)
 SETTLE_SECONDS = 6  # for a page that draws itself after it has loaded
-FEATURE = "sandbox-llama/main/27"
+FEATURE = "sandbox-llama/main/7"
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--hide-scrollbars",
