@@ -167,9 +167,9 @@ def _sampling(params: Params) -> Iterator[str]:
     for name, source in params.score_explanations.by_sentence.items():
         key = f"score_explanations.by_sentence.{name}"
         if name not in params.rounds:
-            yield f"{key}: there is no such round; choose from {', '.join(params.rounds) or 'none: there are none'}"
+            yield f"{key}: there is no such round; choose from {', '.join(params.rounds) or 'none'}"
         elif source not in (before := rounds_before(name, params)):
-            yield f"{key}: is {source!r}; must be a round that {name} comes from: {', '.join(before) or 'it has none'}"
+            yield f"{key}: is {source!r}; must be a round that {name} comes from: {', '.join(before) or 'none'}"
 
 
 def rounds_before(name: str, params: Params) -> list[str]:

@@ -218,13 +218,15 @@ def test_a_round_of_sentences_writes_nothing() -> None:
 
 def test_lengths_give_the_tokens_of_the_finished_run() -> None:
     """A token of the run and of the plan are the same thing, so the means agree: within a fifth, as distinct
-    descriptions are longer than all of them. A text is read once, and two thirds of them are distinct."""
+    descriptions are longer than all of them. A text is read once: two thirds were
+    distinct."""
     for name, found in spent().rounds.items():
         loads = planned(Features(sft=0, dpo=found.features - 120, valid=120, test=280))
         for stage, work in (("generate_explanations", found.sampling), ("score_explanations", found.scoring)):
             load = loads[f"{stage}@{name}"]
             assert load.call_tokens / load.calls == pytest.approx(work.call_tokens / work.calls, rel=0.2)
-            assert load.read_tokens / load.calls == pytest.approx(work.read_tokens / work.calls, rel=0.45)
+            distinct = 0.67 if stage == "score_explanations" else 1  # docs/SCALE.md
+            assert work.read_tokens / work.calls == pytest.approx(distinct * load.read_tokens / load.calls, rel=0.1)
 
 
 def test_the_share_for_training_is_that_of_the_run() -> None:
@@ -472,9 +474,10 @@ def test_parts_that_no_model_here_plays_take_nothing() -> None:
 
 def test_a_finished_runs_hours_are_planned_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """With its own rates the stages of what was measured come out near the seconds they took; duplicates and pairs err
-    upwards. Its TopK SAEs had fewer features to train on."""
+    upwards. Its TopK SAEs had fewer features to train on, and other things were said of them."""
     lengths, runs = asked.measured()
-    then = lengths | {"sandbox": replace(lengths["sandbox"], training_share=0.551)}
+    sandbox = replace(lengths["sandbox"], label=4.2, description=5.2, text=9.5, training_share=0.551)
+    then = lengths | {"sandbox": sandbox}
     monkeypatch.setattr(asked, "measured", lambda: (then, runs))
     found = asked.answer(["rounds=two", "explainer=vector"], ASKED)
     rates = asked.measured()[1][0].stages
