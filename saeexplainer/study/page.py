@@ -41,6 +41,7 @@ from saeexplainer.study.figures import (
 TITLES = {  # of the plans that have a page of this kind
     "study": "The study, of an explainer that reads the vector alone",
     "contexts": "The study, of an explainer that reads contexts too",
+    "gated": "The study, of the default",
     "real": "The study on a pretrained model",
 }
 SHOWN = (ACCURACY, HALLUCINATION, COLLISION, "truth_agreement", "truth_f1")
