@@ -85,7 +85,7 @@ def chat_explainer_of_a_base_model(workspace: Path) -> None:
     edit(
         explainer__pretrained=in_folder("data/subject"), explainer__direction="decoder",
         explainer__prompt={"kind": "chat", "instruction": "What is {feature}?"}
-        | dict.fromkeys(("shown_contexts", "shown_spread", "shown_promoted"), 0),
+        | dict.fromkeys(("shown_contexts", "shown_words", "shown_spread", "shown_promoted"), 0),
     )(workspace)  # fmt: skip
 
 

@@ -83,7 +83,7 @@ def make_explainer(
     if not (folder / "chat").is_dir():
         save_chat_model("llama", folder / "chat", 3 * ["a dog", "the cat", "the garden"], steps=20)
     asked = settings()
-    prompt = AskedPrompt("chat", instruction, contexts, 0, 0)
+    prompt = AskedPrompt("chat", instruction, contexts, 0, 0, 0)
     injection = replace(
         asked.explainer, direction=direction, injection_block=1, prompt=prompt, contexts_dropped=dropped
     )

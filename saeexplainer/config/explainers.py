@@ -15,6 +15,7 @@ class TokensPrompt:
 
     kind: Literal["tokens"]
     shown_contexts: Natural  # as in AskedPrompt
+    shown_words: Natural  # of a context, the strongest the last of them; 0: from its beginning
     shown_spread: Natural  # as in AskedPrompt
     shown_promoted: Natural  # as in AskedPrompt
 
@@ -26,6 +27,7 @@ class AskedPrompt:
     kind: Literal["chat", "text"]  # in the user's turn of the tokenizer's chat template; or as a text that it continues
     instruction: Text  # holds {feature}, where the feature's token stands, and {contexts} where anything else is shown
     shown_contexts: Natural  # of the feature's strongest, never one that evaluations ask about; 0: none
+    shown_words: Natural  # of a context, the one that holds the strongest token the last of them; 0: the whole context
     shown_spread: Natural  # at equal steps from its strongest to its weakest in a random sample, after these; 0: none
     shown_promoted: Natural  # tokens that its decoder row promotes, a line after the contexts; 0: none
 

@@ -21,7 +21,6 @@ from saeexplainer.config.parts import (
     Writer,
 )
 from saeexplainer.config.saes import TrainedSae
-from saeexplainer.features.contexts import LEADING
 
 Tokens = int | float  # a mean where texts differ
 PROMPT_WORDS = 4  # of the explainer's prompt: BOS, two words, the feature's token
@@ -184,9 +183,10 @@ def explain_prompt(params: Params) -> int:
     """Tokens of a question to the explainer, an instruction at most."""
     prompt = params.explainer.prompt
     places, promoted = prompt.shown_contexts + prompt.shown_spread, 2 * prompt.shown_promoted  # and a comma each
+    shown = min(1 + prompt.shown_words, context(params)) if prompt.shown_words else context(params)  # a word a token
     if isinstance(prompt, AskedPrompt):
-        return prompt_limit(prompt.instruction) + 1 + places * context(params) + promoted
-    return PROMPT_WORDS + places * (1 + LEADING) + promoted
+        return prompt_limit(prompt.instruction) + 1 + places * shown + promoted
+    return PROMPT_WORDS + places * shown + promoted
 
 
 def _warm_up(params: Params, lengths: Lengths) -> Load:

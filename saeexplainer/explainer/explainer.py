@@ -23,7 +23,7 @@ from saeexplainer.domains.domain import ABOUT, EXAMPLE, EXPLAIN, FEATURE, TEXT
 from saeexplainer.errors import UserError
 from saeexplainer.explainer.feature_tokens import AffineMap, FeatureTokens, first_feature_id
 from saeexplainer.explainer.folder import open_parts
-from saeexplainer.features.contexts import PROMOTES, leading, without_special
+from saeexplainer.features.contexts import PROMOTES, leading, shortened, without_special
 from saeexplainer.models.batches import by_length, fitting, in_order, padded
 from saeexplainer.models.blocks import check_context, device_of, embedding_of
 from saeexplainer.models.generation import generate
@@ -49,18 +49,22 @@ class Prompts:
         self.first_id = first_id
         self._tokenizer = tokenizer
         self._encoded = cache(self._encode)  # lines of contexts and descriptions come again and again
-        self._contexts = [without_special(shown, tokenizer) for shown in contexts]
-        prompt = config.prompt
+        self._prompt = prompt = config.prompt
+        self._in_words = isinstance(prompt, AskedPrompt)
+        self._contexts = [self._shown(without_special(shown, tokenizer)) for shown in contexts]
         # A leading space, as the description has after `<about>` in the lessons; a chat's answer begins a line.
         self._lead = "" if prompt.kind == "chat" else " "
-        self._in_words = isinstance(prompt, AskedPrompt)
         self._sides = _sides(tokenizer, prompt) if isinstance(prompt, AskedPrompt) else _token_sides(tokenizer)
 
     def ids(self, feature: int, *, bare: bool = False) -> list[int]:
         """The prompt of a feature; `bare` without its contexts."""
         shown = self._contexts[feature] if feature < len(self._contexts) and not bare else ""
         before, after = (self._encoded(side.replace("{contexts}", shown)) for side in self._sides)
-        cut = [] if self._in_words else [f"{_mark(line)} {leading(line)}" for line in shown.splitlines()]
+        cut = (
+            []
+            if self._in_words
+            else [f"{_mark(line)} {leading(line, self._prompt.shown_words)}" for line in shown.splitlines()]
+        )
         return [*before, self.first_id + feature, *(token for part in cut for token in self._encoded(part)), *after]
 
     def answer(self, description: str) -> list[int]:
@@ -71,6 +75,12 @@ class Prompts:
         """Token ids and labels of one supervised example; the prompt, the feature's token included, is masked."""
         prompt, answer = self.ids(feature, bare=bare), self.answer(description)
         return {"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer}
+
+    def _shown(self, lines: str) -> str:
+        """The lines as a prompt in words has them."""
+        if not self._in_words:
+            return lines
+        return "\n".join(shortened(line, self._prompt.shown_words) for line in lines.splitlines())
 
     def _encode(self, text: str) -> list[int]:
         return self._tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 
 PROMOTES = "promotes: "  # begins the line that says what a feature does to the output
-LEADING = 5  # words of a context that a prompt of tokens shows, the strongest the last of them
 
 
 def listed(contexts: Iterable[ContextRow], count: int) -> dict[str, str]:
@@ -72,13 +71,24 @@ def marked(text: str, tokens: Sequence[str], peak: int) -> str:
     return one_line(f"{text[:start]}<<{core}>>{text[start + len(core) :]}")
 
 
-def leading(line: str) -> str:
-    """Of a line as `listed` has it: its last words up to the strongest token, LEADING at most. Of one that `promotes`
-    has, its tokens."""
+def leading(line: str, words: int) -> str:
+    """Of a line as `listed` has it: its last `words` words up to the strongest token, which ends it; 0: all. Of one
+    that `promotes` has, its tokens."""
     if line.startswith(PROMOTES):
         return line.removeprefix(PROMOTES).replace(", ", " ")
     before, _, after = line.removeprefix("- ").rpartition("<<")
-    return " ".join(f"{before}{after.partition('>>')[0]}".split()[-LEADING:])
+    return " ".join(f"{before}{after.partition('>>')[0]}".split()[-words:])
+
+
+def shortened(line: str, words: int) -> str:
+    """A line as `listed` has it with its last `words` words alone, up to the end of the one in which the strongest
+    token stands, still marked; 0: the whole line. A line that `promotes` has stays as it is."""
+    if not words or line.startswith(PROMOTES):
+        return line
+    before, mark, after = line.removeprefix("- ").rpartition("<<")
+    strongest, closing, rest = after.partition(">>")
+    kept = f"{before}{mark}{strongest}{closing}{rest.partition(' ')[0]}".split(" ")
+    return f"- {' '.join(kept[-words - strongest.count(' ') :])}"  # a token may be several words
 
 
 def one_line(text: str) -> str:

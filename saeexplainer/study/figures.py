@@ -12,7 +12,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from saeexplainer.figures.comparison import BASELINE, METRICS, START, default_starts, values_of
-from saeexplainer.figures.intervals import known_values, paired_difference, pooled_difference, pooled_mean
+from saeexplainer.figures.intervals import (
+    difference_of_means,
+    known_values,
+    paired_difference,
+    pooled_difference,
+    pooled_mean,
+)
 from saeexplainer.figures.notation import heading, table
 from saeexplainer.records import EvaluationRow
 
@@ -24,6 +30,7 @@ SEEDS, LOOKED_AT, CONTROL, LABELS = "seeds", "looked_at", "control", "labels"
 BEFORE_ROUNDS = (BASELINE, "warmup", START)  # evaluations in the order of training; the rounds follow, then others
 THE_LAST = "last"  # stands for the last round while no run tells its name
 BOOTSTRAP_SEED = 0
+OTHER_FEATURES = "its subject, SAE or features are not those of"  # why two runs of one seed are not paired
 
 
 @dataclass(frozen=True)
@@ -161,17 +168,33 @@ def known_metrics(tables: Iterable[Mapping[str, Any]]) -> list[str]:
 def against_sources(variants: Sequence[Variant], everyone: Mapping[str, Variant], resamples: int) -> dict[str, Any]:
     """The last round of each variant against that of the variant it comes from, pooled over all that can be paired.
 
-    {"changes", "paired": [name], "unpaired": {name: why}, "differences": {metric: interval or null}}.
+    {"changes", "paired": [name], "unpaired": {name: why}, "differences": {metric: interval or null}, "apart": likewise}.
+    Apart are means subtracted, of those that are unpaired for their features alone; each side is resampled by itself.
     """
     unpaired = {variant.name: _why_not(variant, everyone.get(variant.source or "")) for variant in variants}
     paired = [variant for variant in variants if not unpaired[variant.name]]
-    pairs = [(_last_rows(variant), _last_rows(everyone[variant.source or ""])) for variant in paired]
+    apart = [variant for variant in variants if unpaired[variant.name].startswith(OTHER_FEATURES)]
+    pairs, others = (
+        [(_last_rows(variant), _last_rows(everyone[variant.source or ""])) for variant in found]
+        for found in (paired, apart)
+    )
     return {
         "changes": list(dict.fromkeys(change for variant in variants for change in variant.changes)),
         "paired": [variant.name for variant in paired],
         "unpaired": {name: why for name, why in unpaired.items() if why},
         "differences": {metric: difference(pairs, metric, resamples) for metric in METRICS.values()},
+        "apart": {metric: _gap(others, metric, resamples) for metric in METRICS.values()},
     }
+
+
+def _gap(
+    pairs: Sequence[tuple[Sequence[EvaluationRow], Sequence[EvaluationRow]]], metric: str, resamples: int
+) -> dict[str, Any] | None:
+    """Mean of a less mean of b, of other features, over all pairs; None where a side knows of fewer than two."""
+    sides = [[value for rows in side for value in known_values(values_of(rows, metric))] for side in zip(*pairs)]
+    if any(len(side) < 2 for side in sides) or not sides:
+        return None
+    return asdict(difference_of_means(*sides, resamples, BOOTSTRAP_SEED))
 
 
 def _why_not(variant: Variant, source: Variant | None) -> str:
@@ -187,7 +210,7 @@ def _why_not(variant: Variant, source: Variant | None) -> str:
     features = [{row.feature_id for row in _last_rows(one)} for one in (variant, source)]
     # Ids do not tell one training of an SAE from another; its own figures do.
     if (variant.subject, variant.sae) != (source.subject, source.sae) or features[0] != features[1]:
-        return f"its subject, SAE or features are not those of {source.name}"
+        return f"{OTHER_FEATURES} {source.name}"
     return ""
 
 

@@ -88,14 +88,17 @@ def _gains(seeds: Sequence[Variant], resamples: int) -> dict[str, Any]:
 
 
 def _others(variants: Sequence[Variant], resamples: int) -> dict[str, Any]:
-    """group -> what `against_sources` finds of it and, by_run, of each of its variants alone; for every group without
-    a section of its own."""
+    """group -> what `against_sources` finds of it and, by_run and apart_by_run, of each of its variants alone; for
+    every group without a section of its own."""
     everyone = {variant.name: variant for variant in variants}
 
     def against(group: str) -> dict[str, Any]:
         found = against_sources(of_group(variants, group), everyone, resamples)
-        alone = {name: against_sources([everyone[name]], everyone, resamples) for name in found["paired"]}
-        return found | {"by_run": {name: one["differences"] for name, one in alone.items()}}
+        alone = {one.name: against_sources([one], everyone, resamples) for one in of_group(variants, group)}
+        return found | {
+            "by_run": {name: alone[name]["differences"] for name in found["paired"]},
+            "apart_by_run": {name: one["apart"] for name, one in alone.items() if any(one["apart"].values())},
+        }
 
     groups = dict.fromkeys(variant.group for variant in variants)
     return {group: against(group) for group in groups if group not in (SEEDS, LOOKED_AT, CONTROL, LABELS)}
@@ -339,4 +342,10 @@ def _groups(study: dict[str, Any]) -> Iterator[str]:
         rows = found["by_run"] | {POOLED: found["differences"]}
         if found["paired"]:
             yield evaluations_table("run − where it comes from", rows, bold)
+        if found["apart_by_run"]:
+            yield (
+                "The following have other features, which nothing pairs: means are subtracted, and the features of "
+                "either side are resampled by themselves."
+            )
+            yield evaluations_table("run − where it comes from", found["apart_by_run"] | {POOLED: found["apart"]}, bold)
         yield "\n".join(f"- `{name}`: {literal(why)}" for name, why in found["unpaired"].items())

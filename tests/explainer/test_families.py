@@ -68,7 +68,7 @@ def settings_of(folder: Path, **changes: object) -> ExplainerSettings:
     own = {
         "pretrained": Pretrained(folder.as_posix(), None, "float32", None, None),
         "adapter": Adapter(rank=4, alpha=8.0, dropout=0.05),
-        "prompt": AskedPrompt("chat", "What is {feature}?", 0, 0, 0),
+        "prompt": AskedPrompt("chat", "What is {feature}?", 0, 0, 0, 0),
         "direction": Direction.decoder, "injection_block": 1, "direction_noise": 0.0,
     }  # fmt: skip
     return replace(PARAMS.explainer, **own | changes)
@@ -269,7 +269,7 @@ def test_what_the_tokenizer_lacks_is_one_line():
     with pytest.raises(UserError, match=r"explainer.prompt.kind: chat, .* no chat template; name an instruction-tuned"):
         Prompts(tokenizer, 1000, settings_of(Path("base")))
     with pytest.raises(UserError, match=r"explainer.prompt.kind: tokens, .* has no <explain>; give chat"):
-        Prompts(tokenizer, 1000, replace(settings_of(Path("base")), prompt=TokensPrompt("tokens", 0, 0, 0)))
+        Prompts(tokenizer, 1000, replace(settings_of(Path("base")), prompt=TokensPrompt("tokens", 0, 5, 0, 0)))
 
 
 def context(feature: int, rank: int, text: str, tokens: list[str], peak: int) -> ContextRow:
@@ -286,7 +286,7 @@ def test_contexts_stand_in_the_prompt_strongest_first_and_end_no_turn(tmp_path):
         context(1, 0, "the cat", ["the", "cat"], 0),
     ]
     write_rows(tmp_path / "contexts.parquet", found, ContextRow)
-    prompt = AskedPrompt("chat", "{contexts}\nWhat is {feature}?", 2, 0, 0)
+    prompt = AskedPrompt("chat", "{contexts}\nWhat is {feature}?", 2, 0, 0, 0)
     config = replace(settings_of(Path("base")), prompt=prompt)
     shown = FeatureTable(tmp_path).contexts(config.prompt)
     assert shown == ["- the <<cat>> .\n- a dog and a <<dog>><|endoftext|>", "- <<the>> cat"]
@@ -295,6 +295,8 @@ def test_contexts_stand_in_the_prompt_strongest_first_and_end_no_turn(tmp_path):
     ids = Prompts(tokenizer, 1000, config, shown).ids(0)
     text = "[user] - the <<cat>> .\n- a dog and a <<dog>>\nWhat is "
     assert tokenizer.decode(ids[: ids.index(1000)]) == text
+    shorter = Prompts(tokenizer, 1000, replace(config, prompt=replace(prompt, shown_words=1)), shown).ids(0)
+    assert tokenizer.decode(shorter[: shorter.index(1000)]) == "[user] - <<cat>>\n- <<dog>>\nWhat is "
     assert FeatureTable(tmp_path).contexts(replace(prompt, shown_contexts=0)) == []
 
 
@@ -365,7 +367,7 @@ def test_the_stages_train_an_explainer_of_another_family(tmp_path, monkeypatch):
     rows = write_workspace(base)
     config = settings_of(
         base, pretrained=Pretrained(base.as_posix(), None, "bfloat16", None, None), bf16=True,
-        prompt=AskedPrompt("chat", "{contexts}\n{feature}?", 1, 0, 0), gradient_checkpointing=True, accumulate=2,
+        prompt=AskedPrompt("chat", "{contexts}\n{feature}?", 1, 0, 0, 0), gradient_checkpointing=True, accumulate=2,
         contexts_dropped=0.0,
     )  # fmt: skip
     round_ = replace(PARAMS.rounds["r1"], learning_rate=0.01)

@@ -248,7 +248,7 @@ def test_an_example_is_the_prompt_then_the_answer_and_its_end():
 
 
 def test_contexts_stand_before_the_answer_and_may_be_left_out():
-    injection = replace(INJECTION, prompt=TokensPrompt("tokens", 2, 0, 0))
+    injection = replace(INJECTION, prompt=TokensPrompt("tokens", 2, 5, 0, 0))
     prompts = Prompts(TOKENIZER, BASE, injection, ["- the <<dog>> chase\n- a <<cat>>", ""])
     bos, explain, about, text = TOKENIZER.convert_tokens_to_ids(["<bos>", "<explain>", "<about>", "<text>"])
     the, dog, a, cat = TOKENIZER.convert_tokens_to_ids(["the", "dog", "a", "cat"])

@@ -62,7 +62,7 @@ def test_the_prompt_shows_them_after_the_contexts(tmp_path):
     write_rows(tmp_path / "contexts.parquet", [context], ContextRow)
     words = [PromotedRow(row.feature_id, ["cat", "dog", "the"]) for row in rows]
     write_rows(tmp_path / "promoted.parquet", words, PromotedRow)
-    config = replace(settings().explainer, prompt=TokensPrompt("tokens", 1, 0, 2))
+    config = replace(settings().explainer, prompt=TokensPrompt("tokens", 1, 5, 0, 2))
     shown = FeatureTable(tmp_path).contexts(config.prompt)
     assert shown == ["- the <<dog>> .\npromotes: cat, dog", "promotes: cat, dog"]
     prompts = Prompts(TOKENIZER, 1000, config, shown)
@@ -72,5 +72,5 @@ def test_the_prompt_shows_them_after_the_contexts(tmp_path):
     the, dog, cat = TOKENIZER.convert_tokens_to_ids(["the", "dog", "cat"])
     assert prompts.ids(0) == [bos, explain, 1000, text, the, dog, example, cat, dog, about]
     assert prompts.ids(1) == [bos, explain, 1001, example, cat, dog, about]
-    assert FeatureTable(tmp_path).contexts(TokensPrompt("tokens", 0, 0, 0)) == []
+    assert FeatureTable(tmp_path).contexts(TokensPrompt("tokens", 0, 5, 0, 0)) == []
     assert promotes(["a", "b  c\n"]) == "promotes: a, b c"

@@ -62,7 +62,7 @@ ON_A_CORPUS = {
     "train_sft__replay_share": 0,
 }
 HUB = CORPUS | {"source": "owner/texts", "revision": "0" * 40, "subset": "en", "split": "train"}
-SHOWN = {"kind": "chat", "shown_contexts": 0, "shown_spread": 0, "shown_promoted": 0}
+SHOWN = {"kind": "chat", "shown_contexts": 0, "shown_words": 0, "shown_spread": 0, "shown_promoted": 0}
 BFLOAT16 = {"source": "folder", "revision": None, "dtype": "bfloat16", "device_map": None, "attention": None}
 WRONG = {
     "unknown key": ({"train_sft__epoch": 3}, "train_sft.epoch", "did you mean epochs?"),

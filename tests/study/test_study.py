@@ -337,6 +337,20 @@ def test_another_group_is_compared_with_the_runs_that_it_comes_from() -> None:
     assert "`train_sft.epochs=9`" in section and "| `odd0` | **-31.2 (" in section and "- `odd1`: not run" in section
 
 
+def test_means_are_subtracted_where_the_features_are_others() -> None:
+    """Another SAE has other features: nothing is paired, and the difference of the levels is told all the same."""
+    source, other = variant("seed0", SEEDS, BETTER), variant("odd0", "odd", SAME, source="seed0")
+    other.evaluations["r2"][:] = [replace(row, feature_id=f"{row.feature_id}0") for row in other.evaluations["r2"]]
+    odd = summarise([source, other], 200)["others"]["odd"]
+    assert (
+        odd["paired"] == [] and list(odd["unpaired"]) == ["odd0"] and odd["differences"]["generative_accuracy"] is None
+    )
+    found = odd["apart_by_run"]["odd0"]["generative_accuracy"]
+    assert found["value"] == 0.1875 - 0.5 and found["n"] == 8 and found == odd["apart"]["generative_accuracy"]
+    section = study_page.page(summarise([source, other], 200)).split("## odd\n")[1]
+    assert "which nothing pairs" in section and "| `odd0` | -31.2 (" in section.replace("*", "")
+
+
 def test_seeds_that_were_looked_at_have_tables_of_their_own() -> None:
     found = summarise([variant("seed3", SEEDS, BETTER), variant("seed0", LOOKED_AT, SAME)], 200)
     gains = {group: found["differences"][group]["r2-sft"]["generative_accuracy"] for group in (SEEDS, LOOKED_AT)}

@@ -10,7 +10,7 @@ from tiny import settings
 from saeexplainer.config.explainers import TokensPrompt
 from saeexplainer.domains.sandbox.world import World
 from saeexplainer.errors import UserError
-from saeexplainer.features.contexts import leading
+from saeexplainer.features.contexts import leading, shortened
 from saeexplainer.features.token_stream import TokenBatch
 from saeexplainer.training.warmup import WarmupSet, load, save, together, warmup_set
 
@@ -65,7 +65,7 @@ def batch(world: World, count: int) -> TokenBatch:
 
 def test_the_context_of_a_word_marks_it_among_the_words_around_it():
     world = World(0)
-    shown = TokensPrompt("tokens", 1, 0, 0)
+    shown = TokensPrompt("tokens", 1, 5, 0, 0)
     given = batch(world, 12)
     warmup = warmup_set(iter([given]), world, WARM_UP, shown, 2, random.Random(0))
     mean = given.residual.mean(dim=0)
@@ -77,14 +77,31 @@ def test_the_context_of_a_word_marks_it_among_the_words_around_it():
         marked = line.removeprefix("- ").split(" ")
         (at,) = (number for number, word in enumerate(marked) if word.startswith("<<"))
         assert marked[at] == f"<<{words[row]}>>" and at <= 2 and len(marked) - at <= 3
-        assert leading(line).split(" ")[-1] == words[row]
+        assert leading(line, 5).split(" ")[-1] == words[row]
     with pytest.raises(UserError, match=r"warm_up.examples: 40, but the documents have"):
         warmup_set(iter([batch(world, 1)]), world, WARM_UP, shown, 2, random.Random(0))
 
 
-def test_what_leads_up_to_the_strongest_word_is_at_most_five_words_long():
-    assert leading("- the judge demands the cheerful <<omelette>> . no") == "judge demands the cheerful omelette"
-    assert leading("- <<omelette>> . the") == "omelette" and leading("- a << b <<c>> d") == "a << b c"
+def test_what_leads_up_to_the_strongest_token_is_at_most_so_many_words_long():
+    line = "- the judge demands the cheerful <<omelette>> . no"
+    assert leading(line, 5) == "judge demands the cheerful omelette" and leading(line, 1) == "omelette"
+    assert leading(line, 0) == "the judge demands the cheerful omelette"
+    assert leading("- <<omelette>> . the", 5) == "omelette" and leading("- a << b <<c>> d", 5) == "a << b c"
+
+
+@pytest.mark.parametrize(
+    ("line", "short"),
+    [
+        ("- joining methods (red<<uc>>er), and you", "- methods (red<<uc>>er),"),
+        ("- a dog <<.>>", "- dog <<.>>"),
+        ("- <<dog>> runs", "- <<dog>>"),
+        ("- one << two <<three>> four", "- two <<three>>"),
+        ("- one two <<three four>> five", "- two <<three four>>"),
+        ("promotes: a, b, c, d", "promotes: a, b, c, d"),
+    ],
+)
+def test_a_prompt_in_words_shows_the_whole_word_that_the_strongest_token_is_part_of(line, short):
+    assert shortened(line, 2) == short and shortened(line, 0) == line
 
 
 @pytest.mark.parametrize("contexts", [[], ["- a <<dog>>", "", "- <<x>>"]], ids=["none", "some"])
