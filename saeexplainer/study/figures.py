@@ -168,7 +168,7 @@ def known_metrics(tables: Iterable[Mapping[str, Any]]) -> list[str]:
 def against_sources(variants: Sequence[Variant], everyone: Mapping[str, Variant], resamples: int) -> dict[str, Any]:
     """The last round of each variant against that of the variant it comes from, pooled over all that can be paired.
 
-    {"changes", "paired": [name], "unpaired": {name: why}, "differences": {metric: interval or null}, "apart": likewise}.
+    {"changes", "paired": [name], "unpaired": {name: why}, "differences": {metric: interval or null}, "apart": same}.
     Apart are means subtracted, of those that are unpaired for their features alone; each side is resampled by itself.
     """
     unpaired = {variant.name: _why_not(variant, everyone.get(variant.source or "")) for variant in variants}
