@@ -17,12 +17,12 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
-from yaml import MarkedYAMLError
 
 import saeexplainer
 from saeexplainer.errors import UserError
@@ -64,7 +64,7 @@ def _compose(file: Path, overrides: list[str], source: str) -> DictConfig:
     try:
         with initialize_config_dir(config_dir=str(file.parent), version_base=None):
             return compose(file.stem, overrides)
-    except MarkedYAMLError as error:
+    except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = Path(mark.name).relative_to(CONF.parent) if mark and Path(mark.name).is_relative_to(CONF) else source
         raise UserError(
@@ -104,9 +104,25 @@ def _advice(key: str, known: list[str]) -> str:
         return f"to add an entry write +{key}.NAME=..."
     if section.rpartition(".")[2] in OPEN:
         return f"to add it write +{key}=..."
+    if choices := _choices_with(key):
+        return f"it comes with {', '.join(choices)}: choose one"
     groups = [path.name for path in CONF.iterdir() if path.is_dir() and path != STAGES]
     close = get_close_matches(key, known + groups, n=1)
     return f"did you mean {close[0]}?" if close else f"to add a new entry write +{key}=..."
+
+
+def _choices_with(key: str) -> list[str]:
+    """The choices of groups that bring a key which the default lacks; experiments make such choices."""
+    paths = [path for path in sorted(CONF.glob("*/*.yaml")) if path.parent.name not in (STAGES.name, "experiment")]
+    return [f"{path.parent.name}={path.stem}" for path in paths if _holds(yaml.safe_load(path.read_text("utf-8")), key)]
+
+
+def _holds(settings: Any, key: str) -> bool:
+    for name in key.split("."):
+        if not isinstance(settings, dict) or name not in settings:
+            return False
+        settings = settings[name]
+    return True
 
 
 def main(arguments: list[str] | None = None) -> int:

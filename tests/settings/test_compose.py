@@ -132,6 +132,7 @@ WRONG = {
     "no key": ("=3", "correct the override"),
     "group": ("sise=nano", "did you mean size?"),
     "key": ("train_sft.epoch=3", "did you mean train_sft.epochs?"),
+    "key of another choice": ("prepare_sae.architecture.k=8", "it comes with sae=batchtopk, "),
     "other keys": (
         "explainer.prompt={instruction: x}",
         "replace it whole: ~explainer.prompt '+explainer.prompt={instruction: x}'",
