@@ -92,6 +92,8 @@ def _arguments(params: Params, round_: Round, pairs: int, seed: int, scratch: Pa
         save_strategy="no", eval_strategy="steps", eval_steps=max(1, steps // config.evaluations_per_epoch),
         logging_steps=max(1, steps // 10), report_to="none", use_cpu=not torch.cuda.is_available(),
         gradient_checkpointing=how.gradient_checkpointing, dataloader_pin_memory=False,
+        # The reference stays as it is: once for each pair, and not in every epoch and evaluation.
+        precompute_ref_log_probs=True, precompute_ref_batch_size=4 * config.batch_size // processes.count(),
     )  # fmt: skip
 
 
