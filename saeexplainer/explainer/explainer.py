@@ -49,23 +49,21 @@ class Prompts:
         self.first_id = first_id
         self._tokenizer = tokenizer
         self._encoded = cache(self._encode)  # lines of contexts and descriptions come again and again
-        self._prompt = prompt = config.prompt
-        self._in_words = isinstance(prompt, AskedPrompt)
-        self._contexts = [self._shown(without_special(shown, tokenizer)) for shown in contexts]
+        prompt = config.prompt
+        self._words, self._in_words = prompt.shown_words, isinstance(prompt, AskedPrompt)
+        self._contexts = [
+            [self._line(line) for line in without_special(shown, tokenizer).splitlines()] for shown in contexts
+        ]
         # A leading space, as the description has after `<about>` in the lessons; a chat's answer begins a line.
         self._lead = "" if prompt.kind == "chat" else " "
         self._sides = _sides(tokenizer, prompt) if isinstance(prompt, AskedPrompt) else _token_sides(tokenizer)
 
     def ids(self, feature: int, *, bare: bool = False) -> list[int]:
         """The prompt of a feature; `bare` without its contexts."""
-        shown = self._contexts[feature] if feature < len(self._contexts) and not bare else ""
-        before, after = (self._encoded(side.replace("{contexts}", shown)) for side in self._sides)
-        cut = (
-            []
-            if self._in_words
-            else [f"{_mark(line)} {leading(line, self._prompt.shown_words)}" for line in shown.splitlines()]
-        )
-        return [*before, self.first_id + feature, *(token for part in cut for token in self._encoded(part)), *after]
+        shown = self._contexts[feature] if feature < len(self._contexts) and not bare else []
+        before, after = (self._encoded(side.replace("{contexts}", "\n".join(shown))) for side in self._sides)
+        behind = [] if self._in_words else shown
+        return [*before, self.first_id + feature, *(token for line in behind for token in self._encoded(line)), *after]
 
     def answer(self, description: str) -> list[int]:
         """A description as the explainer gives it, its end included."""
@@ -76,11 +74,11 @@ class Prompts:
         prompt, answer = self.ids(feature, bare=bare), self.answer(description)
         return {"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer}
 
-    def _shown(self, lines: str) -> str:
-        """The lines as a prompt in words has them."""
-        if not self._in_words:
-            return lines
-        return "\n".join(shortened(line, self._prompt.shown_words) for line in lines.splitlines())
+    def _line(self, line: str) -> str:
+        """A line of the contexts as the prompt has it: among its words, or behind the feature's token."""
+        if self._in_words:
+            return shortened(line, self._words)
+        return f"{_mark(line)} {leading(line, self._words)}"
 
     def _encode(self, text: str) -> list[int]:
         return self._tokenizer(text, add_special_tokens=False)["input_ids"]

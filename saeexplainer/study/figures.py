@@ -30,7 +30,8 @@ SEEDS, LOOKED_AT, CONTROL, LABELS = "seeds", "looked_at", "control", "labels"
 BEFORE_ROUNDS = (BASELINE, "warmup", START)  # evaluations in the order of training; the rounds follow, then others
 THE_LAST = "last"  # stands for the last round while no run tells its name
 BOOTSTRAP_SEED = 0
-OTHER_FEATURES = "its subject, SAE or features are not those of"  # why two runs of one seed are not paired
+
+Pair = tuple[Sequence[EvaluationRow], Sequence[EvaluationRow]]  # of a run, and of the one that it is held against
 
 
 @dataclass(frozen=True)
@@ -171,25 +172,22 @@ def against_sources(variants: Sequence[Variant], everyone: Mapping[str, Variant]
     {"changes", "paired": [name], "unpaired": {name: why}, "differences": {metric: interval or null}, "apart": same}.
     Apart are means subtracted, of those that are unpaired for their features alone; each side is resampled by itself.
     """
-    unpaired = {variant.name: _why_not(variant, everyone.get(variant.source or "")) for variant in variants}
-    paired = [variant for variant in variants if not unpaired[variant.name]]
-    apart = [variant for variant in variants if unpaired[variant.name].startswith(OTHER_FEATURES)]
-    pairs, others = (
-        [(_last_rows(variant), _last_rows(everyone[variant.source or ""])) for variant in found]
-        for found in (paired, apart)
-    )
+    why = {variant.name: _why_not(variant, everyone.get(variant.source or "")) for variant in variants}
+    compared = [(variant, everyone[variant.source or ""]) for variant in variants if not why[variant.name]]
+    paired = [(one, source) for one, source in compared if _same_features(one, source)]
+    apart = [(one, source) for one, source in compared if not _same_features(one, source)]
+    others = {one.name: f"its subject, SAE or features are not those of {source.name}" for one, source in apart}
+    pairs, gaps = ([(_last_rows(one), _last_rows(source)) for one, source in found] for found in (paired, apart))
     return {
         "changes": list(dict.fromkeys(change for variant in variants for change in variant.changes)),
-        "paired": [variant.name for variant in paired],
-        "unpaired": {name: why for name, why in unpaired.items() if why},
+        "paired": [one.name for one, _ in paired],
+        "unpaired": {name: reason for name, reason in (why | others).items() if reason},
         "differences": {metric: difference(pairs, metric, resamples) for metric in METRICS.values()},
-        "apart": {metric: _gap(others, metric, resamples) for metric in METRICS.values()},
+        "apart": {metric: _gap(gaps, metric, resamples) for metric in METRICS.values()},
     }
 
 
-def _gap(
-    pairs: Sequence[tuple[Sequence[EvaluationRow], Sequence[EvaluationRow]]], metric: str, resamples: int
-) -> dict[str, Any] | None:
+def _gap(pairs: Sequence[Pair], metric: str, resamples: int) -> dict[str, Any] | None:
     """Mean of a less mean of b, of other features, over all pairs; None where a side knows of fewer than two."""
     sides = [[value for rows in side for value in known_values(values_of(rows, metric))] for side in zip(*pairs)]
     if any(len(side) < 2 for side in sides) or not sides:
@@ -198,7 +196,7 @@ def _gap(
 
 
 def _why_not(variant: Variant, source: Variant | None) -> str:
-    """Why these two cannot be paired; empty if they can."""
+    """Why these two cannot be compared; empty if they can."""
     if lacking := _lacking(variant):
         return lacking
     if source is None:
@@ -207,11 +205,13 @@ def _why_not(variant: Variant, source: Variant | None) -> str:
         return f"{source.name}: {lacking}"
     if variant.seed != source.seed:
         return f"its seed is {variant.seed}, that of {source.name} is {source.seed}"
-    features = [{row.feature_id for row in _last_rows(one)} for one in (variant, source)]
-    # Ids do not tell one training of an SAE from another; its own figures do.
-    if (variant.subject, variant.sae) != (source.subject, source.sae) or features[0] != features[1]:
-        return f"{OTHER_FEATURES} {source.name}"
     return ""
+
+
+def _same_features(variant: Variant, source: Variant) -> bool:
+    """Ids do not tell one training of an SAE from another; its own figures do."""
+    ids, others = ({row.feature_id for row in _last_rows(one)} for one in (variant, source))
+    return (variant.subject, variant.sae) == (source.subject, source.sae) and ids == others
 
 
 def _lacking(variant: Variant) -> str:

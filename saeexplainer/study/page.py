@@ -335,17 +335,12 @@ def _groups(study: dict[str, Any]) -> Iterator[str]:
     for group, found in study["others"].items():
         yield f"## {group}"
         changed = ", ".join(f"`{change}`" for change in found["changes"]) or "nothing"
-        yield (
-            f"These runs change {changed}. Each is compared with the run that it comes from: last round minus last "
-            "round, paired by feature."
-        )
-        rows = found["by_run"] | {POOLED: found["differences"]}
+        yield f"These runs change {changed}. Each is compared with the run it comes from: last round minus last round."
+        head, apart = "run − where it comes from", found["apart_by_run"]
         if found["paired"]:
-            yield evaluations_table("run − where it comes from", rows, bold)
-        if found["apart_by_run"]:
-            yield (
-                "The following have other features, which nothing pairs: means are subtracted, and the features of "
-                "either side are resampled by themselves."
-            )
-            yield evaluations_table("run − where it comes from", found["apart_by_run"] | {POOLED: found["apart"]}, bold)
-        yield "\n".join(f"- `{name}`: {literal(why)}" for name, why in found["unpaired"].items())
+            yield "The features are the same and are paired."
+            yield evaluations_table(head, found["by_run"] | {POOLED: found["differences"]}, bold)
+        if apart:
+            yield "The features are others: means are subtracted, and the features of either side are resampled alone."
+            yield evaluations_table(head, apart | {POOLED: found["apart"]}, bold)
+        yield "\n".join(f"- `{name}`: {literal(why)}" for name, why in found["unpaired"].items() if name not in apart)

@@ -348,7 +348,11 @@ def test_means_are_subtracted_where_the_features_are_others() -> None:
     found = odd["apart_by_run"]["odd0"]["generative_accuracy"]
     assert found["value"] == 0.1875 - 0.5 and found["n"] == 8 and found == odd["apart"]["generative_accuracy"]
     section = study_page.page(summarise([source, other], 200)).split("## odd\n")[1]
-    assert "which nothing pairs" in section and "| `odd0` | -31.2 (" in section.replace("*", "")
+    assert (
+        "means are subtracted" in section
+        and "- `odd0`" not in section
+        and "| `odd0` | -31.2 (" in section.replace("*", "")
+    )
 
 
 def test_seeds_that_were_looked_at_have_tables_of_their_own() -> None:
