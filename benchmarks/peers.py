@@ -113,19 +113,19 @@ def ratios(seconds: dict[str, list[float]]) -> dict[str, tuple[float, float, flo
 
 
 def page(figures: dict[str, Any]) -> str:
-    """docs/PERFORMANCE.md."""
-    machine = figures["machine"]
+    """docs/PERFORMANCE.md, of what each shape was measured on and what was found."""
     parts = [
         "<!-- Written by `benchmarks/peers.py --write`; what is edited here is lost. -->",
         "# Beside its peers",
-        f"Every way has the same model, SAE, texts and machine, in one run ({machine}, float32). Ways take turns; a "
-        "ratio is the median over the passes of the other way's seconds over ours, with least and most in brackets: "
-        "above 1 we are faster. Weights and words are random, but for smollm2's weights. Extraction here tokenises, "
-        "encodes and keeps statistics of every latent; a bare forward pass does none of that. "
-        "`python benchmarks/peers.py` measures all again.",
+        "Every way has the same model, SAE, texts and machine, in one run, in float32. Ways take turns; a ratio is "
+        "the median over the passes of the other way's seconds over ours, with least and most in brackets: above 1 we are "
+        "faster. Weights and words are random, but for smollm2's weights. SAEs are TopK, so a latent's activation takes "
+        "the whole SAE. Extraction here tokenises, encodes and keeps statistics of every latent; a bare forward pass "
+        "does none of that. `python benchmarks/peers.py` measures all again.",
     ]
-    for shape, found in figures["shapes"].items():
-        parts.append(f"## {shape}")
+    for shape, run in figures.items():
+        found = run["parts"]
+        parts += [f"## {shape}", f"On {run['machine']}."]
         rows = []
         for part, one in found.items():
             for name, (middle, low, high) in ratios(one.get("seconds", {})).items():
@@ -178,23 +178,21 @@ def main() -> int:
         shapes = chosen(options.shapes, list(SHAPES), "--shapes")
         parts = chosen(options.parts, [*PARTS, MEMORY], "--parts")
         fetch()
-        figures: dict[str, Any] = {"machine": machine(), "shapes": {}}
         for shape in shapes:
-            found = {part: measured(shape, part) for part in parts}
-            figures["shapes"][shape] = found
-            print(page(figures | {"shapes": {shape: found}}), flush=True)
+            found = {shape: {"machine": machine(), "parts": {part: measured(shape, part) for part in parts}}}
+            print(page(found), flush=True)
             if options.write:
-                keep(figures)
+                keep(found)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def keep(figures: dict[str, Any]) -> None:
+def keep(found: dict[str, Any]) -> None:
     """Write the page and its figures; shapes that were not measured now stay as they stand."""
-    before = read_json(FIGURES)["shapes"] if FIGURES.is_file() else {}
-    kept = figures | {"shapes": before | figures["shapes"]}
+    before = read_json(FIGURES) if FIGURES.is_file() else {}
+    kept = {shape: run for shape in SHAPES if (run := (before | found).get(shape))}
     write_json(FIGURES, kept)
     PAGE.write_text(page(kept), encoding="utf-8")
 

@@ -32,10 +32,8 @@ def test_a_part_times_every_way(part: str, monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_ratio_is_the_median_over_the_passes() -> None:
     seconds = {peers.OURS: [1.0, 2.0, 4.0], "other": [3.0, 2.0, 10.0]}
     assert peers.ratios(seconds) == {"other": (2.5, 1.0, 3.0)}
-    shapes = {
-        "tiny": {"scoring": {"work": "little", "seconds": seconds}, "memory": {"work": "more", "gib": {"1": 0.5}}}
-    }
-    page = peers.page({"machine": "a machine", "shapes": shapes})
+    parts = {"scoring": {"work": "little", "seconds": seconds}, "memory": {"work": "more", "gib": {"1": 0.5}}}
+    page = peers.page({"tiny": {"machine": "a machine", "parts": parts}})
     assert "| scoring | little | other | 2.000 | 3.000 | 2.50 (1.00 to 3.00) |" in page and "1 times 0.50 GiB" in page
 
 

@@ -1,4 +1,4 @@
-"""docs/ABLATION.md, EXPLAINER.md, FURTHER.md: one setting changed at a time around a base, on valid, with verdicts.
+"""docs/ABLATION.md, EXPLAINER.md, FURTHER.md, LEAN.md: one setting changed at a time, on valid, with verdicts.
 
 `summarise` makes the plan's JSON, `page` the page from that alone. A setting is a group of variants, one
 a seed, each compared with the variant it comes `from`: last round against last round, paired by feature. Whether a
@@ -55,6 +55,7 @@ TITLES = {  # of the plans that have a page of this kind
         "the default, but that a tenth of the training prompts had no contexts",
     ),
     "further": Title("Further explainers", "Further changes of what it reads and how it is trained", "the default"),
+    "lean": Title("A leaner default", "What fewer seconds cost", "the default"),
 }
 
 HOW = """\
