@@ -117,11 +117,11 @@ def page(figures: dict[str, Any]) -> str:
     parts = [
         "<!-- Written by `benchmarks/peers.py --write`; what is edited here is lost. -->",
         "# Beside its peers",
-        "Every way has the same model, SAE, texts and machine, in one run, in float32. Ways take turns; a ratio is "
-        "the median over the passes of the other way's seconds over ours, with least and most in brackets: above 1 we are "
-        "faster. Weights and words are random, but for smollm2's weights. SAEs are TopK, so a latent's activation takes "
-        "the whole SAE. Extraction here tokenises, encodes and keeps statistics of every latent; a bare forward pass "
-        "does none of that. `python benchmarks/peers.py` measures all again.",
+        "Every way has the same model, SAE, texts and machine, in one run, in float32. Ways take turns; a ratio is the "
+        "median over the passes of the other way's seconds over ours, with least and most in brackets: above 1 we are "
+        "faster. Weights and words are random, but for smollm2's weights. SAEs are TopK, so one latent takes the whole "
+        "SAE. Extraction here tokenises, encodes and keeps statistics of every latent; a bare forward pass does none of "
+        "that. `python benchmarks/peers.py` measures all again.",
     ]
     for shape, run in figures.items():
         found = run["parts"]
