@@ -120,8 +120,8 @@ def page(figures: dict[str, Any]) -> str:
         "Every way has the same model, SAE, texts and machine, in one run, in float32. Ways take turns; a ratio is the "
         "median over the passes of the other way's seconds over ours, with least and most in brackets: above 1 we are "
         "faster. Weights and words are random, but for smollm2's weights. SAEs are TopK, so one latent takes the whole "
-        "SAE. Extraction here tokenises, encodes and keeps statistics of every latent; a bare forward pass does none of "
-        "that. `python benchmarks/peers.py` measures all again.",
+        "SAE. Extraction here tokenises, encodes and keeps statistics of each latent; a bare forward pass does not. "
+        "`python benchmarks/peers.py` measures all again.",
     ]
     for shape, run in figures.items():
         found = run["parts"]

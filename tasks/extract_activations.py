@@ -24,6 +24,7 @@ import torch
 
 import saeexplainer
 from saeexplainer.config import Params
+from saeexplainer.config.parts import Promotion
 from saeexplainer.domains.corpus.installed import versions
 from saeexplainer.domains.corpus.text import is_installed
 from saeexplainer.domains.domain import Document, Domain, ReadingLimit
@@ -42,6 +43,7 @@ from saeexplainer.runs.seeds import seed_torch
 from saeexplainer.runs.storage import replacing, write_rows, write_tensors
 from saeexplainer.saes.reading import open_reader
 from saeexplainer.saes.subset import decoder_rows
+from tasks.effects import effects
 from tasks.places import ACTIVATIONS, SAES, SUBJECT
 from tasks.stage import Report, main
 
@@ -57,7 +59,8 @@ class Extraction:
         self.params = params
         self.config = params.extract_activations
         names = [spec.name for spec in params.prepare_sae.saes]
-        self.reader = open_reader(SUBJECT, SAES, names, params.prepare_subject.context_length, whole=False)
+        clamps = self.config.promoted_by is Promotion.clamp
+        self.reader = open_reader(SUBJECT, SAES, names, params.prepare_subject.context_length, whole=clamps)
         self.saes = self.reader.saes
         limit = ReadingLimit(self.reader.tokenizer, self.reader.context_length)
         self.domain: Domain = open_domain(
@@ -226,8 +229,9 @@ def neighbour_rows(work: Extraction, rows: list[FeatureRow], firing: dict[str, C
 
 
 def promoted_rows(work: Extraction, rows: list[FeatureRow], decoder: torch.Tensor) -> list[PromotedRow]:
-    """The tokens that each feature's decoder row promotes, in the order of `rows`."""
-    tokens = promoted(work.reader.model, work.reader.tokenizer, decoder, PROMOTED)
+    """The tokens that each feature's decoder row promotes, at the feature's maximum, in the order of `rows`."""
+    strongest = decoder * torch.tensor([row.maximum for row in rows]).unsqueeze(1)
+    tokens = promoted(effects(work.params, work.reader, strongest), work.reader.tokenizer, PROMOTED)
     return [PromotedRow(row.feature_id, words) for row, words in zip(rows, tokens, strict=True)]
 
 

@@ -6,14 +6,11 @@ data/probes/{contexts,steered,alone}.parquet, and reports/probes.json: how many,
 """
 
 from dataclasses import asdict
-from itertools import islice
 
 import torch
 
 from saeexplainer.config import Params
 from saeexplainer.config.parts import LikelihoodJudgeSpec
-from saeexplainer.domains.domain import ReadingLimit
-from saeexplainer.domains.opening import open_domain
 from saeexplainer.errors import UserError
 from saeexplainer.features import probes
 from saeexplainer.judges.likelihood import LikelihoodJudge
@@ -22,6 +19,7 @@ from saeexplainer.runs.seeds import seed_torch, stage_seed
 from saeexplainer.runs.storage import read_rows, write_json, write_rows
 from saeexplainer.saes import steering, text_activations
 from saeexplainer.saes.reading import Reader, open_reader
+from tasks.beginnings import beginnings
 from tasks.places import ACTIVATIONS, PROBES, REPORTS, SAES, SUBJECT
 from tasks.stage import Report, main
 
@@ -81,13 +79,10 @@ def read_alone(params: Params, reader: Reader, texts: list[str]) -> list[AloneRo
 
 
 def neutral_prompts(params: Params, tokenizer) -> torch.Tensor:
-    """The first tokens of a few documents, BOS included: [prompts, tokens]."""
+    """The beginnings that are steered, BOS included: [prompts, tokens]. Raises UserError if the documents are too
+    short."""
     steer = params.probe_features.steer
-    limit = ReadingLimit(tokenizer, params.prepare_subject.context_length)
-    domain = open_domain(params.prepare_subject.domain, params.seed, params.prepare_subject.corpus, limit)
-    encoded = (tokenizer(document.text)["input_ids"] for document in domain.documents("steering", 50 * steer.prompts))
-    long = [ids[: steer.prompt_tokens] for ids in encoded if len(ids) > steer.prompt_tokens]
-    found = list(islice((list(ids) for ids in dict.fromkeys(map(tuple, long))), steer.prompts))
+    found = beginnings(params, tokenizer, "steering", steer.prompts, steer.prompt_tokens)
     if len(found) < steer.prompts:
         raise UserError(
             f"probe_features.steer.prompt_tokens: {steer.prompt_tokens}, but only {len(found)} documents are longer; "

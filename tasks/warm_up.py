@@ -12,6 +12,7 @@ import random
 from dataclasses import replace
 
 from saeexplainer.config import Params
+from saeexplainer.config.parts import Promotion
 from saeexplainer.domains.domain import ReadingLimit
 from saeexplainer.domains.opening import open_domain
 from saeexplainer.explainer import folder as explainer_folder
@@ -26,6 +27,7 @@ from saeexplainer.saes.loading import read_site
 from saeexplainer.saes.reading import Reader
 from saeexplainer.training import sft, warmup
 from saeexplainer.training.curves import write_curves
+from tasks.effects import effects
 from tasks.places import EXPLAINERS, REPORTS, SITE, SUBJECT, WARMUP
 from tasks.stage import Report, main
 
@@ -54,9 +56,10 @@ def run(params: Params) -> Report:
 
 
 def opened(params: Params) -> Reader:
-    """The subject up to the site that SAEs read."""
+    """The subject up to the site that SAEs read, or the whole where it is asked what vectors do to its output."""
     site = read_site(SITE)
-    model, tokenizer = open_model(SUBJECT, blocks=site.blocks), open_tokenizer(SUBJECT)
+    clamps = params.explainer.prompt.shown_promoted and params.extract_activations.promoted_by is Promotion.clamp
+    model, tokenizer = open_model(SUBJECT, blocks=None if clamps else site.blocks), open_tokenizer(SUBJECT)
     return Reader(model, tokenizer, site, params.prepare_subject.context_length)
 
 
@@ -71,7 +74,7 @@ def raw_activations(params: Params, reader: Reader, draw: random.Random) -> warm
     found = warmup.warmup_set(batches, domain, config, prompt, params.extract_activations.context_tokens, draw)
     if not prompt.shown_promoted:
         return found
-    tokens = promoted(reader.model, reader.tokenizer, found.vectors, prompt.shown_promoted)
+    tokens = promoted(effects(params, reader, found.vectors), reader.tokenizer, prompt.shown_promoted)
     contexts = found.contexts or [""] * len(tokens)
     shown = ["\n".join(filter(None, [own, promotes(words)])) for own, words in zip(contexts, tokens, strict=True)]
     return replace(found, contexts=shown)

@@ -14,8 +14,7 @@ from pydantic.dataclasses import dataclass
 from saeexplainer.config.parts import (
     CLOSED, Agent, Amount, Architecture, Commit, Count, Direction, DomainName, DpoLoss, EvaluationKind, Flag,
     InnerShare, Judge, LabelChoice, Labeller, Name, Natural, NonEmpty, PairingRule, Positive, PositiveShare, Pretrained,
-    TextEncoder,
-    Several, Share, ShareBelowOne, Text, Writer, matching,
+    Promotion, Several, Share, ShareBelowOne, Text, TextEncoder, Writer, matching,
 )  # fmt: skip
 from saeexplainer.config.explainers import AnyAdapter, ExplainerPrompt
 from saeexplainer.config.saes import ArchitectureOfSae, Sae
@@ -87,6 +86,7 @@ class ExtractActivations:
     max_features: Count | None  # of sft and dpo together, drawn at random; the others are spare. null: all
     sft_share: InnerShare  # of the training features, over all SAEs
     direction_contexts: Count  # top contexts over whose strongest tokens the direction mean_activation is taken
+    promoted_by: Promotion  # the tokens that a feature's decoder row promotes, and a warm-up vector
     neighbours: Count  # kept for each feature: as many by decoder cosine as by co-firing
     twin_cosine: PositiveShare  # a training feature whose decoder row is this close to a valid or test one is left out
 

@@ -90,6 +90,13 @@ class Direction(StrEnum):
     mean_activation = "mean_activation"  # mean residual at the feature's top tokens minus the corpus mean
 
 
+class Promotion(StrEnum):
+    """How it is found what tokens a direction promotes (METHOD section 2)."""
+
+    lens = "lens"  # the subject's last norm and output head read the direction alone
+    clamp = "clamp"  # the subject continues neutral beginnings while the direction is added where the SAEs read
+
+
 class LabelChoice(StrEnum):
     """Which of the readings that fit its contexts the labeller names."""
 

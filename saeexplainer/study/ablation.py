@@ -1,4 +1,4 @@
-"""docs/ABLATION.md, EXPLAINER.md, FURTHER.md, LEAN.md: one setting changed at a time, on valid, with verdicts.
+"""docs/ABLATION.md, EXPLAINER.md, FURTHER.md, VARIATIONS.md: one setting changed at a time, on valid, with verdicts.
 
 `summarise` makes the plan's JSON, `page` the page from that alone. A setting is a group of variants, one
 a seed, each compared with the variant it comes `from`: last round against last round, paired by feature. Whether a
@@ -55,7 +55,7 @@ TITLES = {  # of the plans that have a page of this kind
         "the default, but that a tenth of the training prompts had no contexts",
     ),
     "further": Title("Further explainers", "Further changes of what it reads and how it is trained", "the default"),
-    "lean": Title("A leaner default", "What fewer seconds cost", "the default"),
+    "variations": Title("Variations of the default", "Changes of the default", "the default"),
 }
 
 HOW = """\
@@ -100,12 +100,13 @@ def _inputs(variants: Sequence[Variant], resamples: int) -> dict[str, Any]:
 
 
 def _setting(variants: Sequence[Variant], everyone: Mapping[str, Variant], resamples: int) -> dict[str, Any]:
+    """What `against_sources` says, of means where no run has its base's features; by_run and verdict."""
     found = against_sources(variants, everyone, resamples)
-    by_run = {
-        name: against_sources([everyone[name]], everyone, resamples)["differences"][CRITERION]
-        for name in found["paired"]
-    }
-    return found | {"by_run": by_run, "verdict": _verdict(found["differences"][CRITERION], list(by_run.values()))}
+    how = "differences" if found["paired"] else "apart"
+    alone = {variant.name: against_sources([variant], everyone, resamples) for variant in variants}
+    by_run = {name: one[how][CRITERION] for name, one in alone.items() if one[how][CRITERION]}
+    verdict = _verdict(found[how][CRITERION], list(by_run.values()))
+    return found | {"differences": found[how], "by_run": by_run, "verdict": verdict}
 
 
 def _verdict(pooled: Mapping[str, Any] | None, by_run: Sequence[Mapping[str, Any]]) -> str:
@@ -164,8 +165,8 @@ def sections(ablation: dict[str, Any], plan: str = "ablation") -> Iterator[str]:
         "Intervals are over features: they do not hold what another training run would give, and no interval is "
         f"corrected for the {len(ablation['settings'])} comparisons. So a setting helps or hurts only if it has more "
         "than one run and all of them say so. A rule of pairing changes how many pairs there are, and a reward which "
-        "features reach the floor; that is part of what is compared. The features of valid also pick the checkpoint of "
-        "each round."
+        "features reach the floor; that is part of what is compared. Where a setting changes the features themselves, "
+        "means are compared, and nothing is paired. The features of valid also pick the checkpoint of each round."
     )
     yield _preference(ablation)
     for verdict in (HELPS, HURTS, NO_DIFFERENCE, ONE_RUN, NOT_RUN):
@@ -204,7 +205,7 @@ def _told(name: str, found: Mapping[str, Any]) -> str:
     differences = found["differences"]
     others = [metric for metric in differences if metric != CRITERION]
     interval = differences[CRITERION]
-    parts = [f"{words(CRITERION)} {bold(interval)}, {runs(len(found['paired']))}, {interval['n']:,} features"]
+    parts = [f"{words(CRITERION)} {bold(interval)}, {runs(len(found['by_run']))}, {interval['n']:,} features"]
     if len(found["by_run"]) > 1:
         each = (f"{run} {100 * one['value']:+.1f}" for run, one in found["by_run"].items())
         parts[0] += f" ({', '.join(each)})"
@@ -223,7 +224,7 @@ def _differences(ablation: dict[str, Any]) -> str:
     metrics = known_metrics(found["differences"] for found in ablation["settings"].values())
     rows = [
         [
-            f"`{name}`", found["verdict"], f"{len(found['paired'])}",
+            f"`{name}`", found["verdict"], f"{len(found['by_run'])}",
             *(bold(found["differences"][metric]) for metric in metrics),
         ]
         for name, found in ablation["settings"].items()

@@ -6,8 +6,8 @@ Each plan is a file of conf/, and has a page under docs/ and a JSON file with th
 explainer that reads the direction alone (docs/STUDY.md), contexts, of one that reads contexts too (docs/CONTEXTS.md),
 gated, of the default (docs/GATED.md), real, on a pretrained model (docs/REAL.md), ablation (docs/ABLATION.md),
 explainer, by which the default's explainer was chosen (docs/EXPLAINER.md), further, more changes of it
-(docs/FURTHER.md), saes, SAEs of several architectures (docs/SAES.md), and real_saes, of several widths and sparsities
-on a pretrained model (docs/REAL_SAES.md).
+(docs/FURTHER.md), variations, changes of the default (docs/VARIATIONS.md), saes, SAEs of several architectures
+(docs/SAES.md), and real_saes, of several widths and sparsities on a pretrained model (docs/REAL_SAES.md).
 
 A variant's folder .study/PLAN/NAME holds a copy of the repository's files, params.yaml composed with its overrides, and
 its own results; DVC brings it up to date there. All folders of all plans share one DVC cache, and with it DVC's memory

@@ -13,18 +13,24 @@ from omegaconf import OmegaConf
 from tiny import WIDTH, random_sae, tiny_model, tiny_tokenizer
 
 from saeexplainer.config import Corpus, Params
-from saeexplainer.config.parts import Architecture, DomainName
+from saeexplainer.config.parts import Architecture, DomainName, Promotion
 from saeexplainer.domains.corpus.domain import CorpusDomain
 from saeexplainer.domains.sandbox.world import World
+from saeexplainer.errors import UserError
 from saeexplainer.features import truth
+from saeexplainer.features.promoted import by_clamp, by_lens, promoted
 from saeexplainer.models.loading import load_model
-from saeexplainer.records import ContextRow, ExplanationRow, FeatureRow
+from saeexplainer.records import ContextRow, ExplanationRow, FeatureRow, PromotedRow
 from saeexplainer.runs.storage import read_rows, write_rows
 from saeexplainer.saes.loading import write_site
+from saeexplainer.saes.reading import open_reader
 from saeexplainer.saes.sites import Place, Site
-from tasks import extract_activations, label_features, probe_features, sources, train_sft, warm_up
+from saeexplainer.saes.subset import decoder_rows
+from saeexplainer.training import warmup
+from tasks import effects, extract_activations, label_features, probe_features, sources, train_sft, warm_up
+from tasks.beginnings import beginnings
 from tasks.bench import Bench
-from tasks.places import SITE
+from tasks.places import ACTIVATIONS, SAES, SITE, SUBJECT, WARMUP
 from tasks.settings import compose, params
 
 IMPORTED = Path("data/imported/labels.parquet")
@@ -140,3 +146,35 @@ def test_a_corpus_labels_itself_and_warms_up(workspace: Path, monkeypatch: pytes
     trained = ("subject", "explainers/warmup", "explainers/sft")
     weights = [load_model(Path(f"data/{name}")).state_dict() for name in trained]
     assert all(any(not torch.equal(a[name], b[name]) for name in a) for a, b in zip(weights, weights[1:]))
+
+
+def test_clamped_tokens_are_shown_of_features_and_of_warm_up_examples(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each row is what the stage's own parts say of its feature; a corpus of short texts is a mistake in one line."""
+    monkeypatch.chdir(workspace)
+    given = settings()
+    prompt = replace(given.explainer.prompt, shown_promoted=2)
+    given = replace(
+        given,
+        explainer=replace(given.explainer, prompt=prompt),
+        extract_activations=replace(given.extract_activations, promoted_by=Promotion.clamp),
+    )
+    torch.set_grad_enabled(True)
+    extract_activations.run(given)
+    written = read_rows(ACTIVATIONS / "promoted.parquet", PromotedRow)
+    rows = read_rows(ACTIVATIONS / "features.parquet", FeatureRow)
+    reader = open_reader(SUBJECT, SAES, ["main", "lender1"], given.prepare_subject.context_length)
+    begun = torch.tensor(beginnings(given, reader.tokenizer, "clamping", effects.BEGINNINGS, effects.TOKENS))
+    strongest = torch.stack([row.maximum * decoder_rows(reader.saes[row.sae])[row.index] for row in rows])
+    assert [row.tokens for row in written] == promoted(by_clamp(reader, begun, strongest), reader.tokenizer, 10)
+    assert written[0].tokens != promoted(by_lens(reader.model, strongest[:1]), reader.tokenizer, 10)[0]
+    warm_up.run(given)
+    assert all("promotes: " in shown for shown in warmup.load(WARMUP).contexts)
+
+    lines = (json.dumps({"text": f"the dog {number}"}) for number in range(1000))
+    Path("short.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    corpus = Corpus("short.jsonl", None, None, None, "text", packed=False)
+    short = replace(given, prepare_subject=replace(given.prepare_subject, corpus=corpus))
+    with pytest.raises(UserError, match=r"extract_activations\.promoted_by: is clamp.*say lens"):
+        effects.effects(short, reader, strongest)

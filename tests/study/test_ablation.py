@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rows import evaluated
 
-from saeexplainer.figures.comparison import METRICS
+from saeexplainer.figures.comparison import ACCURACY, METRICS
 from saeexplainer.figures.intervals import pooled_mean
 from saeexplainer.records import EvaluationRow
 from saeexplainer.study import ablation as study_ablation, page as study_page
@@ -98,14 +98,6 @@ UNPAIRED = {
         variant("odd0", "odd", rounds(LEVELS), "base0", seed=1),
         "its seed is 1, that of base0 is 0",
     ),
-    "another SAE": (
-        variant("odd0", "odd", rounds(LEVELS), "base0", sae={"l0": 9.0}),
-        "its subject, SAE or features are not those of base0",
-    ),
-    "other features": (
-        variant("odd0", "odd", rounds(LEVELS[:3]), "base0"),
-        "its subject, SAE or features are not those of base0",
-    ),
     "no base": (variant("odd0", "odd", rounds(LEVELS)), "it comes from no variant"),
     "not run": (absent("odd0", "odd", "base0", ["odd=on"], "not run"), "not run"),
     "base not run": (variant("odd0", "odd", rounds(LEVELS), "base1", seed=1), "base1: not run"),
@@ -120,6 +112,25 @@ def test_what_cannot_be_paired_is_said_and_does_not_count(odd: Variant, why: str
     assert (one["unpaired"], one["paired"], one["verdict"]) == ({"odd0": why}, [], NOT_RUN)
     assert set(one["differences"].values()) == {None}
     assert f"): odd0: {why}" in "\n".join(study_ablation.sections(found)).split("### Not run")[1]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        variant("odd0", "odd", rounds([1.0, 0.5, 0.5, 1.0]), "base0", sae={"l0": 9.0}),
+        variant("odd0", "odd", rounds([1.0, 0.5]), "base0"),
+    ],
+    ids=["another SAE", "fewer features"],
+)
+def test_a_setting_with_other_features_is_compared_by_means(odd: Variant) -> None:
+    found = ablated(odd)
+    one = found["settings"]["odd"]
+    assert (one["paired"], one["verdict"]) == ([], ONE_RUN)
+    assert one["by_run"]["odd0"] == one["differences"][ACCURACY] == one["apart"][ACCURACY]
+    assert one["differences"][ACCURACY]["value"] == pytest.approx(0.75 - 0.375)
+    (line,) = study_ablation.verdict_lines(found)
+    assert "generative accuracy" in line and "+37.5 (" in line and "1 run, " in line
+    assert line.endswith("odd0: its subject, SAE or features are not those of base0")
 
 
 def test_a_missing_seed_leaves_the_others_and_is_named() -> None:
