@@ -3,6 +3,7 @@
 import ast
 import re
 import subprocess
+import tomllib
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
@@ -266,3 +267,12 @@ def test_every_config_field_says_its_unit_or_effect(name: str) -> None:
         if "#" not in lines[field.lineno - 1]
     ]
     assert plain == []
+
+
+def test_shapes_are_checked_wherever_they_are_named() -> None:
+    """Elsewhere the check would only slow the tests: it wraps every function."""
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["pytest"]["ini_options"]
+    (checked,) = re.findall(r"--jaxtyping-packages=(\S+)", options["addopts"])
+    library = (path.relative_to(ROOT) for path in PYTHON_FILES if path.is_relative_to(ROOT / "saeexplainer"))
+    naming = {path.with_suffix("").parts[1] for path in library if "from jaxtyping" in (ROOT / path).read_text()}
+    assert set(checked.split(",")) == {*(f"saeexplainer.{name}" for name in naming), "beartype.beartype"}
