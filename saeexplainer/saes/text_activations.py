@@ -104,10 +104,12 @@ def read_tokens(asked: Sequence[tuple[str, int]], reader: "Reader", sae: str) ->
 def read_ends(texts: Sequence[str], reader: "Reader", sae: str) -> Float[np.ndarray, "texts d_sae"]:
     """What all latents of an SAE do on the last valid token of each text, in activation units; nothing if it has none.
     Equal texts are read once."""
+    from tqdm.auto import tqdm
+
     distinct = sorted(set(texts))
     row = {text: at for at, text in enumerate(distinct)}
     found = np.zeros((len(distinct), reader.saes[sae].cfg.d_sae), np.float32)
-    for indices in reader.batches(distinct, 512):
+    for indices in tqdm(reader.batches(distinct, 512), desc="reading the ends of texts"):
         batch = reader.read([distinct[index] for index in indices])
         there = batch.valid.any(dim=1)
         last = batch.valid.shape[1] - 1 - batch.valid.long().flip(1).argmax(dim=1)
