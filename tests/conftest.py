@@ -1,4 +1,4 @@
-"""Settings of the whole test run: two processes (pyproject.toml), each with one thread, for a machine of two cores."""
+"""Settings of the whole test run: three processes (pyproject.toml) of one thread each, for a machine of two cores."""
 
 import os
 import tempfile
@@ -15,6 +15,14 @@ NANO = (
     "tests/test_pipeline.py",
     "tests/test_sharing.py",
 )  # in this order: the second takes from the cache what the first trained
+LONG = (  # minutes each
+    "tests/flows/test_deployments.py",
+    "tests/saes/test_variants_in_the_loop.py",
+    "tests/test_matrix.py",
+    "tests/flows/test_pipeline.py",
+    "tests/study/test_study.py",
+    "tests/cli/test_main.py",
+)
 
 
 class _ByFile(LoadFileScheduling):
@@ -31,12 +39,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log) -> LoadFileSchedulin
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest ones start first."""
+    """The longest files start first, so that no process is left with one at the end."""
+    order = [*NANO, *LONG]
 
-    def file(item: pytest.Item) -> str:
-        return item.nodeid.partition("::")[0]
+    def place(item: pytest.Item) -> tuple[int, str]:
+        file = item.nodeid.partition("::")[0]
+        return (order.index(file) if file in order else len(order), file)
 
-    items.sort(key=lambda item: (file(item) not in NANO, file(item)))  # stable: a file's own order stays
+    items.sort(key=place)  # stable: a file's own order stays
 
 
 @pytest.fixture(scope="session")
