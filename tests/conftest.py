@@ -1,7 +1,9 @@
 """Settings of the whole test run: three processes (pyproject.toml) of one thread each, for a machine of two cores."""
 
 import os
+import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -53,3 +55,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def nano_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """DVC's cache of the workspaces that run the nano pipeline."""
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def gradients() -> Iterator[None]:
+    """A stage that runs in the test's process may leave them switched off, as it does in its own."""
+    yield
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_grad_enabled(True)

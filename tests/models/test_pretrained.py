@@ -42,7 +42,16 @@ from saeexplainer.runs.storage import read_json, read_rows, write_rows
 from saeexplainer.saes import loading
 from saeexplainer.saes.reading import open_reader
 from saeexplainer.saes.sites import Place, Site, parse_site
-from tasks import bench, evaluate, extract_activations, prepare_sae, prepare_subject, probe_features, score_explanations
+from tasks import (
+    beginnings,
+    bench,
+    evaluate,
+    extract_activations,
+    prepare_sae,
+    prepare_subject,
+    probe_features,
+    score_explanations,
+)
 from tasks.cli import exchange
 
 SETTINGS = settings()
@@ -96,8 +105,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A workspace to be in."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(prepare_sae, "MEASURED_DOCUMENTS", 20)
-    for stage in (prepare_subject, prepare_sae, extract_activations, probe_features, bench):
-        monkeypatch.setattr(stage, "open_domain", one_world)
+    for module in (prepare_subject, prepare_sae, extract_activations, beginnings, bench):
+        monkeypatch.setattr(module, "open_domain", one_world)
     with torch.enable_grad():  # which a stage switches off for its process
         yield tmp_path
 
