@@ -61,6 +61,8 @@ def by_clamp(
     """How much the log-probabilities of the next token rise while each direction, at its own length, is added where the
     SAEs read, at every position but that of BOS: their mean over positions and beginnings; on the CPU, some directions
     at a time. The reader has the whole subject."""
+    from tqdm.auto import tqdm
+
     first = 1 if reader.begins_with_bos else 0
     prompts = beginnings.to(device_of(reader.model))
 
@@ -72,7 +74,8 @@ def by_clamp(
         return total / len(prompts)
 
     clean = log_probabilities(1)
-    for some in directions.split(fitting(AT_ONCE, prompts.shape[1] * clean.shape[1])):
+    parts = directions.split(fitting(AT_ONCE, prompts.shape[1] * clean.shape[1]))
+    for some in tqdm(parts, desc="directions added where the SAEs read"):
 
         def add(there: Tensor, some: Tensor = some) -> Tensor:
             found = there.clone()
