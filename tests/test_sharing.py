@@ -86,18 +86,24 @@ def test_repro_takes_params_yaml_as_it_is(workspace: Path) -> None:
     assert started(dvc(workspace, "repro", "--dry")) == []
 
 
-def test_a_queued_experiment_runs_beside_the_workspace(workspace: Path) -> None:
+@pytest.fixture(scope="module")
+def rerun(workspace: Path) -> str:
+    """The name of an experiment that ran out of the queue, and made nothing but the comparison anew."""
     dvc(workspace, "exp", "run", "--queue", "--name", "rerun", *sets(RERUN))
     assert "Queued" in dvc(workspace, "queue", "status")
     said = dvc(workspace, "exp", "run", "--run-all")
     assert started(said) == ["compare_rounds"]
+    return "rerun"
+
+
+def test_a_queued_experiment_runs_beside_the_workspace(workspace: Path, rerun: str) -> None:
     assert git(workspace, "status", "--porcelain") == ""
     experiments = json.loads(dvc(workspace, "exp", "show", "--json"))[1]["experiments"]
-    revision = next(entry["revs"][0] for entry in experiments if entry["name"] == "rerun")
+    revision = next(entry["revs"][0] for entry in experiments if entry["name"] == rerun)
     assert revision["data"]["params"]["params.yaml"]["data"]["compare_rounds"]["resamples"] == 50
     metrics = revision["data"]["metrics"]["reports/generative_accuracy.json"]["data"]
     assert set(metrics) == {"open_loop", "sft", "r1"} and 0 <= metrics["r1"] <= 1
-    changed = json.loads(dvc(workspace, "params", "diff", "--json", "HEAD", "rerun"))
+    changed = json.loads(dvc(workspace, "params", "diff", "--json", "HEAD", rerun))
     assert list(changed["params.yaml"]) == ["compare_rounds.resamples"]
 
 
@@ -139,16 +145,14 @@ PLOTS = {
 }  # fmt: skip
 
 
-def test_every_plot_is_a_valid_picture_of_both_revisions(workspace: Path) -> None:
+def test_every_plot_is_a_valid_picture_of_both_revisions(workspace: Path, rerun: str) -> None:
     """Valid by Vega-Lite's own schema, which refuses what a browser would draw as an empty frame."""
-    dvc(workspace, "exp", "run", "--name", "other", *sets([*SMALL, "compare_rounds.resamples=60"]))
-    git(workspace, "checkout", "--quiet", ".")
-    drawn = json.loads(dvc(workspace, "plots", "diff", "--json", "HEAD", "other"))["data"]
+    drawn = json.loads(dvc(workspace, "plots", "diff", "--json", "HEAD", rerun))["data"]
     assert set(drawn) == PLOTS
     for name, (plot,) in drawn.items():
         content = plot["content"] if isinstance(plot["content"], dict) else json.loads(plot["content"])
         assert "<DVC_METRIC" not in json.dumps(content)
-        assert {row["rev"] for row in content["data"]["values"]} == {"HEAD", "other"}, name
+        assert {row["rev"] for row in content["data"]["values"]} == {"HEAD", rerun}, name
         fields = set(content["data"]["values"][0]) | {step["as"] for step in content["transform"] if "as" in step}
         assert set(re.findall(r'"field": "([^"]+)"', json.dumps(content))) <= fields, name
         schema = content | {"$schema": f"https://vega.github.io/schema/vega-lite/{SCHEMA_VERSION}.json"}

@@ -1,4 +1,4 @@
-"""The pictures of docs/STUDY.md, from study.json alone; the same bytes each time."""
+"""The pictures of the plans' pages, from their JSON alone; the same bytes each time."""
 
 from pathlib import Path
 from typing import Any
@@ -7,6 +7,7 @@ from saeexplainer.figures import pictures
 from saeexplainer.figures.comparison import ACCURACY, BASELINE, HALLUCINATION, START
 from saeexplainer.figures.notation import words
 from saeexplainer.study.figures import SEEDS, THE_LAST, group_of, ordered, rounds_of
+from saeexplainer.study.saes import LAST
 
 
 def plot_seeds(study: dict[str, Any], path: Path) -> None:
@@ -56,4 +57,35 @@ def plot_labels(study: dict[str, Any], path: Path) -> None:
     pictures.dress(right, gain, "generative accuracy of the labels, %")
     if rows:
         left.legend(frameon=False, fontsize=8)
+    pictures.save(figure, path)
+
+
+def plot_saes(found: dict[str, Any], path: Path) -> None:
+    """Left the SAEs whose features were explained, worst first; right the labels of TopK's by L0, if it was swept."""
+    groups = {name: one["explained"] for name, one in found["groups"].items()}
+    reached = {name: one[LAST][ACCURACY]["value"] for name, one in groups.items() if one[LAST][ACCURACY]}
+    names = sorted(reached, key=reached.__getitem__)
+    sweep = found["elbow"]
+    figure, (left, *right) = pictures.figure_of(10.0, 3.6, 2 if sweep else 1)
+    colours = {BASELINE: pictures.BASELINE_GREY, START: pictures.COLOURS[1], LAST: pictures.COLOURS[0]}
+    for number, (key, colour) in enumerate(colours.items()):
+        known = {
+            at + 0.1 * (number - 1): interval
+            for at, name in enumerate(names)
+            if (interval := groups[name][key][ACCURACY])
+        }
+        said = "the last round" if key == LAST else words(key)
+        pictures.error_bars(left, list(known), list(known.values()), colour, label=said)
+    left.set_xticks(range(len(names)), names, rotation=25, ha="right")
+    pictures.dress(left, pictures.title_of(ACCURACY))
+    left.legend(frameon=False, fontsize=8)
+    for axes in right:
+        points = [one for one in sweep["points"] if groups[one["group"]][BASELINE][ACCURACY]]
+        labels = [groups[one["group"]][BASELINE][ACCURACY] for one in points]
+        pictures.error_bars(axes, [one["l0"] for one in points], labels, pictures.BASELINE_GREY, label="labels")
+        axes.set_xscale("log", base=2)
+        if sweep["l0"] is not None:
+            axes.axvline(sweep["l0"], color="#444444", linewidth=0.8, linestyle="--", label="elbow of c_dec")
+        pictures.dress(axes, pictures.title_of(ACCURACY), "L0 of TopK")
+        axes.legend(frameon=False, fontsize=8)
     pictures.save(figure, path)

@@ -174,6 +174,7 @@ def page(found: dict[str, Any], plan: str) -> str:
                 _dictionaries(found),
                 "## How well their features are explained, in percent",
                 "The labels, the explainer after SFT, and after the last round.",
+                *_picture(found, plan),
                 _explained(found),
                 "Generative accuracy less that of TopK's run of the same seed, whose subject is the same: in points, "
                 "the mean and every seed. An interval over features does not know that another seed trains another "
@@ -202,6 +203,17 @@ def _dictionaries(found: Mapping[str, Any]) -> str:
         if one["runs"]
     ]
     return table(["SAE", "runs", *(name for name, _ in FIGURES.values())], rows)
+
+
+def has_rounds(found: Mapping[str, Any]) -> bool:
+    """Whether any run has come to a last round, which the picture shows."""
+    return any(one["explained"][LAST][ACCURACY] for one in found["groups"].values())
+
+
+def _picture(found: Mapping[str, Any], plan: str) -> list[str]:
+    return (
+        [f"![generative accuracy of the SAEs' features, and of TopK's by L0]({plan}.png)"] if has_rounds(found) else []
+    )
 
 
 def _explained(found: Mapping[str, Any]) -> str:

@@ -31,7 +31,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from operator import itemgetter
@@ -309,21 +309,23 @@ def write_report(plan: str, variants: Sequence[figures.Variant], resamples: int)
     if plan in saes.TITLES:
         found = saes.summarise(variants, resamples)
         write(f"{plan}.json", figures.as_json(found))
+        draw(DOCS / f"{plan}.png", pictures.plot_saes, found if saes.has_rounds(found) else None)
         write(f"{plan.upper()}.md", saes.page(found, plan))
         return []
     study = page.summarise(variants, resamples)
     write(f"{plan}.json", figures.as_json(study))
-    for name, plot, drawn in (
-        ("seeds", pictures.plot_seeds, bool(study["pooled"])),
-        ("labels", pictures.plot_labels, page.has_labels(study)),
-    ):
-        picture = DOCS / f"{plan}_{name}.png"
-        picture.unlink(missing_ok=True)
-        if drawn:
-            with replacing(picture) as temporary:
-                plot(study, temporary)
+    draw(DOCS / f"{plan}_seeds.png", pictures.plot_seeds, study if study["pooled"] else None)
+    draw(DOCS / f"{plan}_labels.png", pictures.plot_labels, study if page.has_labels(study) else None)
     write(f"{plan.upper()}.md", page.page(study, plan))
     return []
+
+
+def draw(picture: Path, plot: Callable[[dict[str, Any], Path], None], found: dict[str, Any] | None) -> None:
+    """A page's picture of its figures; none where there are none."""
+    picture.unlink(missing_ok=True)
+    if found is not None:
+        with replacing(picture) as temporary:
+            plot(found, temporary)
 
 
 def write(name: str, text: str) -> None:

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from rows import evaluated
 
-from saeexplainer.study import plans, saes
+from saeexplainer.study import pictures, plans, saes
 from saeexplainer.study.figures import COMPLETE, Variant, absent, as_json
 from tasks.settings import compose
 
@@ -93,6 +93,25 @@ def test_the_page_shows_every_group_and_run_from_the_json_alone():
     assert "| topk | last | 50.0 (" in text and "| meta0 | meta | not run | – | – |" in text
     assert "| coverage | +0.95 (" in text and "No sweep over L0 has been run." in text
     assert as_json(found)  # no NaN
+
+
+def test_the_picture_is_there_where_a_round_is(tmp_path: Path):
+    labelled = [replace(one, evaluations={"open_loop": evaluated([0.5])}) for one in RUNS[:1]]
+    assert ".png" not in saes.page(saes.summarise(labelled, 200), "saes")
+    everything = [replace(one, evaluations=one.evaluations | {"open_loop": evaluated([0.5, 0.5])}) for one in RUNS[:4]]
+    swept = [
+        replace(everything[0], name=f"k{k}", group=f"k{k}", sae={"l0": float(k), "c_dec": 1 / k}) for k in (2, 4, 16)
+    ]
+    widths = []
+    for runs in (everything, everything + swept):
+        found = saes.summarise(runs, 200)
+        assert "](saes.png)" in saes.page(found, "saes")
+        pictures.plot_saes(found, tmp_path / "saes.png")
+        made = (tmp_path / "saes.png").read_bytes()
+        pictures.plot_saes(found, tmp_path / "again.png")
+        assert made.startswith(b"\x89PNG") and made == (tmp_path / "again.png").read_bytes()
+        widths.append(len(made))
+    assert widths[1] != widths[0]  # the sweep is drawn
 
 
 def test_the_plan_has_every_architecture_and_composes():
