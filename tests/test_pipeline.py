@@ -65,9 +65,10 @@ def started(workspace: Path, *stages: str) -> subprocess.Popen[bytes]:
 
 @pytest.fixture(scope="module")
 def again(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
-    """A copy, and the process that runs it up to SFT while the tests of the first one go on."""
+    """A copy, and the process that trains a subject, SAEs and an explainer there while the tests of the first one go
+    on."""
     folder = composed(tmp_path_factory.mktemp("again"), *NANO, "rounds=two")
-    process = started(folder, "train_sft")
+    process = started(folder, "extract_activations", "warm_up")
     yield folder, process
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
@@ -312,9 +313,9 @@ def test_nothing_is_left_to_do_and_a_third_round_is_an_edit_of_params_alone(work
 def test_one_seed_gives_the_same_bytes_from_an_empty_cache(workspace, again):
     folder, process = again
     assert process.wait(PATIENCE) == 0, (folder / "repro.log").read_text()
-    there = locked(folder)
-    here = locked(workspace)
-    assert there == {name: here[name] for name in START}  # DVC orders a few named stages now one way, now another
+    there, here = locked(folder), locked(workspace)
+    # DVC orders a few named stages now one way, now another.
+    assert there == {name: here[name] for name in ("prepare_subject", "prepare_sae", "extract_activations", "warm_up")}
 
 
 def test_a_served_deployment_restores_what_another_run_made(workspace, tmp_path):
