@@ -82,8 +82,11 @@ def plot_saes(found: dict[str, Any], path: Path) -> None:
     for axes in right:
         points = [one for one in sweep["points"] if groups[one["group"]][BASELINE][ACCURACY]]
         labels = [groups[one["group"]][BASELINE][ACCURACY] for one in points]
-        pictures.error_bars(axes, [one["l0"] for one in points], labels, pictures.BASELINE_GREY, label="labels")
-        axes.set_xscale("log", base=2)
+        places = [one["l0"] for one in points]
+        pictures.error_bars(axes, places, labels, pictures.BASELINE_GREY, label="labels")
+        axes.set_xscale("log")
+        axes.set_xticks(places, [f"{place:.0f}" for place in places])
+        axes.minorticks_off()
         if sweep["l0"] is not None:
             axes.axvline(sweep["l0"], color="#444444", linewidth=0.8, linestyle="--", label="elbow of c_dec")
         pictures.dress(axes, pictures.title_of(ACCURACY), "L0 of TopK")
