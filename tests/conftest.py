@@ -1,4 +1,4 @@
-"""Settings of the whole test run: four processes (pyproject.toml) of one thread each, for a machine of two cores."""
+"""Settings of the whole test run: three processes (pyproject.toml) of one thread each, for a machine of two cores."""
 
 import os
 import sys

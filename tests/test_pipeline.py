@@ -339,6 +339,6 @@ def test_a_served_deployment_restores_what_another_run_made(workspace, tmp_path)
         tasks = api.tasks(first.id)
         assert tasks.pop("compose_params").state.is_completed()
         stages = {name.replace("[", "@").rstrip("]"): task for name, task in tasks.items()}
-        assert set(stages) == {*START, "probe_features", until}
+        assert set(stages) == {*START, until}
         assert all(task.task_version and task.task_version == version(name, folder) for name, task in stages.items())
         assert {task.state.name for task in stages.values()} == {"Restored"}
