@@ -1,6 +1,7 @@
 """The whole pipeline at nano size, through `dvc repro` in a copy of the repository: killed, resumed, extended.
 
-Another copy runs beside it: the same experiment from an empty cache, whose artifacts must be the same bytes.
+Two more copies run beside it, each with one thread: the same experiment from an empty cache, whose artifacts must be
+the same bytes, and the real-text domain with the other architecture.
 """
 
 import json
@@ -30,9 +31,9 @@ from saeexplainer.config import Evaluation, ScaledEvaluation
 from saeexplainer.config.parts import EvaluationKind
 from saeexplainer.evaluation.rows import Explanation
 from saeexplainer.models.loading import load_model
-from saeexplainer.records import EvaluationRow, FeatureRow, PreferencePair
+from saeexplainer.records import EvaluationRow, ExplanationRow, FeatureRow, PreferencePair
 from saeexplainer.runs.storage import read_rows
-from tasks import compare_rounds, evaluate, sources
+from tasks import evaluate, sources
 from tasks.bench import Bench
 from tasks.settings import params as settings_params
 from tasks.workspace.prefect_api import answers
@@ -64,15 +65,34 @@ def started(workspace: Path, *stages: str) -> subprocess.Popen[bytes]:
 
 
 @pytest.fixture(scope="module")
-def again(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
-    """A copy, and the process that trains a subject, SAEs and an explainer there while the tests of the first one go
-    on."""
-    folder = composed(tmp_path_factory.mktemp("again"), *NANO, "rounds=two")
-    process = started(folder, "extract_activations", "warm_up")
-    yield folder, process
+def beside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
+    """Two copies that run one after the other while the tests of the first one go on; their folders, by name."""
+    again = composed(tmp_path_factory.mktemp("again"), *NANO, "rounds=two")
+    pydoc = composed(tmp_path_factory.mktemp("pydoc"), "experiment=pydoc", "size=nano")
+    script = f"""
+import subprocess, sys
+for folder, stage in (({str(again)!r}, "train_sft"), ({str(pydoc)!r}, "label_features")):
+    with open(folder + "/repro.log", "wb") as log:
+        command = [sys.executable, "-m", "dvc", "repro", stage]
+        status = subprocess.run(command, cwd=folder, stdout=log, stderr=log).returncode
+    with open(folder + "/status", "w") as file:
+        file.write(str(status))
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], env=environment(again), start_new_session=True)
+    yield {"again": again, "pydoc": pydoc}
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def finished(workspace: Path) -> Path:
+    """Wait for a copy that runs beside."""
+    deadline = time.monotonic() + PATIENCE
+    while not (workspace / "status").is_file() or not (workspace / "status").read_text():
+        assert time.monotonic() < deadline, (workspace / "repro.log").read_text()
+        time.sleep(0.2)
+    assert (workspace / "status").read_text() == "0", (workspace / "repro.log").read_text()
+    return workspace
 
 
 def locked(workspace: Path) -> dict[str, list]:
@@ -82,7 +102,7 @@ def locked(workspace: Path) -> dict[str, list]:
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory, again: object, nano_cache: Path) -> Path:
+def workspace(tmp_path_factory: pytest.TempPathFactory, beside: dict[str, Path], nano_cache: Path) -> Path:
     """A copy whose first run was killed while warm_up wrote, and whose second run completed."""
     folder = composed(tmp_path_factory.mktemp("nano"), *NANO, "rounds=two")
     run(folder, sys.executable, "-m", "dvc", "cache", "dir", "--local", str(nano_cache))
@@ -173,16 +193,20 @@ def test_two_processes_write_the_same_bytes(workspace, tmp_path):
         assert (folder / name).read_bytes() == (workspace / name).read_bytes(), name
 
 
-def test_a_killed_stage_goes_on_and_writes_the_same_bytes(workspace, tmp_path):
-    """While it judges: it has explained, had texts written and read by then."""
+@pytest.mark.parametrize(
+    ("stage", "output", "write"),
+    [("score_explanations", "rounds/r1/scores", 2), ("evaluate", "evaluations/r1", 5)],
+    ids=["score", "evaluate"],
+)
+def test_a_killed_stage_goes_on_and_writes_the_same_bytes(workspace, tmp_path, stage, output, write):
     folder = composed(tmp_path, *NANO, "rounds=two")
     shutil.copytree(workspace / "data", folder / "data", dirs_exist_ok=True)
-    result, kept = folder / "data/evaluations/r1.parquet", folder / ".cache/batches/evaluate@r1"
+    result, kept = folder / f"data/{output}.parquet", folder / f".cache/batches/{stage}@r1"
     expected = result.read_bytes()
     result.unlink()
-    killed(folder, 5, "evaluate", "r1")
-    assert not result.exists() and sum(path.is_file() for path in kept.rglob("*")) == 4
-    done = typed(folder, "evaluate", "r1")
+    killed(folder, write, stage, "r1")
+    assert not result.exists() and sum(path.is_file() for path in kept.rglob("*")) == write - 1
+    done = typed(folder, stage, "r1")
     assert done.returncode == 0 and "batches are there" in done.stderr, done.stderr
     assert result.read_bytes() == expected and not kept.exists()
 
@@ -234,23 +258,6 @@ def test_every_baseline_is_measured_and_costs_what_it_asked(workspace, monkeypat
     assert moved == own, "everyone's is somebody's"
     with_vectors = {row.explanation for row in evaluated(workspace, "r1")}
     assert len({row.explanation for row in costs["zero_vector"]}) == 1 < len(with_vectors), "nothing tells them apart"
-
-
-def test_reinforcements_alone_are_compared_with_sft_and_the_labels(workspace, tmp_path, monkeypatch):
-    """A run may have no round. What is compared lies there, whoever started from what."""
-    for part in ("data", "reports"):
-        shutil.copytree(workspace / part, tmp_path / part)
-    for part in ("dvc.yaml", "params.yaml"):
-        shutil.copy(workspace / part, tmp_path)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'own.db'}")
-    known = settings_params.load()
-    kept = {name: known.evaluations[name] for name in ("open_loop", "sft", "g1")}
-    started_by_sft = {"g1": replace(known.reinforcements["g1"], start="sft")}
-    compare_rounds.run(replace(known, rounds={}, reinforcements=started_by_sft, evaluations=kept))
-    found = comparison(tmp_path)
-    assert list(found["rounds"]) == list(kept) and list(found["differences"]) == ["g1-sft", "g1-open_loop"]
-    assert (tmp_path / "reports/report.html").is_file()
 
 
 def test_controls_exchange_or_take_away_what_they_are_named_after_and_nothing_else(workspace, monkeypatch):
@@ -310,15 +317,25 @@ def test_nothing_is_left_to_do_and_a_third_round_is_an_edit_of_params_alone(work
     path.write_text(text, encoding="utf-8")
 
 
-def test_one_seed_gives_the_same_bytes_from_an_empty_cache(workspace, again):
-    folder, process = again
-    assert process.wait(PATIENCE) == 0, (folder / "repro.log").read_text()
-    there, here = locked(folder), locked(workspace)
-    # DVC orders a few named stages now one way, now another.
-    assert there == {name: here[name] for name in ("prepare_subject", "prepare_sae", "extract_activations", "warm_up")}
+def test_one_seed_gives_the_same_bytes_from_an_empty_cache(workspace, beside):
+    here, there = locked(workspace), locked(finished(beside["again"]))
+    assert there == {name: here[name] for name in START}  # DVC orders a few named stages now one way, now another
 
 
-def test_a_served_deployment_restores_what_another_run_made(workspace, tmp_path):
+def test_real_text_and_the_other_architecture_go_the_same_way(beside):
+    folder = finished(beside["pydoc"])
+    assert load_model(folder / "data/subject").config.model_type == "gpt2"
+    rows = read_rows(folder / "data/activations/features.parquet", FeatureRow)
+    assert {row.split for row in rows} >= {"sft", "dpo", "valid", "test"}
+    labels = read_rows(folder / "data/labels.parquet", ExplanationRow)
+    said = [row.explanation for row in labels if row.explanation]
+    assert len(labels) == sum(row.split != "twin" for row in rows) and len(said) > len(labels) / 2
+
+
+ONE_ROUND = [*NANO[1:], "rounds=two", "~rounds.r2", "~evaluations.r2"]
+
+
+def test_a_served_deployment_restores_every_stage(workspace, tmp_path):
     """On a real server. The results come out of DVC's cache: the tests above have seen the stages run."""
     folder = tmp_path / "served"
     left_out = shutil.ignore_patterns("data", "reports", "own.db")
@@ -332,13 +349,13 @@ def test_a_served_deployment_restores_what_another_run_made(workspace, tmp_path)
         wait_for(lambda: answers(more["PREFECT_API_URL"]), 300)
         stack.enter_context(program(folder, "flows.deployments", says="being served", **more))
         api = Api(more["PREFECT_API_URL"])
-        asked = [*NANO[1:], "rounds=two"]
-        until = "generate_explanations@r1"
-        first = api.ended(api.trigger("pipeline/on-demand", experiment="nano", overrides=asked, until=until))
+        first = api.ended(api.trigger("pipeline/on-demand", experiment="nano", overrides=ONE_ROUND))
         assert first.state.name == "Completed", first.state.message
         tasks = api.tasks(first.id)
         assert tasks.pop("compose_params").state.is_completed()
         stages = {name.replace("[", "@").rstrip("]"): task for name, task in tasks.items()}
-        assert set(stages) == {*START, until}
+        assert set(stages) == {name for name in locked(folder) if not name.endswith("@r2")}
         assert all(task.task_version and task.task_version == version(name, folder) for name, task in stages.items())
-        assert {task.state.name for task in stages.values()} == {"Restored"}
+        states = {name: task.state.name for name, task in stages.items()}
+        assert states.pop("compare_rounds") == "Completed"  # DVC keeps no run of it; it tells MLflow
+        assert set(states.values()) == {"Restored"}

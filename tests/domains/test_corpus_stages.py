@@ -27,17 +27,7 @@ from saeexplainer.saes.reading import open_reader
 from saeexplainer.saes.sites import Place, Site
 from saeexplainer.saes.subset import decoder_rows
 from saeexplainer.training import warmup
-from tasks import (
-    effects,
-    extract_activations,
-    label_features,
-    prepare_sae,
-    prepare_subject,
-    probe_features,
-    sources,
-    train_sft,
-    warm_up,
-)
+from tasks import effects, extract_activations, label_features, probe_features, sources, train_sft, warm_up
 from tasks.beginnings import beginnings
 from tasks.bench import Bench
 from tasks.places import ACTIVATIONS, SAES, SITE, SUBJECT, WARMUP
@@ -75,22 +65,6 @@ def settings() -> Params:
         warm_up=replace(nano.warm_up, examples=0),
         train_sft=replace(nano.train_sft, replay_share=0.0),
     )
-
-
-def test_documentation_goes_through_the_stages_with_the_other_architecture(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    given = params.build(OmegaConf.create(compose.composed(["experiment=pydoc", "size=nano"])), "conf")
-    for stage in (prepare_subject, prepare_sae, extract_activations, label_features):
-        torch.set_grad_enabled(True)  # each stage may switch it off for its own process
-        stage.run(given)
-    assert load_model(SUBJECT).config.model_type == "gpt2"
-    rows = read_rows(ACTIVATIONS / "features.parquet", FeatureRow)
-    assert {row.split for row in rows} >= {"sft", "dpo", "valid", "test"}
-    labels = read_rows(Path("data/labels.parquet"), ExplanationRow)
-    said = [row.explanation for row in labels if row.explanation]
-    assert len(labels) == sum(row.split != "twin" for row in rows) and len(said) > len(labels) / 2
 
 
 def test_a_corpus_goes_through_the_stages(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,7 +102,7 @@ def test_the_picture_is_there_where_a_round_is(tmp_path: Path):
     swept = [
         replace(everything[0], name=f"k{k}", group=f"k{k}", sae={"l0": float(k), "c_dec": 1 / k}) for k in (2, 4, 16)
     ]
-    widths = []
+    sizes = []
     for runs in (everything, everything + swept):
         found = saes.summarise(runs, 200)
         assert "](saes.png)" in saes.page(found, "saes")
@@ -110,8 +110,8 @@ def test_the_picture_is_there_where_a_round_is(tmp_path: Path):
         made = (tmp_path / "saes.png").read_bytes()
         pictures.plot_saes(found, tmp_path / "again.png")
         assert made.startswith(b"\x89PNG") and made == (tmp_path / "again.png").read_bytes()
-        widths.append(len(made))
-    assert widths[1] != widths[0]  # the sweep is drawn
+        sizes.append(len(made))
+    assert sizes[1] != sizes[0]  # the sweep is drawn
 
 
 def test_the_plan_has_every_architecture_and_composes():
